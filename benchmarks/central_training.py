@@ -1,0 +1,121 @@
+"""Train the model of a federated run centrally: the same windows, loss and evaluator, in shuffled batches of all users."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import cos, pi
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.registry import Dataset
+from data.sampling import generator, packed_windows, sample_negatives
+from data.splits import training_part
+from fedmoe_client.batches import WindowBatch, with_earlier_items
+from fedmoe_client.evaluation import mean_metrics, model_scorer, ranks, split_metrics
+from fedmoe_client.objective import objective
+from model.build import build_model
+from model.residual_moe import ResidualMoE
+from settings import Settings
+
+
+@dataclass(frozen=True)
+class CentralPlan:
+    """epochs: passes over all windows; batch_size: windows of a step; learning_rate: Adam's, decaying with a cosine;
+    evaluate_every: epochs between validations, the best of which is tested."""
+
+    epochs: int
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    evaluate_every: int = 4
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """context ``[W, P + L]``, targets ``[W, L]``, users ``[W]``; seen: each user's training items, sorted."""
+
+    context: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    users: NDArray[np.int64]
+    seen: list[NDArray[np.int32]]
+
+
+def train_centrally(
+    settings: Settings, dataset: Dataset, plan: CentralPlan, progress: Callable[[str], None] = lambda line: None
+) -> tuple[ResidualMoE, dict[str, dict[str, float]]]:
+    """Return the model of the best validation epoch by NDCG@10, and its metrics on validation and test."""
+    model = build_model(settings.model, dataset, settings.seed)
+    torch.manual_seed(settings.seed)
+    windows = _all_windows(settings, dataset)
+    optimizer = torch.optim.Adam(model.parameters(), lr=plan.learning_rate)
+    steps = plan.epochs * -(-len(windows.users) // plan.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + cos(pi * min(step / steps, 1.0))))
+    best, best_state = -1.0, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for epoch in range(1, plan.epochs + 1):
+        model.train()
+        losses = []
+        for batch in _batches(windows, dataset, settings, plan.batch_size, epoch):
+            optimizer.zero_grad()
+            losses_of_batch = objective(model, batch, settings.training)
+            losses_of_batch.total.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.training.clip_norm or torch.inf)
+            optimizer.step()
+            schedule.step()
+            losses.append(float(losses_of_batch.ranking.detach()))
+        if epoch % plan.evaluate_every == 0 or epoch == plan.epochs:
+            found = _validation(model, settings, dataset)
+            progress(f"epoch {epoch}/{plan.epochs}  loss {np.mean(losses):.4f}  HR@10 {found['hr@10']:.4f}  "
+                     f"NDCG@10 {found['ndcg@10']:.4f}")
+            if found["ndcg@10"] > best:
+                best = found["ndcg@10"]
+                best_state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(best_state)
+    length = max(settings.model.max_seq_len, settings.model.memory_size)
+    return model, split_metrics(
+        model_scorer(model), dataset.interactions, settings.evaluation, settings.seed, length
+    )
+
+
+def _validation(model: ResidualMoE, settings: Settings, dataset: Dataset) -> dict[str, float]:
+    length = max(settings.model.max_seq_len, settings.model.memory_size)
+    users = np.arange(dataset.interactions.num_users)
+    found = ranks(
+        model_scorer(model), dataset.interactions, users, "validation", settings.evaluation, settings.seed, length
+    )
+    return mean_metrics(found, settings.evaluation.cutoffs)
+
+
+def _all_windows(settings: Settings, dataset: Dataset) -> _Windows:
+    contexts, targets, users, seen = [], [], [], []
+    earlier = settings.model.memory_size if settings.model.mixture else 0
+    for user in range(dataset.interactions.num_users):
+        items = training_part(dataset.interactions.history(user))
+        windows = packed_windows(items, settings.model.max_seq_len)
+        contexts.append(with_earlier_items(windows, items, earlier))
+        targets.append(windows.targets)
+        users.append(np.full(len(windows), user))
+        seen.append(np.unique(items))
+    return _Windows(
+        np.concatenate(contexts).astype(np.int64), np.concatenate(targets).astype(np.int64), np.concatenate(users), seen
+    )
+
+
+def _batches(
+    windows: _Windows, dataset: Dataset, settings: Settings, size: int, epoch: int
+) -> Iterator[WindowBatch]:
+    rng = generator(settings.seed, "central", epoch)
+    count = settings.training.num_negatives
+    order = rng.permutation(len(windows.users))
+    for chosen in np.split(order, range(size, len(order), size)):
+        negatives = None
+        if settings.training.loss != "softmax":
+            drawn = [
+                sample_negatives(rng, dataset.interactions.num_items, windows.seen[user], count)
+                for user in windows.users[chosen]
+            ]
+            negatives = torch.from_numpy(np.stack(drawn).astype(np.int64))
+        yield WindowBatch(
+            torch.from_numpy(windows.context[chosen]), torch.from_numpy(windows.targets[chosen]), negatives
+        )

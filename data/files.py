@@ -1,0 +1,57 @@
+"""Writing files and folders so that other processes see them whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from errors import FedMoEError
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Make ``folder``; an operating system's refusal in the block becomes one line that names the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise FedMoEError(
+            f"{folder}: cannot be written ({error.strerror or error}) - make room there or choose another folder"
+        ) from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file by way of a temporary one beside it."""
+    with writable(path.parent):
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Call ``fill`` with a temporary folder beside ``folder``, then rename it.
+
+    If another process has made ``folder`` in the meantime, that one stays and this one is thrown away.
+    """
+    with writable(folder.parent):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            fill(temporary)
+            os.chmod(temporary, 0o755)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,139 @@
+"""Everything that is drawn from a history: random streams, negatives, training windows, evaluation candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from errors import FedMoEError
+
+Windows = Literal["all", "latest", "random"]
+
+
+def generator(seed: int, purpose: str, *ids: int) -> np.random.Generator:
+    """Return the random stream of (seed, purpose, ids), independent of every other stream.
+
+    The key is hashed: numpy's seed sequences pad with zeros, so ``[seed, 1]`` and ``[seed, 1, 0]`` would be one stream.
+    """
+    key = repr((int(seed), purpose, *(int(i) for i in ids))).encode()
+    return np.random.default_rng(int.from_bytes(blake2b(key, digest_size=16).digest(), "little"))
+
+
+def sample_negatives(
+    rng: np.random.Generator, num_items: int, exclude_sorted_unique: NDArray[np.int32], size: int
+) -> NDArray[np.int32]:
+    """Draw items uniformly, with replacement, from ``1..num_items`` without the excluded ones.
+
+    The cost is ``size * log(excluded)``, whatever the size of the catalogue.
+
+    Args:
+        rng: the stream to draw from.
+        num_items: size of the catalogue.
+        exclude_sorted_unique: ``[excluded]``, ascending and distinct, each in ``1..num_items``.
+        size: number of draws.
+
+    Returns:
+        int32 ``[size]``.
+    """
+    left = _count_left(num_items, exclude_sorted_unique)
+    if left == 0 and size > 0:
+        raise FedMoEError(f"no item is left to draw negatives from: all {num_items} items are in the user's history")
+    ranks = rng.integers(left, size=size) if size else np.zeros(0, np.int64)
+    return _items_outside(exclude_sorted_unique, ranks)
+
+
+def evaluation_candidates(
+    seed: int, user: int, num_items: int, history: NDArray[np.int32], size: int
+) -> NDArray[np.int32]:
+    """Draw the fixed negatives of a user: distinct items outside the whole history, the same for one (seed, user).
+
+    Returns:
+        int32 ``[size]``.
+    """
+    seen = np.unique(history)
+    left = _count_left(num_items, seen)
+    if size > left:
+        raise FedMoEError(
+            f"user {user} has not met only {left} of {num_items} items, {size} candidates cannot be drawn "
+            "- lower evaluation.num_candidates or use evaluation.protocol=full"
+        )
+    ranks = generator(seed, "evaluation candidates", user).choice(left, size=size, replace=False)
+    return _items_outside(seen, ranks)
+
+
+def _count_left(num_items: int, exclude: NDArray[np.int32]) -> int:
+    if len(exclude) and not (exclude[0] >= 1 and exclude[-1] <= num_items and (np.diff(exclude) > 0).all()):
+        raise ValueError(f"excluded items must be ascending, distinct and within 1..{num_items}")
+    return num_items - len(exclude)
+
+
+def _items_outside(exclude: NDArray[np.int32], ranks: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return, for each rank ``r >= 0``, the item that has ``r`` items before it which are not excluded."""
+    # exclude[i] has exclude[i] - 1 - i free items before it: it pushes every rank from there on up by one.
+    free_before = exclude - 1 - np.arange(len(exclude))
+    return (ranks + 1 + np.searchsorted(free_before, ranks, side="right")).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class PackedWindows:
+    """Training windows; at each position the target is the item that follows the input. 0 is padding, at the left.
+
+    Attributes:
+        inputs: int32 ``[W, L]``.
+        targets: int32 ``[W, L]``, 0 exactly where ``inputs`` is 0.
+        starts: int64 ``[W]``, where in the training part each window's first real input stands.
+    """
+
+    inputs: NDArray[np.int32]
+    targets: NDArray[np.int32]
+    starts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def packed_windows(
+    training_items: NDArray[np.int32],
+    max_seq_len: int,
+    which: Windows = "all",
+    rng: np.random.Generator | None = None,
+) -> PackedWindows:
+    """Cut the training part into windows, each of which trains all its positions in one pass.
+
+    ``all``: every item but the first is a target exactly once; cut from the end, so that only the earliest window,
+    which comes first, may be padded. ``latest``: the last of these. ``random``: one window whose last target is drawn
+    uniformly. A training part of fewer than two items has no target and so no window.
+
+    Args:
+        training_items: ``[n]``, oldest first.
+        max_seq_len: positions of a window, L.
+        which: see above.
+        rng: the stream to draw from, needed by ``random``.
+    """
+    last = max(len(training_items) - 1, 0)  # index of the last target = number of targets
+    if which == "random" and last > 0:
+        if rng is None:
+            raise ValueError("random windows need a generator")
+        last = int(rng.integers(1, last + 1))
+    if which != "all":
+        first = max(last - max_seq_len, 0)
+        windows = _pack(training_items[first : last + 1], max_seq_len)
+        return PackedWindows(windows.inputs, windows.targets, windows.starts + first)
+    return _pack(training_items, max_seq_len)
+
+
+def _pack(items: NDArray[np.int32], length: int) -> PackedWindows:
+    """Cut consecutive windows from the end of ``items``."""
+    targets = max(len(items) - 1, 0)
+    count = -(-targets // length)
+    padding = count * length - targets
+    padded = np.zeros((2, count * length), np.int32)
+    if count:
+        padded[0, padding:], padded[1, padding:] = items[:-1], items[1:]
+    starts = np.maximum(np.arange(count, dtype=np.int64) * length - padding, 0)
+    windows = padded.reshape(2, count, length)
+    return PackedWindows(windows[0], windows[1], starts)

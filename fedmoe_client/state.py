@@ -1,0 +1,29 @@
+"""A client's private parameters, kept between rounds in the Flower context and sent nowhere."""
+
+from __future__ import annotations
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, RecordDict
+from numpy.typing import NDArray
+
+_RECORD = "private"
+
+
+class PrivateParameters:
+    """The client's own value of each parameter that is private, by name."""
+
+    def __init__(self, state: RecordDict) -> None:
+        """state: ``context.state``, which Flower keeps for this client."""
+        self._state = state
+
+    def load(self) -> dict[str, NDArray[np.float32]]:
+        """Return the kept arrays; empty before the client first trained with private parameters."""
+        record = self._state.array_records.get(_RECORD)
+        return {} if record is None else {name: array.numpy() for name, array in record.items()}
+
+    def save(self, arrays: dict[str, NDArray[np.float32]]) -> None:
+        """Keep these arrays and no others: what has become shared is the server's again."""
+        if arrays:
+            self._state[_RECORD] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+        else:
+            self._state.pop(_RECORD, None)

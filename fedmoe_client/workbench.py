@@ -1,0 +1,84 @@
+"""What all clients of one process have in common: data set, settings and one model, reused in place."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.registry import Dataset, load_dataset
+from errors import FedMoEError
+from model.build import build_model
+from model.groups import parameter_names
+from model.residual_moe import ResidualMoE
+from settings import Settings
+from settings_loading import from_run_config
+
+
+class Workbench:
+    """Holds one model; each client loads its parameters into it, trains or evaluates, and takes them out again."""
+
+    def __init__(self, settings: Settings, dataset: Dataset) -> None:
+        self.settings = settings
+        self.dataset = dataset
+        self.model: ResidualMoE = build_model(settings.model, dataset, settings.seed).to(_device(settings))
+        self.parameters = dict(self.model.named_parameters())
+        self.groups = parameter_names(self.model)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all parameters, in the model's order, which is the order of every list of arrays."""
+        return list(self.parameters)
+
+    def names_in(self, groups: Collection[str]) -> list[str]:
+        """Return the names of the parameters of some groups, in the model's order."""
+        wanted = {name for group in groups for name in self.groups[group]}
+        return [name for name in self.parameters if name in wanted]
+
+    def check(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Raise FedMoEError that names the first parameter in which another model differs from this one."""
+        own = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
+        if missing := [name for name in own if name not in shapes]:
+            raise FedMoEError(f"the server's model has no parameter '{missing[0]}': use the server's settings")
+        if extra := [name for name in shapes if name not in own]:
+            raise FedMoEError(f"the client's model has no parameter '{extra[0]}': use the server's settings")
+        for name, shape in own.items():
+            if tuple(shapes[name]) != shape:
+                raise FedMoEError(
+                    f"parameter '{name}' has the shape {tuple(shapes[name])} at the server and {shape} at the client: "
+                    "use the server's settings and catalogue"
+                )
+
+    def load(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+        """Copy arrays into the model in place."""
+        with torch.no_grad():
+            for name, array in arrays.items():
+                self.parameters[name].copy_(torch.from_numpy(array))
+
+    def take(self, names: Collection[str]) -> dict[str, NDArray[np.float32]]:
+        """Return copies of some parameters of the model."""
+        return {name: self.parameters[name].detach().cpu().numpy().copy() for name in names}
+
+
+def workbench(run_config: Mapping[str, bool | int | float | str]) -> Workbench:
+    """Return this process's workbench for the settings of a run; made once and reused."""
+    return _workbench_of(from_run_config(run_config).model_dump_json())
+
+
+@lru_cache(maxsize=1)
+def _workbench_of(document: str) -> Workbench:
+    settings = Settings.model_validate_json(document)
+    # Workers share the machine: more than one thread each would only make them wait for one another, and a sum that
+    # is split over threads has other last digits.
+    torch.set_num_threads(1)
+    return Workbench(settings, load_dataset(settings.data, settings.seed))
+
+
+def _device(settings: Settings) -> torch.device:
+    wanted = settings.simulation.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise FedMoEError("simulation.device = cuda, but torch finds no GPU here: use device=cpu or set client_gpus")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")

@@ -1,0 +1,1 @@
+"""The server side of FedMoE: the Flower ``ServerApp``, its round loop, checkpoints, run folder and report."""

@@ -1,0 +1,175 @@
+"""The Flower ServerApp of FedMoE: from the run config to a finished run folder.
+
+Keys of the run config: ``settings`` (JSON of the whole settings tree), ``run_dir`` (folder of this run; empty:
+``save_dir/<time>-<name>``) and ``resume`` (empty, or a checkpoint or run folder to go on from).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+from rich.console import Console
+
+from data.registry import Dataset, load_dataset
+from errors import FedMoEError
+from fedmoe_server.checkpoints import Checkpoint, CheckpointStore, ClientStore, find_checkpoint, load_checkpoint
+from fedmoe_server.clients import ClientDirectory
+from fedmoe_server.report import write_report
+from fedmoe_server.run_folder import CHECKPOINTS, bytes_needed, check_run_dir, new_run_dir
+from fedmoe_server.server_loop import ServerLoop
+from fedmoe_server.state import LoopState, Result
+from fedmoe_server.tracking import Tracker
+from model.build import initial_arrays, parameter_groups
+from settings import Settings
+from settings_loading import from_run_config
+from strategies import (
+    AggregationSchedule,
+    Cohorts,
+    PartialAggregation,
+    ServerLearningRate,
+    build_strategy,
+    state_arrays,
+)
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation that the run config describes."""
+    config = context.run_config
+    run_dir, resume = str(config.get("run_dir", "")), str(config.get("resume", ""))
+    run(grid, from_run_config(config), Path(run_dir) if run_dir else None, Path(resume) if resume else None)
+
+
+def run(
+    grid: Grid, settings: Settings, run_dir: Path | None, resume: Path | None, console: Console | None = None
+) -> Path:
+    """Run, or go on with, a federation and return its run folder.
+
+    Args:
+        grid: how clients are reached.
+        settings: all settings.
+        run_dir: folder of the run; None: a new one in ``save_dir``, or on a resume the folder of the resumed run.
+        resume: a checkpoint, or a run folder whose latest checkpoint is meant.
+        console: where to show progress; None: standard output.
+
+    Raises:
+        FedMoEError: something the user can put right; ``result.json`` then says "failed" if the run had begun.
+    """
+    started = time.monotonic()
+    source = find_checkpoint(resume) if resume is not None else None
+    dataset = load_dataset(settings.data, settings.seed)
+    arrays = initial_arrays(settings, dataset)
+    schedule = _schedule(settings, parameter_groups(settings, dataset))
+    directory = ClientDirectory()
+    partial = PartialAggregation(_inner_strategy(settings), schedule)
+    strategy = Cohorts(partial, settings.federation.client_fraction, settings.seed, directory.client_ids)
+    state_arrays(strategy)  # a strategy that no checkpoint could hold is refused now, not at the first checkpoint
+
+    state = LoopState(list_arrays(arrays))
+    if source is not None:
+        checkpoint = load_checkpoint(source, state.arrays)
+        state = checkpoint.restore(strategy, grid, needs_clients=_clients_keep_state(schedule, checkpoint))
+    folder = run_dir or _default_run_dir(settings, source)
+    going_on = source is not None and source.resolve().parent.parent == folder.resolve()
+    check_run_dir(folder, _bytes_needed(settings, dataset, arrays, schedule, grid), resuming=going_on)
+    store = CheckpointStore(folder / CHECKPOINTS)
+    if going_on:
+        store.forget_after(state.round)
+    earlier = sum(record["seconds"] for record in state.history)
+    tracker = Tracker(folder, settings, state.history, console)
+    directory.note = tracker.note
+    loop = ServerLoop(grid, strategy, partial, schedule, settings, directory, tracker, store)
+    with _quiet_flower(), _failure_recorded(tracker):
+        tracker.note(_headline(settings, dataset, state, folder))
+        result: Result = loop.run(state)
+        tracker.finish(result, earlier + time.monotonic() - started)
+    report = write_report(folder)
+    tracker.note(f"report: {report}")
+    return folder
+
+
+def list_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Return named arrays as the record that travels, in their order."""
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+
+
+def _schedule(settings: Settings, groups: Mapping[str, list[str]]) -> AggregationSchedule:
+    federation = settings.federation
+    return AggregationSchedule(groups, federation.warmup_rounds, federation.warmup, federation.shared)
+
+
+def _inner_strategy(settings: Settings) -> ServerLearningRate:
+    federation = settings.federation
+    strategy = build_strategy(federation.strategy, federation.strategy_parameters)
+    return ServerLearningRate(strategy, federation.server_schedule, federation.num_rounds)
+
+
+def _default_run_dir(settings: Settings, source: Path | None) -> Path:
+    """Return the folder of the resumed run if there is one, else a new one."""
+    if source is not None and source.resolve().parent.name == CHECKPOINTS:
+        return source.resolve().parent.parent
+    return new_run_dir(settings, datetime.now())
+
+
+def _bytes_needed(
+    settings: Settings, dataset: Dataset, arrays: Mapping[str, np.ndarray], schedule: AggregationSchedule, grid: Grid
+) -> int:
+    rounds, users = settings.federation.num_rounds, dataset.interactions.num_users
+    private = schedule.private_names(rounds) if isinstance(grid, ClientStore) else []
+    cohort = max(1, round(settings.federation.client_fraction * users))
+    return bytes_needed(
+        model_bytes=sum(array.nbytes for array in arrays.values()),
+        client_bytes=sum(arrays[name].nbytes for name in private),
+        clients=min(users, rounds * cohort),
+        rounds=rounds,
+    )
+
+
+def _clients_keep_state(schedule: AggregationSchedule, checkpoint: Checkpoint) -> bool:
+    """Whether any round up to the checkpoint left private parameters with the clients (there are two phases)."""
+    done = checkpoint.state.round
+    return done > 0 and any(schedule.private_names(number) for number in (1, done))
+
+
+def _headline(settings: Settings, dataset: Dataset, state: LoopState, folder: Path) -> str:
+    federation = settings.federation
+    verb = f"goes on after round {state.round}" if state.round else "starts"
+    return (
+        f"{settings.name} {verb}: {federation.num_rounds} rounds, {federation.client_fraction:.0%} of "
+        f"{dataset.interactions.num_users} clients a round, {dataset.interactions.num_items} items, "
+        f"{federation.strategy}; {folder}"
+    )
+
+
+@contextmanager
+def _failure_recorded(tracker: Tracker) -> Iterator[None]:
+    """Write into ``result.json`` why a run ended early, and give the terminal back."""
+    try:
+        yield
+    except BaseException as error:
+        reason = str(error) if isinstance(error, FedMoEError) else f"{type(error).__name__}: {error}".rstrip(": ")
+        with suppress(FedMoEError):  # the first error is the one to show
+            tracker.fail(reason)
+        raise
+
+
+@contextmanager
+def _quiet_flower() -> Iterator[None]:
+    """Keep Flower's lines about every round off the terminal; its warnings stay."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

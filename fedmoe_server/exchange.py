@@ -1,0 +1,142 @@
+"""One exchange of messages with the clients: what came back, who failed and why, and how many bytes travelled."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from errors import FedMoEError
+
+ClientIds = Callable[[], Mapping[int, int]]
+REASON_LENGTH = 300
+NAMED = 3  # failures named in one line
+PREFIX = re.compile(r"^client \d+: (train|evaluate|query): ")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client that was asked and gave nothing usable.
+
+    Attributes:
+        client: its client id, None where the node is not (or no longer) known.
+        node: its node id.
+        stage: what it was asked for: ``train``, ``validation`` or ``test``.
+        reason: why it failed, one line.
+    """
+
+    client: int | None
+    node: int
+    stage: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.who} ({self.stage}): {self.reason}"
+
+    @property
+    def who(self) -> str:
+        """The client's name for people: its client id, or the node's id where no client is known."""
+        return f"node {self.node}" if self.client is None else f"client {self.client}"
+
+
+@dataclass
+class Exchange:
+    """The outcome of one exchange.
+
+    Attributes:
+        sent: number of clients asked.
+        replies: everything that came back, error replies included (strategies expect to see those).
+        failures: the clients that failed, sorted by client.
+        bytes_down, bytes_up: payload bytes sent to and received from all clients.
+    """
+
+    sent: int
+    replies: list[Message]
+    failures: list[Failure] = field(default_factory=list)
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+
+def exchange(
+    grid: Grid, messages: Iterable[Message], stage: str, client_ids: ClientIds, timeout: float | None
+) -> Exchange:
+    """Send messages, wait for the replies and account for every client that was asked.
+
+    Args:
+        stage: what the clients are asked for, see ``Failure``.
+        client_ids: returns node id -> client id; called only when a failure has to be named.
+        timeout: seconds to wait; None: until every client has answered or failed.
+    """
+    requests = list(messages)
+    replies = list(grid.send_and_receive(requests, timeout=timeout)) if requests else []
+    reasons = {m.metadata.dst_node_id: "no reply in time" for m in requests}
+    for reply in replies:
+        if reply.has_error():
+            reasons[reply.metadata.src_node_id] = reply.error.reason or f"error {reply.error.code}"
+        else:
+            reasons.pop(reply.metadata.src_node_id, None)
+    return Exchange(
+        sent=len(requests),
+        replies=replies,
+        failures=name_failures(reasons, stage, client_ids),
+        bytes_down=_payload(requests),
+        bytes_up=_payload(reply for reply in replies if reply.has_content()),
+    )
+
+
+def name_failures(reasons: Mapping[int, str], stage: str, client_ids: ClientIds) -> list[Failure]:
+    """Turn node id -> reason into failures with the clients' names, sorted by client."""
+    if not reasons:
+        return []
+    clients = client_ids()
+    failures = [Failure(clients.get(node), node, stage, _one_line(reason)) for node, reason in reasons.items()]
+    return sorted(failures, key=lambda f: (f.client is None, f.client or 0, f.node))
+
+
+def list_failures(failures: Sequence[Failure]) -> str:
+    """Return the first failures in words, and how many more there are."""
+    more = f"; and {len(failures) - NAMED} more" if len(failures) > NAMED else ""
+    return "; ".join(str(failure) for failure in failures[:NAMED]) + more
+
+
+def require_enough(what: str, sent: int, failures: Sequence[Failure], minimum: float) -> None:
+    """Raise when nobody was asked, or when too small a share of the clients replied.
+
+    Args:
+        what: the exchange in words, e.g. ``"round 3, train"``.
+        minimum: smallest share of ``sent`` that must have replied, in (0, 1].
+
+    Raises:
+        FedMoEError: names the first failed clients and their reasons.
+    """
+    if sent == 0:
+        raise FedMoEError(f"{what}: the strategy chose no client; is any client connected?")
+    replied = sent - len(failures)
+    if replied == 0 or replied < minimum * sent:
+        raise FedMoEError(
+            f"{what}: only {replied} of {sent} clients replied, federation.min_reply_fraction asks for {minimum:g}; "
+            f"failed: {list_failures(failures)}"
+        )
+
+
+def _one_line(reason: str) -> str:
+    """Cut a reason to its first line, without the client and stage that the engine may have put in front of it."""
+    lines = reason.strip().splitlines()
+    line = PREFIX.sub("", lines[0].strip()) if lines else "no reason given"
+    return line if len(line) <= REASON_LENGTH else line[: REASON_LENGTH - 3] + "..."
+
+
+def _payload(messages: Iterable[Message]) -> int:
+    """Sum the payload bytes of messages; a record shared by many messages is measured once."""
+    sizes: dict[int, int] = {}
+    total = 0
+    for message in messages:
+        for record in message.content.values():
+            key = id(record)
+            if key not in sizes:
+                sizes[key] = record.count_bytes()
+            total += sizes[key]
+    return total

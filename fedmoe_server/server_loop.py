@@ -1,0 +1,210 @@
+"""The round loop: train, aggregate, now and then evaluate, checkpoint, stop early; at the end the best model.
+
+Flower's ``Strategy.start`` knows neither checkpoints nor early stopping nor an evaluation every few rounds, so the
+loop is our own; what it calls are the strategy's five methods, and the grid's ``send_and_receive``. Nothing in here
+depends on the time of day, the order of arrival or the number of workers: the same seed gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+
+from data.sampling import generator
+from errors import FedMoEError
+from fedmoe_server.checkpoints import CheckpointStore
+from fedmoe_server.clients import ClientDirectory
+from fedmoe_server.exchange import Exchange, Failure, exchange, name_failures, require_enough
+from fedmoe_server.state import SELECTION_METRIC, LoopState, Metrics, Result, plain_metrics
+from fedmoe_server.tracking import Tracker
+from settings import Settings
+from strategies import AggregationSchedule, Cohorts, PartialAggregation
+
+
+@dataclass(frozen=True)
+class ServerLoop:
+    """Runs rounds until they are done or patience is out.
+
+    Attributes:
+        grid: any Flower grid; where it offers ``save_clients``, checkpoints hold the clients' private state too.
+        strategy: chooses the cohort and aggregates; its inner layers hold the user's strategy.
+        partial: the layer of ``strategy`` that withholds private groups and refuses bad replies.
+        schedule: which parameters are shared in which round.
+        directory: node id -> client id.
+        timeout: seconds to wait for a round's replies; None: until every client has answered or failed.
+    """
+
+    grid: Grid
+    strategy: Cohorts
+    partial: PartialAggregation
+    schedule: AggregationSchedule
+    settings: Settings
+    directory: ClientDirectory
+    tracker: Tracker
+    checkpoints: CheckpointStore
+    timeout: float | None = None
+
+    def run(self, state: LoopState) -> Result:
+        """Do the remaining rounds, then evaluate the best model on all clients.
+
+        Raises:
+            FedMoEError: too few clients replied, the strategy could not aggregate, or nothing could be written.
+        """
+        while not self._done(state):
+            self._round(state)
+            if self._checkpoint_due(state):
+                self.checkpoints.save(state, self.strategy, self.grid)
+        return self._finish(state)
+
+    def _done(self, state: LoopState) -> bool:
+        """Whether the last round is done or patience has run out; decided from the state, so also after a resume."""
+        return state.round >= self.settings.federation.num_rounds or self._out_of_patience(state)
+
+    def _out_of_patience(self, state: LoopState) -> bool:
+        patience = self.settings.federation.patience
+        return 0 < patience <= state.stalled
+
+    def _checkpoint_due(self, state: LoopState) -> bool:
+        every = self.settings.federation.checkpoint_every
+        return self._done(state) or (every > 0 and state.round % every == 0)
+
+    def _evaluation_due(self, number: int) -> bool:
+        # The last round counts as well, or the last model could never be the best one. With evaluate_every 0 there
+        # is only one candidate, so nothing has to be chosen.
+        every = self.settings.federation.evaluate_every
+        return every > 0 and (number % every == 0 or number == self.settings.federation.num_rounds)
+
+    def _round(self, state: LoopState) -> None:
+        """Do one round and put its record into the history."""
+        started = time.monotonic()
+        number = state.round + 1
+        outcome, metrics = self._train(number, state)
+        state.round = number
+        record: dict[str, Any] = {
+            "round": number,
+            "phase": "warmup" if number <= self.settings.federation.warmup_rounds else "main",
+            "shared": list(self.schedule.shared_groups(number)),
+            "clients": outcome.sent,
+            "train": metrics,
+            "validation": None,
+            "best": False,
+        }
+        failures = list(outcome.failures)
+        down, up = outcome.bytes_down, outcome.bytes_up
+        if self._evaluation_due(number):
+            checked, record["validation"] = self._evaluate(number, state.arrays, "validation", self._sample())
+            failures += checked.failures
+            down, up = down + checked.bytes_down, up + checked.bytes_up
+            record["best"] = state.judge(_score(record["validation"], number))
+        record |= {
+            "failed": [asdict(failure) for failure in failures],
+            "bytes_down": down,
+            "bytes_up": up,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        state.history.append(record)
+        self.tracker.round(record, failures)
+
+    def _train(self, number: int, state: LoopState) -> tuple[Exchange, Metrics]:
+        """Train a cohort and put the aggregated arrays into the state."""
+        config = ConfigRecord({"server-round": number})
+        messages = self.strategy.configure_train(number, state.arrays, config, self.grid)
+        outcome = self._exchange(messages, "train")
+        what = f"round {number}, train"
+        self._require_enough(what, outcome)
+        arrays, metrics = self.strategy.aggregate_train(number, outcome.replies)
+        outcome.failures += self._refused("train")
+        self._require_enough(what, outcome)
+        if arrays is not None:
+            state.arrays = arrays
+        return outcome, plain_metrics(metrics)
+
+    def _evaluate(
+        self, number: int, arrays: ArrayRecord, split: str, clients: Sequence[int] | None
+    ) -> tuple[Exchange, Metrics]:
+        """Evaluate arrays on some clients (None: all) and average what they report."""
+        self.strategy.evaluate_on(clients)
+        config = ConfigRecord({"server-round": number, "split": split})
+        outcome = self._exchange(self.strategy.configure_evaluate(number, arrays, config, self.grid), split)
+        what = f"round {number}, {split}"
+        self._require_enough(what, outcome)
+        metrics = self.strategy.aggregate_evaluate(number, outcome.replies)
+        outcome.failures += self._refused(split)
+        self._require_enough(what, outcome)
+        return outcome, plain_metrics(metrics)
+
+    def _exchange(self, messages: Iterable[Message], stage: str) -> Exchange:
+        return exchange(self.grid, messages, stage, self._client_ids, self.timeout)
+
+    def _sample(self) -> list[int] | None:
+        """Return the clients of the evaluations during training, None for all: a fixed sample for the seed.
+
+        Every client id has a fixed random key and the smallest keys win, so a client that joins or leaves changes the
+        sample by at most itself.
+        """
+        size = self.settings.federation.evaluate_clients
+        known = np.sort(np.fromiter(self._client_ids().values(), dtype=np.int64))
+        if size == 0 or size >= len(known):
+            return None
+        keys = generator(self.settings.seed, "evaluation-clients").random(int(known[-1]) + 1)[known]
+        return [int(client) for client in np.sort(known[np.argsort(keys, kind="stable")[:size]])]
+
+    def _finish(self, state: LoopState) -> Result:
+        """Restore the best model and evaluate it on all clients, on validation and test.
+
+        The best round's schedule decides which parameters the clients take from the server, so a best model from the
+        warm-up comes back whole. Of groups that were private in that round only the server's copy is restored: each
+        client keeps the private value that it has now.
+        """
+        best_round = state.best.round if state.best else state.round
+        arrays = ArrayRecord(state.best.arrays) if state.best else state.arrays
+        metrics: dict[str, Metrics] = {}
+        failed = sum(len(record["failed"]) for record in state.history)
+        down = sum(record["bytes_down"] for record in state.history)
+        up = sum(record["bytes_up"] for record in state.history)
+        for split in ("validation", "test"):
+            self.tracker.stage(f"{split} of the model of round {best_round} on all clients")
+            outcome, metrics[split] = self._evaluate(best_round, arrays, split, None)
+            self.tracker.failures("final evaluation", outcome.sent, outcome.failures)
+            failed += len(outcome.failures)
+            down, up = down + outcome.bytes_down, up + outcome.bytes_up
+        return Result(
+            arrays=arrays,
+            best_round=best_round,
+            rounds=state.round,
+            stopped_early=self._out_of_patience(state) and state.round < self.settings.federation.num_rounds,
+            validation=metrics["validation"],
+            test=metrics["test"],
+            history=state.history,
+            bytes_down=down,
+            bytes_up=up,
+            failed_replies=failed,
+        )
+
+    def _refused(self, stage: str) -> list[Failure]:
+        """Return the replies that arrived but were refused by the latest aggregation, as failures of their clients."""
+        reasons = {r.node_id: r.reason.replace(f"reply of node {r.node_id}", "reply") for r in self.partial.refusals}
+        return name_failures(reasons, stage, self._client_ids)
+
+    def _require_enough(self, what: str, outcome: Exchange) -> None:
+        require_enough(what, outcome.sent, outcome.failures, self.settings.federation.min_reply_fraction)
+
+    def _client_ids(self) -> Mapping[int, int]:
+        return self.directory.client_ids(self.grid)
+
+
+def _score(metrics: Metrics, number: int) -> float:
+    """Return the metric that chooses the best model."""
+    value = metrics.get(SELECTION_METRIC)
+    if value is None:
+        raise FedMoEError(
+            f"round {number}, validation: the clients reported no finite '{SELECTION_METRIC}', "
+            f"which chooses the best model (got {', '.join(metrics) or 'no metrics'})"
+        )
+    return value

@@ -1,0 +1,155 @@
+"""The residual mixture: ``final = LN(seq) + g * (w_vis * LN(vis) + w_sem * LN(sem))``, scored against the item vector.
+
+Shapes: B windows, L positions, N candidates, M segments, E experts that exist (0 to 2), D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from model.experts import SemanticExpert, VisualExpert
+from model.fusion import mixed_view, representation_scores, score_level_scores, sequence_scores
+from model.items import FixedFeatures, ItemVectors
+from model.memory import Memory, latest_memory, window_memory
+from model.router import ItemRouter
+from model.sasrec import SASRec
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The model's hyper-parameters; their meaning, ranges and defaults are those of ``settings.ModelSettings``."""
+
+    num_items: int
+    dim: int = 64
+    blocks: int = 2
+    heads: int = 2
+    dropout: float = 0.2
+    max_seq_len: int = 50
+    mixture: bool = True
+    item_representation: Literal["id", "id+content"] = "id"
+    fusion: Literal["residual", "competitive", "score"] = "residual"
+    score: Literal["dot", "cosine"] = "dot"
+    gate_init: float = 0.1
+    norm_sequence: bool = True
+    norm_visual: bool = True
+    norm_semantic: bool = True
+    attention_dim: int = 64
+    memory_size: int = 50
+    memory_refresh: int = 25
+
+
+@dataclass(frozen=True)
+class Views:
+    """What the experts say of the candidates of each segment.
+
+    views ``[B, M, N, E, D]`` (normalised); weights: the router's ``[B, M, N, E']``, where the backbone competes its
+    own share first; available bool, of the shape of weights.
+    """
+
+    views: Tensor
+    weights: Tensor
+    available: Tensor
+
+
+@dataclass(frozen=True)
+class Scored:
+    """scores ``[B, L, N]``; views: None where the model has no expert."""
+
+    scores: Tensor
+    views: Views | None
+
+
+class Gate(nn.Module):
+    """The learnable scalar g: how strongly the experts speak."""
+
+    def __init__(self, initial: float) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(float(initial)))
+
+
+class ResidualMoE(nn.Module):
+    """SASRec with a residual mixture of a visual and a semantic expert; without features it is SASRec."""
+
+    def __init__(
+        self, architecture: Architecture, visual: FixedFeatures | None = None, text: FixedFeatures | None = None
+    ) -> None:
+        super().__init__()
+        self.architecture = a = architecture
+        self.features = nn.ModuleDict()
+        for name, features in (("visual", visual), ("text", text)):
+            if features is not None:
+                self.features[name] = features
+        self.items = ItemVectors(a.num_items, a.dim, a.item_representation, visual, text)
+        self.backbone = SASRec(a.dim, a.blocks, a.heads, a.dropout, a.max_seq_len)
+        self.norms = nn.ModuleDict({"sequence": _norm(a.dim, a.norm_sequence)})
+        self.experts = nn.ModuleDict()
+        if a.mixture and visual is not None:
+            self.experts["visual"] = VisualExpert(visual, a.dim, a.attention_dim, a.dropout)
+            self.norms["visual"] = _norm(a.dim, a.norm_visual)
+        if a.mixture and text is not None:
+            self.experts["semantic"] = SemanticExpert(text, a.dim, a.attention_dim, a.heads, a.dropout)
+            self.norms["semantic"] = _norm(a.dim, a.norm_semantic)
+        self.competes = a.fusion == "competitive" and len(self.experts) > 0
+        self.router = ItemRouter(a.dim, len(self.experts) + self.competes, a.dropout) if self.experts else None
+        self.gate = Gate(a.gate_init) if self.experts and not self.competes else None
+
+    def forward(self, context: Tensor, length: int, candidates: Tensor) -> Scored:
+        """Score candidates at every position of a window, for training.
+
+        context: item ids ``[B, P + L]``: the window's L = length inputs, and before them P earlier items for the
+        experts' memory. candidates: item ids ``[B, N]``, the same for all positions.
+        """
+        a = self.architecture
+        memory = window_memory(context, length, a.memory_size, a.memory_refresh)
+        return self._score(self.states(context[:, -length:]), candidates, memory)
+
+    def rank_scores(self, context: Tensor, candidates: Tensor) -> Tensor:
+        """Return the scores ``[B, N]`` of candidates ``[B, N]`` as the item that follows ``context`` ``[B, C]``."""
+        a = self.architecture
+        states = self.states(context[:, -a.max_seq_len :])[:, -1:]
+        return self._score(states, candidates, latest_memory(context, a.memory_size)).scores[:, 0]
+
+    def states(self, inputs: Tensor) -> Tensor:
+        """Return ``LN(seq)`` ``[B, L, D]`` of inputs ``[B, L]``."""
+        normalised: Tensor = self.norms["sequence"](self.backbone(self.items(inputs), inputs > 0))
+        return normalised
+
+    def expert_views(self, candidates: Tensor, vectors: Tensor, memory: Memory) -> Views:
+        """Return the experts' views of candidates ``[B, N]`` (item vectors ``[B, N, D]``) and the router's weights."""
+        assert self.router is not None
+        views, available = [], []
+        for name, expert in self.experts.items():
+            view, has_view = expert(candidates, vectors, memory)
+            views.append(self.norms[name](view))
+            available.append(has_view)
+        if self.competes:
+            available.insert(0, torch.ones_like(available[0]))
+        stacked = torch.stack(available, dim=-1)
+        return Views(torch.stack(views, dim=-2), self.router(vectors, stacked), stacked)
+
+    def _score(self, states: Tensor, candidates: Tensor, memory: Memory) -> Scored:
+        a = self.architecture
+        vectors = self.items(candidates)
+        if self.router is None:
+            return Scored(sequence_scores(states, vectors, a.score), None)
+        said = self.expert_views(candidates, vectors, memory)
+        if self.gate is None:
+            share, weights = said.weights[..., 0], said.weights[..., 1:]
+            auxiliary = mixed_view(said.views, weights)
+            scores = representation_scores(states, vectors, auxiliary, share, memory, a.score)
+        elif a.fusion == "score":
+            scores = score_level_scores(
+                states, vectors, said.views, said.weights, self.gate.value, memory, a.score
+            )
+        else:
+            auxiliary = self.gate.value * mixed_view(said.views, said.weights)
+            scores = representation_scores(states, vectors, auxiliary, None, memory, a.score)
+        return Scored(scores, said)
+
+
+def _norm(dim: int, on: bool) -> nn.Module:
+    return nn.LayerNorm(dim) if on else nn.Identity()

@@ -1,0 +1,144 @@
+"""``python -m model.verify``: check the five facts of the residual mixture on a small model; exit 1 if one fails.
+
+1. SASRec is the backbone and its output is preserved: without a word from the experts the scores are its own.
+2. The router weighs the two auxiliary experts alone, and its weights sum to 1.
+3. The gate controls how strongly they speak: the scores are linear in it, and it learns.
+4. The fusion is ``final = LN(seq) + g * (w_vis * LN(vis) + w_sem * LN(sem))``, computed here the long way.
+5. The load-balance loss concerns the two experts and pulls each towards 1/2.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from model.items import FixedFeatures
+from model.memory import window_memory
+from model.residual_moe import Architecture, ResidualMoE
+from model.router import load_balance_loss
+
+ITEMS, LENGTH = 40, 8
+
+
+def small_model(**changes: object) -> ResidualMoE:
+    """Return a small model with both modalities, in evaluation mode; changes: fields of ``Architecture``."""
+    fields: dict[str, object] = {
+        "num_items": ITEMS, "dim": 16, "blocks": 2, "max_seq_len": LENGTH, "attention_dim": 8,
+        "memory_size": 8, "memory_refresh": 4, "gate_init": 0.3,
+    }  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    features = [
+        FixedFeatures(torch.randn(ITEMS + 1, width, generator=generator).numpy(), (torch.arange(ITEMS + 1) > 0).numpy())
+        for width in (12, 10)
+    ]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ResidualMoE(Architecture(**{**fields, **changes}), *features)  # type: ignore[arg-type]
+        with torch.no_grad():  # as after some training: every part has something to say
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            model.items.ids.weight[0].zero_()
+    return model.eval()
+
+
+def small_batch() -> tuple[Tensor, Tensor]:
+    """Return a context ``[2, 16]``, the second user's being short, and candidates ``[2, 12]``."""
+    generator = torch.Generator().manual_seed(2)
+    context = torch.randint(1, ITEMS + 1, (2, 2 * LENGTH), generator=generator)
+    context[1, :-3] = 0
+    return context, torch.randint(1, ITEMS + 1, (2, 12), generator=generator)
+
+
+def backbone_is_preserved() -> bool:
+    """Fact 1: with gate 0, and for a user without a memory, the scores are SASRec's to the last bit."""
+    context, candidates = small_batch()
+    mixture, sasrec = small_model(), small_model(mixture=False)
+    sasrec.load_state_dict({name: mixture.state_dict()[name] for name in sasrec.state_dict()})
+    own = sasrec(context, LENGTH, candidates).scores
+    differs = not torch.equal(mixture(context, LENGTH, candidates).scores, own)
+    assert mixture.gate is not None
+    with torch.no_grad():
+        mixture.gate.value.zero_()
+    return differs and torch.equal(mixture(context, LENGTH, candidates).scores, own)
+
+
+def router_weighs_two_experts() -> bool:
+    """Fact 2: two weights a candidate, not negative, summing to 1 wherever an expert has a view."""
+    context, candidates = small_batch()
+    views = small_model()(context, LENGTH, candidates).views
+    assert views is not None
+    weights, spoken = views.weights, views.available.any(dim=-1)
+    sums = weights.sum(dim=-1)
+    return bool(
+        weights.shape[-1] == 2
+        and (weights >= 0).all()
+        and torch.allclose(sums[spoken], torch.ones(()))
+        and (sums[~spoken] == 0).all()
+    )
+
+
+def gate_controls_the_experts() -> bool:
+    """Fact 3: what the experts add doubles when the gate doubles, and the gate has a gradient."""
+    context, candidates = small_batch()
+    model = small_model()
+    assert model.gate is not None
+    scores = []
+    for gate in (0.0, 0.3, 0.6):
+        with torch.no_grad():
+            model.gate.value.fill_(gate)
+        scores.append(model(context, LENGTH, candidates).scores)
+    scores[-1].logsumexp(dim=-1).mean().backward()
+    gradient = model.gate.value.grad
+    linear = torch.allclose(scores[2] - scores[0], 2 * (scores[1] - scores[0]), atol=1e-5)
+    return linear and gradient is not None and bool(gradient.abs() > 0)
+
+
+def fusion_is_residual() -> bool:
+    """Fact 4: the scores equal the dot products of ``final``, built for every position and candidate."""
+    context, candidates = small_batch()
+    model = small_model()
+    assert model.gate is not None
+    states, vectors = model.states(context[:, -LENGTH:]), model.items(candidates)
+    memory = window_memory(context, LENGTH, model.architecture.memory_size, model.architecture.memory_refresh)
+    said = model.expert_views(candidates, vectors, memory)
+    expected = torch.zeros(2, LENGTH, candidates.shape[1])
+    for user, position in product(range(2), range(LENGTH)):
+        views = said.views[user, memory.segment[user, position]]  # [N, 2, D]
+        weights = said.weights[user, memory.segment[user, position]].unsqueeze(-1)
+        auxiliary = weights[:, 0] * views[:, 0] + weights[:, 1] * views[:, 1]
+        final = states[user, position] + model.gate.value * auxiliary
+        expected[user, position] = (final * vectors[user]).sum(dim=-1)
+    return torch.allclose(model(context, LENGTH, candidates).scores, expected, atol=1e-5)
+
+
+def balance_is_towards_one_half() -> bool:
+    """Fact 5: two experts at .9 and .1 cost .4^2 + .4^2 = .32, at 1/2 nothing."""
+    weights = torch.tensor([[0.9, 0.1], [0.9, 0.1]])
+    both = torch.ones(2, 2, dtype=torch.bool)
+    uneven, even = load_balance_loss(weights, both), load_balance_loss(torch.full((2, 2), 0.5), both)
+    return abs(float(uneven) - 0.32) < 1e-6 and float(even) == 0.0
+
+
+FACTS: dict[str, Callable[[], bool]] = {
+    "SASRec is the backbone and its output is preserved": backbone_is_preserved,
+    "the router weighs two auxiliary experts and its weights sum to 1": router_weighs_two_experts,
+    "the gate controls how strongly the experts speak, and learns": gate_controls_the_experts,
+    "final = LN(seq) + g * (w_vis * LN(vis) + w_sem * LN(sem))": fusion_is_residual,
+    "the load-balance loss concerns two experts and pulls each to 1/2": balance_is_towards_one_half,
+}
+
+
+def main() -> int:
+    """Check and print every fact; return 1 if one does not hold."""
+    holds = {fact: check() for fact, check in FACTS.items()}
+    for number, (fact, true) in enumerate(holds.items(), start=1):
+        print(f"{'holds' if true else 'FAILS'}  {number}. {fact}")
+    return 0 if all(holds.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""The settings of a run: one typed, frozen tree, used by simulation and deployment alike.
+
+Each leaf has a default, a range and a description; ``settings_loading`` fills the tree from a YAML file,
+``key=value`` words and ``--flags``. The tree travels to the Flower apps as one JSON string in the run config.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Group = Literal["embedding", "backbone", "visual_expert", "semantic_expert", "router", "gate", "norms"]
+GROUPS: tuple[Group, ...] = (
+    "embedding",
+    "backbone",
+    "visual_expert",
+    "semantic_expert",
+    "router",
+    "gate",
+    "norms",
+)
+Groups = Annotated[tuple[Group, ...], BeforeValidator(lambda given: GROUPS if given == "all" else given)]
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen branch of the tree that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SyntheticSettings(Section):
+    """The seeded synthetic data set, with planted sequential, visual and textual structure."""
+
+    users: Count = Field(200, description="number of users")
+    items: Annotated[int, Field(ge=10)] = Field(300, description="number of items in the catalogue")
+    mean_length: Annotated[float, Field(ge=5)] = Field(30.0, description="mean history length, items")
+    structure: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.8, description="share of steps that follow the planted structure; 0: the next item is random"
+    )
+    clusters: Annotated[int, Field(ge=2)] = Field(12, description="number of planted groups of items")
+    feature_dim: Annotated[int, Field(ge=2)] = Field(32, description="width of the visual and text features")
+    missing: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.05, description="share of items without a picture, and without text"
+    )
+
+
+class DataSettings(Section):
+    """Which histories and item features a run uses."""
+
+    dataset: Literal["ml-100k", "ml-1m", "synthetic", "file"] = Field(
+        "ml-100k", description="data set by name, or 'file' for data_file"
+    )
+    data_dir: Path | None = Field(None, description="folder of the data files; default: the cache folder")
+    data_file: Path | None = Field(None, description="own histories: a path, or a name inside data_dir")
+    data_format: Literal["auto", "sequences", "ratings", "inter", "csv", "parquet"] = Field(
+        "auto", description="format of data_file; auto: by its ending and its first line"
+    )
+    user_column: str = Field("user_id", description="name of the user column (csv, parquet)")
+    item_column: str = Field("item_id", description="name of the item column (csv, parquet)")
+    time_column: str | None = Field("timestamp", description="name of the time column; null: file order")
+    text_file: str | None = Field(
+        "titles", description="text features: .npy, .pt, .safetensors; 'titles': from titles and genres; null: none"
+    )
+    visual_file: str | None = Field(
+        None, description="visual features: .npy, .pt or .safetensors; null: no pictures"
+    )
+    feature_dim: CountOrZero = Field(
+        128, description="features wider than this are reduced to so many principal components; 0: never"
+    )
+    item_id_file: Path | None = Field(
+        None, description="line k holds the item id of row k of the feature files; default: item_ids.txt beside them"
+    )
+    min_items: Annotated[int, Field(ge=4)] = Field(5, description="users with fewer are dropped; two are held out")
+    synthetic: SyntheticSettings = SyntheticSettings()
+
+    @model_validator(mode="after")
+    def _file_is_named(self) -> Self:
+        if self.dataset == "file" and self.data_file is None:
+            raise ValueError("dataset 'file' needs data_file: the path of your histories")
+        return self
+
+
+class ModelSettings(Section):
+    """The SASRec backbone and the residual mixture of a visual and a semantic expert."""
+
+    dim: Annotated[int, Field(ge=2)] = Field(64, description="hidden size D")
+    blocks: CountOrZero = Field(2, description="transformer blocks of the backbone")
+    heads: Count = Field(2, description="attention heads of the backbone and the semantic expert")
+    dropout: Probability = Field(0.2, description="dropout of backbone and experts")
+    max_seq_len: Annotated[int, Field(ge=2)] = Field(50, description="positions of a window L")
+    mixture: bool = Field(True, description="false: SASRec alone, without experts, router and gate")
+    item_representation: Literal["id", "id+content"] = Field(
+        "id", description="id: learned embedding; id+content: plus the item's projected features"
+    )
+    fusion: Literal["residual", "competitive", "score"] = Field(
+        "residual", description="how the experts join the backbone"
+    )
+    score: Literal["dot", "cosine"] = Field("dot", description="dot product, or sqrt(D) times the cosine")
+    gate_init: Annotated[float, Field(allow_inf_nan=False)] = Field(0.1, description="initial value of the gate g")
+    norm_sequence: bool = Field(True, description="LayerNorm on the backbone's state")
+    norm_visual: bool = Field(True, description="LayerNorm on the visual expert")
+    norm_semantic: bool = Field(True, description="LayerNorm on the semantic expert")
+    attention_dim: Count = Field(64, description="width of the experts' queries and keys (at most 128)", le=128)
+    memory_size: Count = Field(50, description="items an expert attends over, the latest ones met")
+    memory_refresh: Count = Field(
+        25, description="training: positions that share one memory, of what was met up to the first of them"
+    )
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        for name in ("dim", "attention_dim"):
+            if getattr(self, name) % self.heads:
+                raise ValueError(f"heads ({self.heads}) must divide {name} ({getattr(self, name)})")
+        if self.memory_size % self.memory_refresh:
+            raise ValueError(
+                f"memory_size ({self.memory_size}) must be a multiple of memory_refresh ({self.memory_refresh})"
+            )
+        return self
+
+
+class TrainingSettings(Section):
+    """What a client does with its own history in one round."""
+
+    local_epochs: Count = Field(1, description="passes over the client's windows in a round")
+    windows: Literal["all", "latest", "random"] = Field(
+        "all", description="windows of an epoch: all, the latest one, or one ending at a random position"
+    )
+    batch_size: Count = Field(32, description="windows of one local step")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="the client's optimiser, new each round")
+    learning_rate: Positive = Field(0.1, description="the client's learning rate")
+    learning_rate_warmup_rounds: CountOrZero = Field(
+        0, description="rounds over which the client's learning rate rises from 0"
+    )
+    momentum: Probability = Field(0.0, description="momentum (sgd)")
+    weight_decay: NonNegative = Field(0.0, description="decay of the weights, never of item embeddings")
+    clip_norm: NonNegative = Field(5.0, description="largest norm of a step's gradient; 0: no clipping")
+    clip_gate: NonNegative = Field(1.0, description="largest gradient of the gate; 0: no clipping")
+    loss: Literal["sampled_softmax", "softmax", "bpr", "gbce"] = Field(
+        "sampled_softmax", description="softmax over the positive and sampled negatives, or all items; BPR; gBCE"
+    )
+    num_negatives: Count = Field(256, description="negatives of a window, outside the user's training items")
+    gbce_calibration: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.75, description="t of gBCE")
+    balance_weight: NonNegative = Field(0.01, description="weight of the router's load-balance loss")
+
+
+class FederationSettings(Section):
+    """What the server does: rounds, cohorts, strategy and aggregation schedule."""
+
+    num_rounds: Count = Field(200, description="rounds")
+    client_fraction: Fraction = Field(0.2, description="share of the clients in a round")
+    min_reply_fraction: Fraction = Field(0.5, description="a round fails if a smaller share of its clients replied")
+    strategy: str = Field("fedadam", description="a strategy of Flower by name, or package.module:Class")
+    strategy_parameters: dict[str, Any] = Field(
+        {"eta": 0.005, "tau": 1e-6}, description="arguments of the strategy; none where you name a strategy of your own"
+    )
+    server_schedule: Literal["constant", "cosine"] = Field(
+        "cosine", description="course of the strategy's server learning rate over the rounds"
+    )
+    warmup_rounds: CountOrZero = Field(
+        20, description="rounds at the start in which the groups of 'warmup' are aggregated"
+    )
+    warmup: Groups = Field(GROUPS, description="groups aggregated during the warm-up, or 'all'")
+    shared: Groups = Field(
+        ("embedding", "backbone", "visual_expert", "semantic_expert"),
+        description="groups aggregated after the warm-up, or 'all'; the others stay with the client",
+    )
+    evaluate_every: CountOrZero = Field(10, description="rounds between evaluations; 0: only at the end")
+    evaluate_clients: CountOrZero = Field(200, description="clients of these evaluations, a fixed sample; 0: all")
+    patience: CountOrZero = Field(10, description="evaluations without a better NDCG@10 before stopping; 0: never")
+    checkpoint_every: CountOrZero = Field(20, description="rounds between checkpoints; 0: only at the end")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_belong_to_fedadam(cls, given: Any) -> Any:
+        """The default parameters and schedule are those of the default strategy; another one starts without them."""
+        if not isinstance(given, dict):
+            return given
+        if given.get("strategy", "fedadam") != "fedadam":
+            return {"strategy_parameters": {}, "server_schedule": "constant"} | given
+        own = given.get("strategy_parameters", {})
+        default = cls.model_fields["strategy_parameters"].default
+        return given | {"strategy_parameters": default | own} if isinstance(own, dict) else given
+
+
+class EvaluationSettings(Section):
+    """How the held-out item is ranked."""
+
+    protocol: Literal["full", "sampled"] = Field(
+        "full", description="rank among all items not seen, or among 1 + num_candidates sampled"
+    )
+    num_candidates: Count = Field(100, description="sampled negatives, fixed for a user and seed")
+    cutoffs: tuple[Count, ...] = Field((5, 10, 20, 50), description="K of HR@K and NDCG@K; 10 is always there")
+
+
+class SimulationSettings(Section):
+    """Which engine executes the clients, and with what."""
+
+    engine: Literal["ray", "flower"] = Field("ray", description="ray: resident actors; flower: Flower's own runtime")
+    hosts: CountOrZero = Field(0, description="actors of the ray engine; 0: one for each client's share of the CPUs")
+    client_cpus: Positive = Field(1.0, description="CPUs of a client (client_resources num_cpus)")
+    client_gpus: NonNegative = Field(0.0, description="GPUs of a client, a fraction shares one (num_gpus)")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where the client has a GPU")
+
+
+class Settings(Section):
+    """All settings of a run."""
+
+    name: str = Field("ml-100k", description="name of the run, part of its folder", pattern=r"^[\w.+-]+$")
+    seed: CountOrZero = Field(42, description="seed of everything random")
+    save_dir: Path = Field(Path("runs"), description="folder that holds the run folders")
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    federation: FederationSettings = FederationSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    simulation: SimulationSettings = SimulationSettings()

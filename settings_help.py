@@ -1,0 +1,69 @@
+"""The help of the command line: one screen a topic, made from the settings themselves."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args, get_origin
+
+from errors import FedMoEError, nearest
+from settings import Settings
+from settings_loading import ALIASES, CONFIGS, leaves
+
+TOPICS = {
+    "run": "name, seed and folder of the run",
+    "data": "histories and item features",
+    "model": "backbone, experts, router, gate, fusion",
+    "training": "what a client does in a round",
+    "federation": "rounds, cohorts, strategy, aggregation schedule",
+    "evaluation": "how the held-out item is ranked",
+    "simulation": "engine, workers, CPU and GPU",
+}
+
+OVERVIEW = """\
+Train SASRec with a residual mixture of a visual and a semantic expert, every user being a client.
+
+  python sim.py                                        MovieLens-100K with the default settings
+  python sim.py CONFIG                                 a YAML file, or one of: {configs}
+  python sim.py [CONFIG] key=value --num_rounds 50     settings on top; a key may be shortened to its last part
+  python sim.py --resume runs/FOLDER                   go on from a run's last checkpoint
+  python sim.py --help TOPIC                           the settings of one topic:
+
+{topics}
+
+Spelling of the reference document: {aliases};
+--use_negative_sampling true|false chooses training.loss. A run leaves its settings, metrics, checkpoints, plots and
+report.md in runs/<time>-<name>/. Exit status: 0 done, 2 something for you to put right."""
+
+
+def help_text(topics: list[str]) -> str:
+    """Return the overview, or the settings of the topics named."""
+    if unknown := [topic for topic in topics if topic not in TOPICS]:
+        raise FedMoEError(f"no help on '{unknown[0]}'{nearest(unknown[0], TOPICS)} Topics: {', '.join(TOPICS)}")
+    if topics:
+        return "\n\n".join(_topic(topic) for topic in topics)
+    return OVERVIEW.format(
+        configs=", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml"))),
+        topics="\n".join(f"    {topic:<12}{text}" for topic, text in TOPICS.items()),
+        aliases=", ".join(f"--{alias} is {key}" for alias, key in ALIASES.items()),
+    )
+
+
+def _topic(topic: str) -> str:
+    lines = [f"{topic}: {TOPICS[topic]}", ""]
+    for key, field in leaves(Settings):
+        section, _, leaf = key.partition(".")
+        if (section if leaf else "run") == topic:
+            lines.append(f"  {key} = {_default(field.get_default())}{_choices(field.annotation)}")
+            lines.append(f"      {field.description}")
+    return "\n".join(lines)
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(str, value)) + "]"
+    if isinstance(value, bool) or value is None:
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _choices(annotation: Any) -> str:
+    return f"   ({' | '.join(map(str, get_args(annotation)))})" if get_origin(annotation) is Literal else ""

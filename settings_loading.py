@@ -1,0 +1,180 @@
+"""Fill the settings tree: a YAML file, then ``key=value`` words and ``--flags`` on top; every error at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from errors import FedMoEError, nearest
+from settings import Settings
+
+CONFIGS = Path(__file__).parent / "configs"
+# Spellings of the reference document that differ from the name of the setting.
+ALIASES = {
+    "gating_init": "model.gate_init",
+    "partial_aggregation_warmup_rounds": "federation.warmup_rounds",
+}
+DEPRECATED = {
+    "init_bias_for_sasrec": "the router no longer weighs the backbone",
+    "sasrec_bias_value": "the router no longer weighs the backbone",
+}
+
+
+def load_settings(words: Sequence[str]) -> tuple[Settings, list[str]]:
+    """Return the settings that the words of a command line describe, and warnings to print.
+
+    words: at most one YAML file first (a path, or the name of a file in ``configs/``), then ``key=value``,
+    ``--key value`` or ``--key=value``. A key is a full one (``model.dim``), or its last part where that is unique.
+
+    Raises FedMoEError that lists every wrong key and value.
+    """
+    tree: dict[str, Any] = {}
+    words = list(words)
+    if words and not words[0].startswith("-") and "=" not in words[0]:
+        tree = read_yaml(words.pop(0))
+    problems: list[str] = []
+    warnings: list[str] = []
+    for key, text in _pairs(words, problems):
+        if key in DEPRECATED:
+            warnings.append(f"--{key} is accepted but does nothing: {DEPRECATED[key]}")
+        elif key == "use_negative_sampling":
+            _set(tree, "training.loss", "sampled_softmax" if _is_true(text) else "softmax")
+        elif path := _full_key(key, problems):
+            _set(tree, path, _value(text))
+    return _validated(tree, problems), warnings
+
+
+def read_yaml(name: str) -> dict[str, Any]:
+    """Return the mapping in a YAML file, given by path or by its name in ``configs/``."""
+    shipped = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    path = Path(name)
+    if not path.is_file() and name in shipped:
+        path = CONFIGS / f"{name}.yaml"
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        hint = nearest(path.stem, shipped) or f": the shipped ones are {', '.join(shipped)}"
+        raise FedMoEError(f"cannot read the settings file '{name}' ({error.strerror}){hint}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FedMoEError(f"'{name}' is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise FedMoEError(f"'{name}' must hold a mapping of settings, not a {type(tree).__name__}")
+    return tree
+
+
+def settings_from(tree: dict[str, Any]) -> Settings:
+    """Return the settings of a whole or partial tree; raises FedMoEError that lists every wrong key and value."""
+    return _validated(tree, [])
+
+
+def to_run_config(settings: Settings) -> dict[str, str]:
+    """Return what travels to the Flower apps: the whole tree in one string."""
+    return {"settings": settings.model_dump_json()}
+
+
+def from_run_config(run_config: Mapping[str, Any]) -> Settings:
+    """Return the settings of a Flower run.
+
+    Its run config holds the whole tree (``settings``, as ``sim.py`` and the deployment commands send it), or what a
+    person gave to ``flwr run``: ``config``, a YAML file's name, and ``overrides``, words of ``key=value``.
+    """
+    if whole := str(run_config.get("settings", "")):
+        return settings_from(json.loads(whole))
+    words = [str(run_config["config"])] if run_config.get("config") else []
+    return load_settings(words + str(run_config.get("overrides", "")).split())[0]
+
+
+def leaves(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the full key and pydantic field of every setting, in the order of the tree."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def _pairs(words: list[str], problems: list[str]) -> Iterator[tuple[str, str]]:
+    while words:
+        word = words.pop(0)
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not equals and not word.startswith("--"):
+            problems.append(f"'{word}' is no setting: write key=value or --key value")
+            continue
+        if not equals:
+            next_is_value = words and not words[0].startswith("--") and (words[0].count("=") == 0)
+            if not next_is_value and key not in DEPRECATED:
+                problems.append(f"--{key} needs a value")
+                continue
+            text = words.pop(0) if next_is_value else "true"
+        yield key.replace("-", "_"), text
+
+
+def _full_key(key: str, problems: list[str]) -> str | None:
+    known = [name for name, _ in leaves()]
+    key = ALIASES.get(key, key)
+    matches = _matches(key, known)
+    if len(matches) == 1:
+        return matches[0]
+    head, _, entry = key.rpartition(".")
+    if head and (mappings := [name for name in _matches(head, known) if name.endswith("_parameters")]):
+        return f"{mappings[0]}.{entry}"
+    if matches:
+        problems.append(f"'{key}' is ambiguous: write {' or '.join(matches)}")
+    else:
+        problems.append(f"unknown key '{key}'{_nearest_key(key, known)}")
+    return None
+
+
+def _matches(key: str, known: list[str]) -> list[str]:
+    return [name for name in known if name == key] or [name for name in known if name.split(".")[-1] == key]
+
+
+def _nearest_key(key: str, known: list[str]) -> str:
+    by_leaf = {name.split(".")[-1]: name for name in known} | {alias: alias for alias in ALIASES}
+    return nearest(key, known) or nearest(key.split(".")[-1], by_leaf) or ": python sim.py --help lists the keys"
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _is_true(text: str) -> bool:
+    return text.strip().lower() not in ("false", "0", "no", "off")
+
+
+def _set(tree: dict[str, Any], path: str, value: Any) -> None:
+    *sections, leaf = path.split(".")
+    for section in sections:
+        child = tree.get(section)
+        tree[section] = tree = dict(child) if isinstance(child, dict) else {}
+    tree[leaf] = value
+
+
+def _validated(tree: dict[str, Any], problems: list[str]) -> Settings:
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        problems = problems + [_problem(detail) for detail in error.errors()]
+    if problems:
+        counted = "a setting is wrong" if len(problems) == 1 else f"{len(problems)} settings are wrong"
+        raise FedMoEError(f"{counted}: " + ("\n  " if len(problems) > 1 else "") + "\n  ".join(problems))
+    return settings
+
+
+def _problem(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{_nearest_key(key, [name for name, _ in leaves()])}"
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if isinstance(detail["input"], dict) or not key:
+        return f"{key + ': ' if key else ''}{message}"
+    return f"{key} = {detail['input']!r}: {message}"

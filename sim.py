@@ -1,0 +1,76 @@
+"""Simulate a federation: ``python sim.py [CONFIG] [key=value ...] [--flag value ...]``; ``python sim.py --help``."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from errors import FedMoEError
+from settings import Settings
+from settings_help import help_text
+from settings_loading import load_settings, read_yaml, settings_from, to_run_config
+
+CLIENT_APP = "fedmoe_client.app:app"
+
+
+def main(words: list[str]) -> int:
+    """Run what the command line asks for; return the exit status: 0 done, 2 something for the user to put right."""
+    try:
+        if {"--help", "-h"} & set(words):
+            print(help_text([word for word in words if not word.startswith("-")]))
+            return 0
+        resume, words = _resume_folder(words)
+        settings, warnings = load_settings(words) if resume is None else (settings_of_run(resume, words), [])
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        print(f"report: {simulate(settings, resume)}")
+        return 0
+    except FedMoEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; go on with --resume and the run's folder", file=sys.stderr)
+        return 130
+
+
+def simulate(settings: Settings, resume: Path | None = None) -> Path:
+    """Run a federation on this machine, with popularity measured beside it; return the report's path."""
+    # Torch, Ray and Flower take seconds to import: not for --help, nor for a misspelt key.
+    from data.registry import load_dataset
+    from fedmoe_client.evaluation import popularity_metrics
+    from fedmoe_server.app import app as server_app
+    from fedmoe_server.baselines import add_baseline
+    from fedmoe_server.report import write_report
+    from fedmoe_server.run_folder import new_run_dir
+    from simulation.engines import run_simulation
+
+    dataset = load_dataset(settings.data, settings.seed)
+    run_dir = resume or new_run_dir(settings, datetime.now())
+    run_config: dict[str, Any] = {**to_run_config(settings), "run_dir": str(run_dir), "resume": str(resume or "")}
+    users = dataset.interactions.num_users
+    run_simulation(settings.simulation.engine, server_app, CLIENT_APP, users, run_config, settings.simulation)
+    add_baseline(run_dir, "popularity", popularity_metrics(dataset.interactions, settings.evaluation, settings.seed))
+    return write_report(run_dir)
+
+
+def _resume_folder(words: list[str]) -> tuple[Path | None, list[str]]:
+    """Return the folder after ``--resume``, if it is there, and the other words."""
+    if "--resume" not in words:
+        return None, words
+    at = words.index("--resume")
+    if at + 1 == len(words):
+        raise FedMoEError("--resume needs the folder of the run to go on with")
+    return Path(words[at + 1]), words[:at] + words[at + 2 :]
+
+
+def settings_of_run(run_dir: Path, words: list[str]) -> Settings:
+    """Return the settings that a run was started with."""
+    if words:
+        raise FedMoEError(f"--resume goes on with the settings of {run_dir}: leave out {' '.join(words)}")
+    return settings_from(read_yaml(str(run_dir / "settings.yaml")))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

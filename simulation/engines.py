@@ -1,0 +1,107 @@
+"""Running a ServerApp against one of the two engines."""
+
+from __future__ import annotations
+
+import logging
+
+import ray
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from errors import FedMoEError
+from settings import SimulationSettings
+from simulation.client_host import ConfiguredClient, RunConfig, load_client_app
+from simulation.flower_runtime import begin_run, quiet, run_flower_runtime, server_context
+from simulation.ray_cluster import number_of_hosts, start_ray, worker_environment
+from simulation.ray_grid import RayGrid
+
+
+def run_simulation(
+    engine: str,
+    server_app: ServerApp,
+    client_app: str | ClientApp,
+    num_clients: int,
+    run_config: RunConfig,
+    resources: SimulationSettings,
+    *,
+    ray_address: str | None = None,
+) -> None:
+    """Run a ServerApp to its end with ``num_clients`` simulated clients.
+
+    ``engine``: ``"ray"`` or ``"flower"``. ``client_app``: ``"module:attribute"`` or an object. ``run_config``: in the
+    context of the server and of every client. ``ray_address``: a Ray cluster to join (default: start Ray here).
+    What the ServerApp raises comes out of this call. Raises FedMoEError for an unknown engine, resources that the
+    machine does not have, or a client app that cannot be loaded.
+    """
+    if engine == "ray":
+        _run_ray(server_app, client_app, num_clients, run_config, resources, ray_address)
+    elif engine == "flower":
+        _run_flower(server_app, client_app, num_clients, run_config, resources, ray_address)
+    else:
+        raise FedMoEError(f"simulation.engine '{engine}' is not known: use 'ray' or 'flower'")
+
+
+def _run_ray(
+    server_app: ServerApp,
+    client_app: str | ClientApp,
+    num_clients: int,
+    run_config: RunConfig,
+    resources: SimulationSettings,
+    ray_address: str | None,
+) -> None:
+    with (
+        quiet(logging.WARNING),
+        RayGrid(
+            client_app,
+            num_clients,
+            run_config,
+            hosts=resources.hosts,
+            client_cpus=resources.client_cpus,
+            client_gpus=resources.client_gpus,
+            ray_address=ray_address,
+        ) as grid,
+    ):
+        server_app(grid=grid, context=server_context(grid.run, run_config))
+
+
+def _run_flower(
+    server_app: ServerApp,
+    client_app: str | ClientApp,
+    num_clients: int,
+    run_config: RunConfig,
+    resources: SimulationSettings,
+    ray_address: str | None,
+) -> None:
+    if isinstance(client_app, str):
+        load_client_app(client_app)  # a mistake should end the run, not fail each client
+    raised: list[BaseException] = []
+    watched = ServerApp()
+
+    @watched.main()
+    def main(grid: Grid, context: Context) -> None:
+        # Flower runs this in a thread of its own, and what it raises there would come out as something else.
+        try:
+            server_app(grid=grid, context=context)
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the caller's thread
+            raised.append(error)
+
+    owns_ray = start_ray(ray_address, worker_environment(resources.client_cpus))
+    try:
+        number_of_hosts(0, num_clients, resources.client_cpus, resources.client_gpus)
+        run = begin_run()
+        with quiet(logging.WARNING):
+            run_flower_runtime(
+                watched,
+                ConfiguredClient(client_app, run_config),
+                num_clients,
+                server_context(run, run_config),
+                run,
+                resources.client_cpus,
+                resources.client_gpus,
+            )
+    finally:
+        if owns_ray:
+            ray.shutdown()
+    if raised:
+        raise raised[0]

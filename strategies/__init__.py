@@ -1,0 +1,43 @@
+"""What the server does with the clients' replies: Flower strategies, and wrappers around them.
+
+Any Message-API strategy of Flower (``flwr.serverapp.strategy.Strategy``) works here unchanged. One's own is a subclass
+in any importable module, named in the settings as ``federation.strategy: my_module:MyStrategy``::
+
+    class MyStrategy(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            arrays, metrics = super().aggregate_train(server_round, replies)
+            ...  # change the arrays
+            return arrays, metrics
+
+It sees the parameters that are shared in the round and nothing else; the wrappers add and keep the private ones, choose
+the cohort, sort and check the replies. Nothing in this package has to be edited. See ``docs/strategies.md`` and the ten
+lines of ``examples/strategies/server_step.py``.
+
+Usual order of the wrappers: ``Cohorts(PartialAggregation(ServerLearningRate(build_strategy(...))))``.
+"""
+
+from strategies.cohort import Cohorts, sample_clients
+from strategies.guards import Refusal, check_metric_replies, check_train_replies
+from strategies.learning_rate import ServerLearningRate
+from strategies.partial import PartialAggregation
+from strategies.registry import STRATEGIES, build_strategy
+from strategies.schedule import AggregationSchedule
+from strategies.state import load_state_arrays, state_arrays
+from strategies.wrapper import Wrapper, chain
+
+__all__ = [
+    "STRATEGIES",
+    "AggregationSchedule",
+    "Cohorts",
+    "PartialAggregation",
+    "Refusal",
+    "ServerLearningRate",
+    "Wrapper",
+    "build_strategy",
+    "chain",
+    "check_metric_replies",
+    "check_train_replies",
+    "load_state_arrays",
+    "sample_clients",
+    "state_arrays",
+]

@@ -1,0 +1,179 @@
+"""Partial aggregation: a wrapper that shows a strategy the shared parameters and keeps the private ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
+from flwr.serverapp.strategy import Strategy
+
+from errors import FedMoEError
+from strategies.guards import Refusal, check_metric_replies, check_train_replies
+from strategies.keyed_state import change_parameters
+from strategies.schedule import AggregationSchedule
+from strategies.wrapper import Wrapper, chain
+
+
+class PartialAggregation(Wrapper):
+    """Aggregate with ``strategy`` the parameters that ``schedule`` shares in a round, and keep all others as they are.
+
+    Messages carry all parameters, and the names of the shared groups in config["shared"]; replies carry the shared
+    parameters only. A private array comes out of a round as the very same bytes. ``refusals`` holds the replies to the
+    latest training or evaluation that were refused (see ``strategies.guards``).
+
+    The wrapped strategy sees arrays of shape () as (1,): NumPy turns the former into numbers, which Flower's clipping
+    cannot change in place, so that they would escape it. Its results are given the model's dtype again: FedAdam and
+    q-FedAvg return float64 for float32.
+    """
+
+    def __init__(self, strategy: Strategy, schedule: AggregationSchedule) -> None:
+        super().__init__(strategy)
+        self.schedule = schedule
+        self.refusals: list[Refusal] = []
+        self._arrays: ArrayRecord | None = None  # the model as sent to the clients in this round
+        self._names: list[str] | None = None  # the parameters that the state of the wrapped strategy is made for
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages of a training round, with all parameters. FedMoEError: a parameter is in no group, or not there."""
+        self._check_names(arrays)
+        self._follow_schedule(server_round, arrays)
+        self._arrays = arrays.copy()
+        shared = self._shared(server_round, arrays)
+        messages = self.strategy.configure_train(server_round, shared, config.copy(), grid)
+        return self._completed(list(messages), server_round, arrays)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """All parameters, the shared ones aggregated; None if the wrapped strategy aggregated nothing.
+
+        Raises FedMoEError if the wrapped strategy cannot aggregate, or returns other parameters or infinite ones.
+        """
+        if self._arrays is None:
+            raise FedMoEError("aggregate_train was called before configure_train: there are no arrays to merge into")
+        names = set(self.schedule.shared_names(server_round))
+        expected = {name: array for name, array in self._arrays.items() if name in names}
+        checked, self.refusals = check_train_replies(replies, expected, self._weight_key())
+        scalars = [name for name, array in expected.items() if not array.shape]
+        for reply in checked:
+            if reply.has_content():
+                arrays_sent = reply.content.array_records["arrays"]
+                arrays_sent.update({name: _flat(arrays_sent[name]) for name in scalars})
+        try:
+            arrays, metrics = self.strategy.aggregate_train(server_round, checked)
+        except (AggregationError, InconsistentMessageReplies, ArithmeticError) as error:
+            raise FedMoEError(f"round {server_round}: {self._inner_name()} cannot aggregate: {error}") from error
+        if arrays is None:
+            return None, metrics
+        return self._merged(server_round, arrays, expected), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages of an evaluation, with all parameters. FedMoEError: a parameter is in no group, or not there."""
+        self._check_names(arrays)
+        shared = self._shared(server_round, arrays)
+        messages = self.strategy.configure_evaluate(server_round, shared, config.copy(), grid)
+        return self._completed(list(messages), server_round, arrays)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """The aggregated metrics of an evaluation; refused replies are in ``refusals``."""
+        checked, self.refusals = check_metric_replies(replies, self._weight_key())
+        return self.strategy.aggregate_evaluate(server_round, checked)
+
+    def _check_names(self, arrays: ArrayRecord) -> None:
+        known = set(self.schedule.names)
+        for name in arrays:
+            if name not in known:
+                raise FedMoEError(f"parameter '{name}' of the model is in no group; put it into one")
+        for name in self.schedule.names:
+            if name not in arrays:
+                raise FedMoEError(f"parameter '{name}' is in a group but not in the model's arrays")
+
+    def _follow_schedule(self, server_round: int, arrays: ArrayRecord) -> None:
+        """Fit the wrapped strategy's state to this round's parameters."""
+        shared = self._shared(server_round, arrays)
+        if self._names is None:
+            # A state just loaded from a checkpoint is made for the parameters of the round before.
+            before = set(self.schedule.shared_names(max(server_round - 1, 1)))
+            self._names = [name for name in arrays if name in before]
+        if self._names != list(shared):
+            old = {name: _flat(arrays[name]).shape for name in self._names}
+            change_parameters(self.strategy, old, shared)
+            self._names = list(shared)
+
+    def _shared(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
+        """Return the part of ``arrays`` that the wrapped strategy sees, in the same order."""
+        names = set(self.schedule.shared_names(server_round))
+        return _without_scalars({name: array for name, array in arrays.items() if name in names})
+
+    def _completed(self, messages: list[Message], server_round: int, arrays: ArrayRecord) -> list[Message]:
+        """Put all parameters and the names of the shared groups into the messages, one new content for each old one."""
+        contents = {id(message.content): message.content for message in messages}
+        completed = {key: self._full_content(content, server_round, arrays) for key, content in contents.items()}
+        for message in messages:
+            message.content = completed[id(message.content)]
+        return messages
+
+    def _full_content(self, content: RecordDict, server_round: int, arrays: ArrayRecord) -> RecordDict:
+        full = RecordDict(dict(content.items()))
+        key = _key("arrays", list(content.array_records))
+        sent = content.array_records.get(key, ArrayRecord())
+        names = set(self.schedule.shared_names(server_round))
+        merged = {name: sent[name] if name in names and name in sent else array for name, array in arrays.items()}
+        full[key] = ArrayRecord({name: _fitted(array, arrays[name]) for name, array in merged.items()})
+        key = _key("config", list(content.config_records))
+        config = content.config_records.get(key, ConfigRecord()).copy()
+        config["server-round"] = server_round
+        config["shared"] = self.schedule.shared_groups(server_round)
+        full[key] = config
+        return full
+
+    def _merged(self, server_round: int, arrays: ArrayRecord, expected: dict[str, Array]) -> ArrayRecord:
+        """Return the kept arrays with ``arrays`` in the place of the shared ones."""
+        assert self._arrays is not None
+        returned = f"round {server_round}: {self._inner_name()} returned"
+        if arrays.keys() != expected.keys():
+            odd = sorted(arrays.keys() ^ expected.keys())[0]
+            raise FedMoEError(f"{returned} {'no' if odd in expected else 'the unknown'} parameter '{odd}'")
+        merged = dict(self._arrays.items())
+        for name, like in expected.items():
+            values = arrays[name].numpy()
+            if values.size != int(np.prod(like.shape)) or (like.shape and values.shape != tuple(like.shape)):
+                raise FedMoEError(f"{returned} '{name}' with shape {list(values.shape)}, expected {list(like.shape)}")
+            merged[name] = _fitted(arrays[name], like)
+            if not np.isfinite(merged[name].numpy()).all():
+                raise FedMoEError(f"{returned} a value that is not finite in '{name}'; lower its learning rate")
+        return ArrayRecord(merged)
+
+    def _weight_key(self) -> str:
+        keys = (getattr(part, "weighted_by_key", None) for part in chain(self.strategy))
+        return next((key for key in keys if isinstance(key, str)), "num-examples")
+
+    def _inner_name(self) -> str:
+        return f"strategy {type(list(chain(self.strategy))[-1]).__name__}"
+
+
+def _flat(array: Array) -> Array:
+    """Return an array of shape () as one of shape (1,), any other as it is."""
+    return array if array.shape else Array(array.numpy().reshape(1))
+
+
+def _without_scalars(arrays: Mapping[str, Array]) -> ArrayRecord:
+    return ArrayRecord({name: _flat(array) for name, array in arrays.items()})
+
+
+def _fitted(array: Array, like: Array) -> Array:
+    """Return ``array`` with the dtype and shape of ``like``; itself if it has them."""
+    if array.dtype == like.dtype and tuple(array.shape) == tuple(like.shape):
+        return array
+    return Array(array.numpy().astype(like.dtype).reshape(like.shape))
+
+
+def _key(wanted: str, present: list[str]) -> str:
+    return wanted if wanted in present or not present else present[0]

@@ -1,0 +1,144 @@
+"""What a strategy remembers between rounds, as named arrays for a checkpoint; without pickle.
+
+A key is ``place/class/attribute/container/position/type/name``. The place is that of the strategy among what it wraps,
+0 is the outermost. A dict, list or record has a key for each of its entries; the position keeps their order, which
+Flower relies on, and the type tells a Python float from a NumPy one: NumPy rounds differently with them.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import Strategy
+
+from errors import FedMoEError
+from strategies.wrapper import chain
+
+_SETTINGS = (str, bytes, type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, Enum, PurePath)
+
+
+def state_arrays(strategy: Strategy) -> dict[str, np.ndarray]:
+    """Return copies of the numeric state of ``strategy`` and of what it wraps, under stable keys.
+
+    State are the attributes that are numbers, arrays, ArrayRecords, and dicts (by str), lists and tuples of numbers and
+    arrays. None, text, functions and empty containers are not. A strategy that has ``state_dict()`` and
+    ``load_state_dict()`` is asked for its own part instead.
+
+    Raises FedMoEError naming an attribute of any other kind: it would be lost with a checkpoint. Call this before the
+    first round to find out early.
+    """
+    state = {}
+    for place, part in enumerate(chain(strategy)):
+        for key, value in _own_state(part):
+            state[f"{place}/{type(part).__name__}/{key}"] = np.array(value)
+    return state
+
+
+def load_state_arrays(strategy: Strategy, state: Mapping[str, np.ndarray]) -> None:
+    """Give a freshly built ``strategy`` the state that :func:`state_arrays` returned for one built alike.
+
+    Raises FedMoEError if the state belongs to other strategies.
+    """
+    parts = list(chain(strategy))
+    collected: list[dict[str, dict[str, np.ndarray]]] = [{} for _ in parts]
+    for key in sorted(state):
+        place, class_name, attribute, rest = key.split("/", 3)
+        index = int(place)
+        if index >= len(parts) or type(parts[index]).__name__ != class_name:
+            have = " > ".join(type(part).__name__ for part in parts)
+            raise FedMoEError(
+                f"the checkpoint holds the state of strategy {class_name} ({attribute}), this run uses {have}; "
+                f"resume with the strategy of the checkpoint"
+            )
+        collected[index].setdefault(attribute, {})[rest] = state[key]
+    for part, attributes in zip(parts, collected, strict=True):
+        _load_own_state(part, attributes)
+
+
+def _own_state(part: Strategy) -> Iterator[tuple[str, Any]]:
+    """Yield (attribute/container/position/type/name, number or array)."""
+    if _keeps_its_own(part):
+        for name, value in part.state_dict().items():  # type: ignore[attr-defined]
+            yield f"state_dict/dict/000000/array/{name}", value
+        return
+    for attribute, value in sorted(vars(part).items()):
+        if value is None or isinstance(value, (*_SETTINGS, Strategy)) or callable(value):
+            continue
+        entries = _entries(value)
+        if entries is None:
+            raise FedMoEError(
+                f"strategy {type(part).__name__} keeps '{attribute}' ({type(value).__name__}), which a checkpoint "
+                f"cannot hold; give the class the methods state_dict() and load_state_dict()"
+            )
+        for key, entry in entries:
+            yield f"{attribute}/{key}", entry
+
+
+def _load_own_state(part: Strategy, attributes: dict[str, dict[str, np.ndarray]]) -> None:
+    if _keeps_its_own(part):
+        entries = attributes.get("state_dict", {})
+        part.load_state_dict({key.split("/", 3)[3]: np.array(value) for key, value in entries.items()})  # type: ignore[attr-defined]
+        return
+    for attribute, entries in attributes.items():
+        setattr(part, attribute, _value(entries))
+
+
+def _keeps_its_own(part: Strategy) -> bool:
+    return hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
+
+
+def _entries(value: Any) -> list[tuple[str, Any]] | None:
+    """Return (container/position/type/name, number or array) for an attribute's value; None if it cannot be held."""
+    if isinstance(value, ArrayRecord):
+        container, items = "record", [(name, array.numpy()) for name, array in value.items()]
+    elif isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        container, items = "dict", list(value.items())
+    elif isinstance(value, list | tuple | set | frozenset):
+        container, items = type(value).__name__, [("", entry) for entry in value]
+    elif isinstance(value, dict):
+        return None if value else []
+    else:
+        container, items = "value", [("", value)]
+    if all(isinstance(entry, str) or entry is None for _, entry in items):
+        return []  # names: a setting
+    kinds = [_type(entry) for _, entry in items]
+    if None in kinds or container in ("set", "frozenset"):
+        return None  # a set has no order to restore
+    places = zip(items, kinds, strict=True)
+    return [(f"{container}/{i:06d}/{kind}/{name}", entry) for i, ((name, entry), kind) in enumerate(places)]
+
+
+def _type(entry: Any) -> str | None:
+    if isinstance(entry, np.ndarray | np.generic) and entry.dtype.kind in "biuf":
+        return "array" if isinstance(entry, np.ndarray) else "scalar"
+    if type(entry) is int and not -(2**63) <= entry < 2**63:
+        return None  # no NumPy integer holds it
+    return type(entry).__name__ if type(entry) in (bool, int, float) else None
+
+
+def _value(entries: dict[str, np.ndarray]) -> Any:
+    """Return the value of an attribute from its entries, which are sorted by position."""
+    keys = [key.split("/", 3) for key in entries]
+    container, names = keys[0][0], [name for _, _, _, name in keys]
+    values = [_entry(kind, array) for (_, _, kind, _), array in zip(keys, entries.values(), strict=True)]
+    if container == "value":
+        return values[0]
+    if container == "list":
+        return values
+    if container == "tuple":
+        return tuple(values)
+    if container == "record":
+        return ArrayRecord({name: Array(array) for name, array in zip(names, values, strict=True)})
+    return dict(zip(names, values, strict=True))
+
+
+def _entry(kind: str, array: np.ndarray) -> Any:
+    if kind == "array":
+        return np.array(array)
+    return array[()] if kind == "scalar" else array.item()

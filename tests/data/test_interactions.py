@@ -1,0 +1,133 @@
+"""Histories: order, ties, dropped users, numbering, memory maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.interactions import Codes, Interactions, from_events, id_order, without_short_users
+from errors import FedMoEError
+
+IDS = st.sampled_from(["1", "2", "10", "33", "x"])
+EVENTS = st.lists(st.tuples(IDS, IDS, st.integers(0, 3)), min_size=1, max_size=40)
+
+
+def columns(events: list[tuple[str, str, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    users, items, times = zip(*events, strict=True)
+    return np.array(users), np.array(items), np.array(times)
+
+
+def test_by_hand() -> None:
+    users = np.array([7, 5, 7, 5, 7, 9])
+    items = np.array([20, 3, 3, 100, 100, 55])
+    times = np.array([5, 1, 2, 1, 5, 0])
+    interactions, dropped = from_events(users, items, times, min_items=2)
+    assert dropped == 1  # user 9
+    assert interactions.user_ids.tolist() == ["5", "7"]
+    assert interactions.item_ids.tolist() == ["", "3", "20", "100"]  # by value; 55 is gone with its user
+    assert interactions.history(0).tolist() == [1, 3]  # a tie: as in the file
+    assert interactions.history(1).tolist() == [1, 2, 3]
+    assert interactions.items.dtype == np.int32 and interactions.offsets.dtype == np.int64
+
+
+def test_without_times_the_file_order_stays() -> None:
+    interactions, _ = from_events(np.array([1, 2, 1, 2, 1]), np.array(["c", "b", "a", "c", "b"]), None, min_items=1)
+    assert interactions.history(0).tolist() == [3, 1, 2]
+    assert interactions.history(1).tolist() == [2, 3]
+
+
+def test_extra_catalogue_ids_are_numbered_in_their_place() -> None:
+    interactions, _ = from_events(np.array([1, 1]), np.array([30, 10]), None, 1, catalogue=["20", "10", "4"])
+    assert interactions.item_ids.tolist() == ["", "4", "10", "20", "30"]
+    assert interactions.history(0).tolist() == [4, 2]
+
+
+def test_codes_with_unused_names_give_the_same_as_plain_columns() -> None:
+    plain, _ = from_events(np.array(["b", "a", "b"]), np.array(["y", "y", "x"]), None, 1)
+    users = Codes(np.array(["z", "b", "a"]), np.array([1, 2, 1], np.int32))
+    items = Codes(np.array(["y", "w", "x"]), np.array([0, 0, 2], np.int32))
+    coded, dropped = from_events(users, items, None, 1)
+    assert dropped == 0  # 'z' never occurs
+    for name in ("items", "offsets", "user_ids", "item_ids"):
+        np.testing.assert_array_equal(getattr(coded, name), getattr(plain, name))
+
+
+def test_integer_ids_sort_by_value_and_others_as_strings() -> None:
+    assert np.array(["10", "9", "-1"])[id_order(np.array(["10", "9", "-1"]))].tolist() == ["-1", "9", "10"]
+    assert np.array(["10", "9", "a"])[id_order(np.array(["10", "9", "a"]))].tolist() == ["10", "9", "a"]
+    assert np.array(["7", "07"])[id_order(np.array(["7", "07"]))].tolist() == ["07", "7"]
+
+
+@given(EVENTS, st.integers(1, 4))
+@settings(deadline=None)
+def test_each_kept_history_is_a_stable_sort_of_the_users_rows(events: list[tuple[str, str, int]], least: int) -> None:
+    users, items, times = columns(events)
+    expected = {
+        user: [event[1] for event in sorted((e for e in events if e[0] == user), key=lambda event: event[2])]
+        for user in set(users.tolist())
+    }
+    kept = {user: history for user, history in expected.items() if len(history) >= least}
+    if not kept:
+        with pytest.raises(FedMoEError, match=rf"no user has {least} items.*lower data.min_items"):
+            from_events(users, items, times, least)
+        return
+    interactions, dropped = from_events(users, items, times, least)
+    found = {
+        user: interactions.item_ids[interactions.history(number)].tolist()
+        for number, user in enumerate(interactions.user_ids.tolist())
+    }
+    assert found == kept
+    assert dropped == len(expected) - len(kept)
+    assert set(interactions.item_ids[1:].tolist()) == {item for history in kept.values() for item in history}
+
+
+@given(EVENTS, st.integers(0, 99))
+@settings(deadline=None)
+def test_numbering_does_not_depend_on_the_order_of_the_file(events: list[tuple[str, str, int]], seed: int) -> None:
+    shuffled = [events[row] for row in np.random.default_rng(seed).permutation(len(events))]
+    first, second = (from_events(*columns(rows), 1)[0] for rows in (events, shuffled))
+    np.testing.assert_array_equal(first.user_ids, second.user_ids)
+    np.testing.assert_array_equal(first.item_ids, second.item_ids)
+
+
+def test_saved_histories_open_as_memory_maps(tmp_path: Path) -> None:
+    interactions, _ = from_events(np.array([1, 1, 2]), np.array([5, 6, 5]), None, 1)
+    interactions.save(tmp_path / "folder")
+    loaded = Interactions.load(tmp_path / "folder")
+    assert isinstance(loaded.items, np.memmap) and not loaded.items.flags.writeable
+    assert type(loaded.history(0)) is np.ndarray
+    assert [loaded.history(user).tolist() for user in range(2)] == [[1, 2], [1]]
+    assert loaded.item_ids.tolist() == ["", "5", "6"]
+    assert (loaded.num_users, loaded.num_items) == (2, 2)
+
+
+def test_damaged_or_unfitting_histories_are_refused(tmp_path: Path) -> None:
+    interactions, _ = from_events(np.array([1, 1, 2]), np.array([5, 6, 5]), None, 1)
+    interactions.save(tmp_path)
+    np.save(tmp_path / "items.npy", np.array([1], np.int32))
+    with pytest.raises(FedMoEError, match="do not fit together: 2 users, 3 offsets up to 3, 1 items"):
+        Interactions.load(tmp_path)
+    (tmp_path / "items.npy").write_bytes(b"junk")
+    with pytest.raises(FedMoEError, match=r"the histories cannot be read \(.*\) - make them again"):
+        Interactions.load(tmp_path)
+
+
+def test_an_unknown_user_is_refused() -> None:
+    interactions, _ = from_events(np.array([1]), np.array([5]), None, 1)
+    for user in (-1, 1):
+        with pytest.raises(FedMoEError, match=f"user {user} does not exist.* 0 to 0"):
+            interactions.history(user)
+
+
+def test_short_users_are_dropped_and_the_catalogue_stays() -> None:
+    interactions, _ = from_events(np.array([1, 2, 2, 3, 3]), np.array([5, 6, 7, 7, 7]), None, 1)
+    left, dropped = without_short_users(interactions, 2)
+    assert dropped == 1 and left.user_ids.tolist() == ["2", "3"] and left.num_items == 3
+    assert [left.history(user).tolist() for user in range(2)] == [[2, 3], [3, 3]]
+    assert without_short_users(interactions, 1) == (interactions, 0)
+    with pytest.raises(FedMoEError, match="no user has 3 items"):
+        without_short_users(interactions, 3)

@@ -1,0 +1,181 @@
+"""The round loop: cohorts, failures, evaluation, early stopping, the best model."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from errors import FedMoEError
+from fedmoe_server.state import LoopState
+
+
+def run(fakes: Any, grid: Any, folder: Path, **federation: Any) -> Any:
+    loop = fakes.make_loop(grid, folder, fakes.make_settings(**federation))
+    return loop.run(LoopState(fakes.model_arrays()))
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_does_its_rounds_and_writes_one_line_each(fakes: Any, tmp_path: Path) -> None:
+    result = run(fakes, fakes.FakeGrid(), tmp_path)
+    records = lines(tmp_path)
+    assert [r["round"] for r in records] == [1, 2, 3, 4, 5, 6]
+    assert [r["phase"] for r in records] == ["warmup"] * 2 + ["main"] * 4
+    assert [r["validation"] is not None for r in records] == [False, True] * 3
+    assert records[2]["clients"] == 5 and records[2]["failed"] == []
+    assert "gate" in records[1]["shared"] and "gate" not in records[2]["shared"]
+    assert {"loss", "gate", "router-visual", "router-semantic"} <= set(records[0]["train"])
+    assert result.rounds == 6 and not result.stopped_early
+    assert set(result.test) == {"hr@10", "ndcg@10", "global-hr@10", "global-ndcg@10"}
+
+
+def test_the_same_seed_gives_the_same_numbers(fakes: Any, tmp_path: Path) -> None:
+    first, second = (run(fakes, fakes.FakeGrid(), tmp_path / name) for name in "ab")
+    for name, array in first.arrays.items():
+        assert array.data == second.arrays[name].data
+    assert first.test == second.test
+
+
+def test_the_private_group_does_not_change_on_the_server(fakes: Any, tmp_path: Path) -> None:
+    grid = fakes.FakeGrid()
+    state = LoopState(fakes.model_arrays())
+    loop = fakes.make_loop(grid, tmp_path, fakes.make_settings(warmup_rounds=0))
+    before = state.arrays["gate"].data
+    loop.run(state)
+    assert state.arrays["gate"].data == before
+    assert len(grid.gates) > 0
+
+
+def test_traffic_is_counted_per_client(fakes: Any, tmp_path: Path) -> None:
+    grid = fakes.FakeGrid()
+    run(fakes, grid, tmp_path, num_rounds=1, evaluate_every=0, warmup_rounds=0)
+    (record,) = lines(tmp_path)
+    arrays = fakes.model_arrays()
+    everything, gate = arrays.count_bytes(), len(arrays["gate"].data) + len("gate")
+    assert record["bytes_down"] > 5 * everything  # the config travels as well
+    assert record["bytes_down"] < 5 * (everything + 300)
+    assert 5 * (everything - gate) < record["bytes_up"] < 5 * (everything - gate + 300)
+
+
+def test_evaluation_uses_one_fixed_sample_and_at_the_end_everybody(fakes: Any, tmp_path: Path) -> None:
+    grid = fakes.FakeGrid()
+    run(fakes, grid, tmp_path)
+    samples = {
+        round_: sorted(c for stage, c, r, split in grid.sent[:-20] if stage == "evaluate" and r == round_)
+        for round_ in (2, 4, 6)
+    }
+    assert len(samples[2]) == 4 and samples[2] == samples[4] == samples[6]
+    final = [(split, client) for stage, client, _, split in grid.sent[-20:] if stage == "evaluate"]
+    assert sorted(final) == sorted((split, client) for split in ("validation", "test") for client in range(10))
+
+
+def test_the_sample_changes_by_one_when_a_client_leaves(fakes: Any, tmp_path: Path) -> None:
+    samples = []
+    for clients in (10, 9):
+        loop = fakes.make_loop(fakes.FakeGrid(clients), tmp_path / str(clients), fakes.make_settings())
+        samples.append(set(loop._sample()))
+    assert len(samples[0] - samples[1]) <= 1
+
+
+def test_the_last_round_is_evaluated_too(fakes: Any, tmp_path: Path) -> None:
+    run(fakes, fakes.FakeGrid(), tmp_path, num_rounds=5, evaluate_every=3)
+    assert [r["round"] for r in lines(tmp_path) if r["validation"]] == [3, 5]
+
+
+def test_evaluate_every_zero_evaluates_only_at_the_end(fakes: Any, tmp_path: Path) -> None:
+    result = run(fakes, fakes.FakeGrid(), tmp_path, evaluate_every=0)
+    assert all(r["validation"] is None for r in lines(tmp_path))
+    assert result.best_round == 6 and result.validation["ndcg@10"] is not None
+
+
+def test_patience_stops_the_run_and_the_best_model_comes_back(fakes: Any, tmp_path: Path) -> None:
+    grid = fakes.FakeGrid()
+    scores = {1: 0.2, 2: 0.5, 3: 0.4, 4: 0.5, 5: 0.9}  # an equal score is no better one
+    grid.score = lambda round_: scores[round_]
+    state = LoopState(fakes.model_arrays())
+    settings = fakes.make_settings(num_rounds=10, evaluate_every=1, patience=2)
+    loop = fakes.make_loop(grid, tmp_path, settings)
+    kept: dict[int, bytes] = {}
+    original = loop.tracker.round
+    loop.tracker.round = lambda record, _: (kept.update({record["round"]: state.arrays["item"].data}), original(record))
+    result = loop.run(state)
+    assert (result.rounds, result.best_round, result.stopped_early) == (4, 2, True)
+    assert result.arrays["item"].data == kept[2] != kept[4]
+    # The final evaluation asks with the best round's number: its schedule is the one that holds for these arrays.
+    assert {r for stage, _, r, split in grid.sent if split == "test"} == {2}
+    assert [r["best"] for r in lines(tmp_path)] == [True, True, False, False]
+
+
+def test_a_failed_client_is_named_and_the_round_goes_on(fakes: Any, tmp_path: Path) -> None:
+    grid = fakes.FakeGrid()
+    grid.fail = lambda client, stage, round_: (
+        f"client {client}: train: ValueError: bad luck\nTraceback" if (client, stage) == (3, "train") else None
+    )
+    console = fakes.quiet_console()
+    loop = fakes.make_loop(grid, tmp_path, fakes.make_settings(client_fraction=1.0), console=console)
+    result = loop.run(LoopState(fakes.model_arrays()))
+    failed = lines(tmp_path)[0]["failed"]
+    assert failed == [{"client": 3, "node": fakes.FIRST_NODE + 3, "stage": "train", "reason": "ValueError: bad luck"}]
+    assert result.failed_replies == 6
+    assert "round 1: 1 failed - client 3 (train): ValueError: bad luck\n" in console.file.getvalue()
+
+
+def test_a_client_that_stays_silent_counts_as_failed(fakes: Any, tmp_path: Path) -> None:
+    grid = fakes.SavingGrid()
+    grid.silent = {4}
+    run(fakes, grid, tmp_path, num_rounds=1, client_fraction=1.0)
+    assert [(f["client"], f["reason"]) for f in lines(tmp_path)[0]["failed"]][:1] == [(4, "no reply in time")]
+
+
+def test_a_refused_reply_counts_as_failed(fakes: Any, tmp_path: Path) -> None:
+    grid = fakes.FakeGrid()
+    honest = grid._train
+
+    def poisoned(client: int, round_: int, arrays: Any, private: bool) -> Any:
+        content = honest(client, round_, arrays, private)
+        if client == 2:
+            content["metrics"]["loss"] = math.nan
+        return content
+
+    grid._train = poisoned
+    run(fakes, grid, tmp_path, num_rounds=1, client_fraction=1.0)
+    (failed,) = lines(tmp_path)[0]["failed"]
+    assert failed["client"] == 2 and failed["reason"].startswith("reply refused: metric 'loss'")
+
+
+def test_too_few_replies_fail_the_run_and_name_the_clients(fakes: Any, tmp_path: Path) -> None:
+    grid = fakes.FakeGrid()
+    grid.fail = lambda client, stage, round_: "OSError: disk gone" if round_ == 2 and client != 0 else None
+    with pytest.raises(FedMoEError) as caught:
+        run(fakes, grid, tmp_path, client_fraction=1.0)
+    message = str(caught.value)
+    assert message.startswith("round 2, train: only 1 of 10 clients replied")
+    assert "client 1 (train): OSError: disk gone; client 2 (train):" in message and "and 6 more" in message
+    assert "min_reply_fraction" in message and "\n" not in message
+
+
+def test_metrics_without_ndcg_are_refused(fakes: Any, tmp_path: Path) -> None:
+    grid = fakes.FakeGrid()
+    honest = grid._evaluate
+
+    def other(round_: int, arrays: Any) -> Any:
+        content = honest(round_, arrays)
+        del content["metrics"]["ndcg@10"]
+        return content
+
+    grid._evaluate = other
+    with pytest.raises(FedMoEError, match=r"round 2, validation: the clients reported no finite 'ndcg@10'"):
+        run(fakes, grid, tmp_path)
+
+
+def test_arrays_keep_their_type(fakes: Any, tmp_path: Path) -> None:
+    result = run(fakes, fakes.FakeGrid(), tmp_path)
+    assert {array.dtype for array in result.arrays.values()} == {"float32"}
+    assert all(np.isfinite(array.numpy()).all() for array in result.arrays.values())

@@ -1,0 +1,157 @@
+"""Attention over the memory, router, losses, groups: against arrays worked out by hand or the plain formula."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from errors import FedMoEError
+from model.experts import attend, has_view, usable_memory
+from model.groups import parameter_names
+from model.losses import bpr_loss, gbce_loss, softmax_loss
+from model.memory import Memory, latest_memory, window_memory
+from model.router import ItemRouter, load_balance_loss
+from model.sasrec import SASRec, attention_mask
+from model.verify import small_model
+
+
+def test_memory_of_a_window_by_hand() -> None:
+    # Earlier items 1 2 3 4, window 5 6 7 8; K = 4, R = 2: the segments start at the inputs 5 and 7.
+    memory = window_memory(torch.arange(1, 9).unsqueeze(0), length=4, size=4, refresh=2)
+    assert memory.items.tolist() == [[2, 3, 4, 5, 6, 7]]
+    seen = [memory.items[0, row].tolist() for row in memory.visible()]
+    assert seen == [[2, 3, 4, 5], [4, 5, 6, 7]]
+    assert memory.segment.tolist() == [[0, 0, 1, 1]]
+
+
+def test_segments_of_a_short_history_start_at_its_first_item() -> None:
+    # Padding, then 6 7 8: the segments start at 6 and 8, and the last of them has no position of its own here.
+    memory = window_memory(torch.tensor([[0, 0, 0, 6, 7, 8]]), length=4, size=2, refresh=2)
+    assert memory.segment.tolist() == [[0, 0, 0, 1]]
+    assert [memory.items[0, row].tolist() for row in memory.visible()] == [[0, 6], [7, 8]]
+    assert latest_memory(torch.tensor([[1, 2, 3]]), 2).items.tolist() == [[2, 3]]
+
+
+@given(seed=st.integers(0, 10_000), refresh=st.sampled_from([1, 2, 5]), heads=st.sampled_from([1, 2]), scale=st.sampled_from([0.1, 3.0, 60.0]))
+@settings(max_examples=30, deadline=None)
+def test_attention_equals_the_plain_softmax(seed: int, refresh: int, heads: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    context = torch.randint(0, 12, (2, 16), generator=generator)
+    memory = window_memory(context, 10, 10, refresh)
+    size = memory.items.shape[1]
+    query, key, value = (torch.randn(2, n, 8, generator=generator) for n in (7, size, size))
+    candidates = torch.randint(1, 12, (2, 7), generator=generator)
+    present = torch.rand(12, generator=generator) > 0.2
+    present[0] = False
+    usable = usable_memory(candidates, memory, present)
+    logits = scale * torch.einsum("bnhd,bchd->bhnc", query.view(2, 7, heads, -1), key.view(2, size, heads, -1))
+    allowed = usable.unsqueeze(1) & memory.visible()[None, :, None]
+    masked = (logits * (8 // heads) ** -0.5).unsqueeze(2).masked_fill(~allowed.unsqueeze(1), -1e9)
+    weights = masked.softmax(dim=-1) * allowed.any(dim=-1)[:, None, :, :, None]
+    expected = torch.einsum("bhmnc,bchd->bmnhd", weights, value.view(2, size, heads, -1)).flatten(3)
+    found = attend(scale * query, key, value, usable, memory, heads)
+    # Beyond a reach of 60 below the highest logit of the whole context, weights of a segment are levelled.
+    near = scale < 10
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4) if near else None
+    assert found.isfinite().all()
+    assert torch.equal(has_view(usable, memory), allowed.any(dim=-1))
+
+
+def test_usable_memory_by_hand() -> None:
+    memory = Memory(torch.tensor([[0, 3, 4, 5]]), torch.zeros(1, 1, dtype=torch.int64), block=4, blocks=1)
+    present = torch.tensor([False, True, True, True, True, False])  # item 5 has no picture
+    assert usable_memory(torch.tensor([[3, 1, 5]]), memory, present).tolist() == [
+        [[False, False, True, False], [False, True, True, False], [False, False, False, False]]
+    ]
+
+
+def test_router_masks_what_is_not_available() -> None:
+    router = ItemRouter(4, 2, 0.0)
+    available = torch.tensor([[[[True, True], [True, False], [False, False]]]])
+    weights = router(torch.randn(1, 3, 4), available)
+    assert weights.shape == (1, 1, 3, 2)
+    assert weights[0, 0, 0].sum().item() == pytest.approx(1.0)
+    assert weights[0, 0, 1].tolist() == [1.0, 0.0]
+    assert weights[0, 0, 2].tolist() == [0.0, 0.0]
+
+
+def test_load_balance_counts_only_real_choices() -> None:
+    weights = torch.tensor([[0.75, 0.25], [1.0, 0.0]])
+    available = torch.tensor([[True, True], [True, False]])
+    assert load_balance_loss(weights, available).item() == pytest.approx(2 * 0.25**2)
+    assert load_balance_loss(weights[1:], available[1:]).item() == 0.0
+
+
+POSITIVE = torch.tensor([[1.0, 5.0]])
+NEGATIVE = torch.tensor([[[0.0, 2.0], [9.0, 9.0]]])
+VALID = torch.tensor([[True, False]])  # the second position is padding
+
+
+def test_softmax_loss_by_hand() -> None:
+    expected = -math.log(math.e / (math.e + 1 + math.e**2))
+    assert softmax_loss(POSITIVE, NEGATIVE, VALID).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_bpr_loss_by_hand() -> None:
+    expected = (math.log1p(math.exp(0 - 1)) + math.log1p(math.exp(2 - 1))) / 2
+    assert bpr_loss(POSITIVE, NEGATIVE, VALID).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_gbce_loss_by_hand() -> None:
+    # 2 of 10 negatives: a = .2; t = .75: beta = .2 * (.75 * (1 - 5) + 5) = .4
+    expected = 0.4 * math.log1p(math.exp(-1)) + math.log(2) + math.log1p(math.exp(2))
+    assert gbce_loss(POSITIVE, NEGATIVE, VALID, num_items=11, calibration=0.75).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [softmax_loss, bpr_loss, lambda p, n, v: gbce_loss(p, n, v, 3, 0.0)])
+def test_losses_leave_out_a_negative_that_is_masked(loss) -> None:  # type: ignore[no-untyped-def]
+    negative = NEGATIVE.clone()
+    negative[0, 0, 1] = -torch.inf
+    found = loss(POSITIVE, negative, VALID)
+    assert found.isfinite()
+    assert found < loss(POSITIVE, NEGATIVE, VALID)
+
+
+def test_padding_is_never_looked_at() -> None:
+    torch.manual_seed(0)
+    sasrec = SASRec(8, 2, 2, 0.0, 6).eval()
+    vectors, present = torch.randn(1, 6, 8), torch.tensor([[False, False, True, True, True, True]])
+    noise = torch.where(present.unsqueeze(-1), vectors, torch.randn(1, 6, 8) * 100)
+    torch.testing.assert_close(sasrec(vectors, present)[:, 2:], sasrec(noise, present)[:, 2:])
+    assert attention_mask(present)[0, 0].any(dim=-1).all()
+
+
+def test_groups_hold_every_parameter_once() -> None:
+    model = small_model(item_representation="id+content")
+    groups = parameter_names(model)
+    named = [name for names in groups.values() for name in names]
+    assert sorted(named) == sorted(name for name, _ in model.named_parameters())
+    assert groups["gate"] == ["gate.value"]
+    assert "items.ids.weight" in groups["embedding"]
+    assert all(groups.values())
+
+
+def test_a_parameter_without_a_group_is_refused_by_name() -> None:
+    model = small_model()
+    model.stray = torch.nn.Linear(2, 2)
+    with pytest.raises(FedMoEError, match=r"stray\.weight"):
+        parameter_names(model)
+
+
+def test_the_model_is_drawn_from_the_seed_alone() -> None:
+    from data.registry import load_dataset
+    from model.build import initial_arrays, parameter_groups
+    from settings_loading import load_settings
+
+    settings, _ = load_settings(["dataset=synthetic", "users=20", "dim=8", "attention_dim=8"])
+    dataset = load_dataset(settings.data, settings.seed)
+    first = initial_arrays(settings, dataset)
+    torch.rand(5)
+    second = initial_arrays(settings, dataset)
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert set(parameter_groups(settings, dataset)["visual_expert"]) <= set(first)

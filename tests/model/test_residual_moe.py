@@ -1,0 +1,184 @@
+"""The mixture: what it equals, what it may see, and what happens where a modality is missing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model import verify
+from model.items import FixedFeatures
+from model.memory import window_memory
+from model.residual_moe import Architecture, ResidualMoE
+from model.verify import ITEMS, LENGTH, small_batch, small_model
+
+FUSIONS = ("residual", "competitive", "score")
+
+
+@pytest.mark.parametrize("fact", verify.FACTS)
+def test_fact(fact: str) -> None:
+    assert verify.FACTS[fact]()
+
+
+def test_verify_exits_1_if_a_fact_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify.main() == 0
+    monkeypatch.setitem(verify.FACTS, next(iter(verify.FACTS)), lambda: False)
+    assert verify.main() == 1
+    assert "FAILS  1." in capsys.readouterr().out
+
+
+def sasrec_scores(mixture: ResidualMoE, context: Tensor, candidates: Tensor) -> Tensor:
+    sasrec = small_model(mixture=False, score=mixture.architecture.score)
+    sasrec.load_state_dict({name: mixture.state_dict()[name] for name in sasrec.state_dict()})
+    return sasrec(context, LENGTH, candidates).scores
+
+
+@pytest.mark.parametrize("score", ["dot", "cosine"])
+@pytest.mark.parametrize("fusion", ["residual", "score"])
+def test_gate_0_is_sasrec_to_the_last_bit(fusion: str, score: str) -> None:
+    context, candidates = small_batch()
+    model = small_model(fusion=fusion, score=score)
+    with torch.no_grad():
+        model.gate.value.zero_()
+    assert torch.equal(model(context, LENGTH, candidates).scores, sasrec_scores(model, context, candidates))
+
+
+def long_way(model: ResidualMoE, context: Tensor, candidates: Tensor) -> Tensor:
+    """Scores by the formulas of the reference, one position and one candidate at a time."""
+    a = model.architecture
+    states, vectors = model.states(context[:, -LENGTH:]), model.items(candidates)
+    memory = window_memory(context, LENGTH, a.memory_size, a.memory_refresh)
+    said = model.expert_views(candidates, vectors, memory)
+    scores = torch.zeros(len(context), LENGTH, candidates.shape[1])
+    for b in range(len(context)):
+        for t in range(LENGTH):
+            for n in range(candidates.shape[1]):
+                m = int(memory.segment[b, t])
+                weights, views = said.weights[b, m, n], said.views[b, m, n]
+                seq, e = states[b, t], vectors[b, n]
+                if a.fusion == "score":
+                    own = a.dim**0.5 * torch.cosine_similarity(views, e.expand_as(views), dim=-1)
+                    main = seq @ e if a.score == "dot" else a.dim**0.5 * torch.cosine_similarity(seq, e, dim=0)
+                    scores[b, t, n] = main + model.gate.value * (weights * own).sum()
+                    continue
+                if a.fusion == "competitive":
+                    final = weights[0] * seq + weights[1] * views[0] + weights[2] * views[1]
+                else:
+                    final = seq + model.gate.value * (weights[0] * views[0] + weights[1] * views[1])
+                dot = a.score == "dot"
+                scores[b, t, n] = final @ e if dot else a.dim**0.5 * torch.cosine_similarity(final, e, dim=0)
+    return scores
+
+
+@pytest.mark.parametrize("score", ["dot", "cosine"])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_fusion_equals_the_formula(fusion: str, score: str) -> None:
+    context, candidates = small_batch()
+    model = small_model(fusion=fusion, score=score)
+    scores = model(context, LENGTH, candidates).scores
+    torch.testing.assert_close(scores, long_way(model, context, candidates), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(scores, sasrec_scores(model, context, candidates))
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@given(position=st.integers(0, LENGTH - 2), seed=st.integers(0, 1000), refresh=st.sampled_from([1, 2, 4, 8]))
+@settings(max_examples=15, deadline=None)
+def test_no_later_item_changes_an_earlier_score(fusion: str, position: int, seed: int, refresh: int) -> None:
+    model = small_model(fusion=fusion, memory_refresh=refresh)
+    context, candidates = small_batch()
+    other = torch.randint(1, ITEMS + 1, context.shape, generator=torch.Generator().manual_seed(seed))
+    later = torch.arange(context.shape[1]) > context.shape[1] - LENGTH + position
+    changed = torch.where(later & (context > 0), other, context)
+    before, after = (model(items, LENGTH, candidates).scores for items in (context, changed))
+    torch.testing.assert_close(before[:, : position + 1], after[:, : position + 1], atol=2e-6, rtol=0)
+
+
+def test_ranking_uses_the_same_scores_as_training() -> None:
+    # With a memory of its own for every position, ranking after a context is the window's last position.
+    model = small_model(memory_refresh=1)
+    context, candidates = small_batch()
+    torch.testing.assert_close(
+        model.rank_scores(context, candidates), model(context, LENGTH, candidates).scores[:, -1], atol=1e-5, rtol=1e-5
+    )
+
+
+def test_candidate_is_masked_out_of_its_own_memory() -> None:
+    model = small_model()
+    context = torch.full((1, 2 * LENGTH), 7)
+    said = model(context, LENGTH, torch.tensor([[7, 8]])).views
+    assert not said.available[:, :, 0].any()
+    assert said.available[:, :, 1].all()
+    assert (said.weights[:, :, 0] == 0).all()
+
+
+def features(width: int, without: list[int]) -> FixedFeatures:
+    present = torch.arange(ITEMS + 1) > 0
+    present[without] = False
+    return FixedFeatures(torch.randn(ITEMS + 1, width).numpy(), present.numpy())
+
+
+def model_with(visual: FixedFeatures | None, text: FixedFeatures | None) -> ResidualMoE:
+    torch.manual_seed(0)
+    sizes = {"dim": 16, "max_seq_len": LENGTH, "attention_dim": 8, "memory_size": 8, "memory_refresh": 4}
+    return ResidualMoE(Architecture(ITEMS, **sizes), visual, text).eval()
+
+
+def test_one_modality_missing_gives_the_other_all_the_weight() -> None:
+    context, candidates = small_batch()
+    model = model_with(None, features(10, []))
+    assert list(model.experts) == ["semantic"]
+    said = model(context, LENGTH, candidates).views
+    torch.testing.assert_close(said.weights, said.available.float())
+
+
+def test_both_modalities_missing_is_sasrec() -> None:
+    context, candidates = small_batch()
+    model, with_text = model_with(None, None), model_with(None, features(10, []))
+    assert not model.experts
+    assert model.router is None
+    assert model.gate is None
+    model.load_state_dict({name: with_text.state_dict()[name] for name in model.state_dict()})
+    with torch.no_grad():
+        with_text.gate.value.zero_()
+    assert torch.equal(model(context, LENGTH, candidates).scores, with_text(context, LENGTH, candidates).scores)
+
+
+def test_an_item_without_a_picture_is_left_to_the_semantic_expert() -> None:
+    context, _ = small_batch()
+    candidates = torch.tensor([[5, 6], [5, 6]])
+    said = model_with(features(12, [5]), features(10, [])).forward(context, LENGTH, candidates).views
+    spoken = said.available[0, :, 0]
+    assert not spoken[:, 0].any()
+    torch.testing.assert_close(said.weights[0, :, 0, 1], spoken[:, 1].float())
+    assert (said.weights[0, :, 1] > 0).all()
+
+
+def test_an_item_without_any_modality_has_sasrecs_score() -> None:
+    context, _ = small_batch()
+    candidates = torch.tensor([[5, 6], [5, 6]])
+    model = model_with(features(12, [5]), features(10, [5]))
+    scores = model(context, LENGTH, candidates).scores
+    with torch.no_grad():
+        model.gate.value.zero_()
+    without = model(context, LENGTH, candidates).scores
+    assert torch.equal(scores[:, :, 0], without[:, :, 0])
+    assert not torch.equal(scores[:, :, 1], without[:, :, 1])
+
+
+@pytest.mark.parametrize("norm", ["norm_sequence", "norm_visual", "norm_semantic"])
+def test_each_layer_norm_can_be_switched_off(norm: str) -> None:
+    model = small_model(**{norm: False})
+    names = [name for name, _ in model.named_parameters() if name.startswith("norms.")]
+    assert len(names) == 4
+    assert not any(norm.removeprefix("norm_") in name for name in names)
+
+
+def test_id_and_content_starts_new_items_near_similar_ones() -> None:
+    model = small_model(item_representation="id+content")
+    with torch.no_grad():
+        model.items.ids.weight.zero_()
+    vectors = model.items(torch.tensor([[1, 2, 0]]))
+    assert vectors[0, :2].abs().sum() > 0
+    assert (vectors[0, 2] == 0).all()

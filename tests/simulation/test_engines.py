@@ -1,0 +1,77 @@
+"""The two engines: the same numbers, the same errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import simulation_apps as apps
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from errors import FedMoEError
+from settings import SimulationSettings
+from simulation import run_simulation
+from simulation.flower_runtime import console_handler
+from simulation.ray_cluster import start_ray
+
+CLIENTS = 8
+RESOURCES = SimulationSettings(client_cpus=0.5)
+FAILURE = "client 5: train: RuntimeError: out of luck"
+
+
+def outcome(engine: str, resources: SimulationSettings, folder: Path) -> dict[str, np.ndarray]:
+    out = folder / "out.npz"
+    config: dict[str, bool | int | float | str] = {"colour": "red", "clients": CLIENTS, "out": str(out)}
+    run_simulation(engine, apps.server_app, "simulation_apps:app", CLIENTS, config, resources)
+    with np.load(out) as file:
+        return dict(file)
+
+
+def test_flower_and_ray_agree_to_the_last_bit(tmp_path: Path) -> None:
+    level = console_handler.level
+    flower = outcome("flower", RESOURCES, tmp_path)
+    assert not ray.is_initialized()
+    start_ray()
+    try:
+        two = outcome("ray", SimulationSettings(client_cpus=0.25, hosts=2), tmp_path)
+        three = outcome("ray", SimulationSettings(client_cpus=0.25, hosts=3), tmp_path)
+    finally:
+        ray.shutdown()
+    for other in (two, three):
+        assert flower.keys() == other.keys()
+        assert all(flower[name].tobytes() == other[name].tobytes() for name in flower if name != "processes")
+    assert (len(set(two["processes"])), len(set(three["processes"]))) == (2, 3)
+    assert flower["failures"].tolist() == [FAILURE]
+    # Client 5 failed in round 1, was rolled back, and so has one visit where the others have two.
+    assert flower["visits"].tolist() == [1] * 7 + [2, 2, 2, 2, 2, 1, 2, 2]
+    assert console_handler.level == level
+
+
+@pytest.mark.parametrize("engine", ["ray", "flower"])
+def test_what_the_server_raises_comes_out(engine: str) -> None:
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        raise FedMoEError(f"nothing for {context.run_config['colour']}")
+
+    with pytest.raises(FedMoEError, match=r"^nothing for red$"):
+        run_simulation(engine, server_app, "simulation_apps:app", 2, {"colour": "red"}, RESOURCES)
+    assert not ray.is_initialized()
+
+
+def test_flower_does_not_start_with_a_client_app_that_is_not_there() -> None:
+    with pytest.raises(FedMoEError, match=r"^client app 'no_such_module:app' cannot be loaded: ModuleNotFoundError"):
+        run_simulation("flower", ServerApp(), "no_such_module:app", 2, {}, RESOURCES)
+
+
+def test_unknown_engine_and_cluster() -> None:
+    with pytest.raises(FedMoEError, match="simulation.engine 'spark' is not known"):
+        run_simulation("spark", ServerApp(), "simulation_apps:app", 2, {}, RESOURCES)
+    with pytest.raises(FedMoEError, match="cannot reach the Ray cluster at 127.0.0.1:9"):
+        run_simulation("ray", ServerApp(), "simulation_apps:app", 2, {}, RESOURCES, ray_address="127.0.0.1:9")
+    with pytest.raises(FedMoEError, match="address 'here' is no address: write host:port"):
+        run_simulation("flower", ServerApp(), "simulation_apps:app", 2, {}, RESOURCES, ray_address="here")

@@ -1,0 +1,240 @@
+"""RayGrid: order, private state, failures, deaths, timeouts, saving and loading."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import simulation_apps as apps
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+
+from errors import FedMoEError
+from simulation.ray_cluster import start_ray
+from simulation.ray_grid import FIRST_NODE_ID, RayGrid
+
+CLIENTS = 10
+CONFIG: dict[str, bool | int | float | str] = {"colour": "blue"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    started = start_ray()
+    yield
+    if started:
+        ray.shutdown()
+
+
+def new_grid(hosts: int = 2, app: str | ClientApp = "simulation_apps:app") -> RayGrid:
+    return RayGrid(app, CLIENTS, CONFIG, hosts=hosts, client_cpus=0.25)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[RayGrid]:
+    """A grid for the tests that leave nothing behind but visits."""
+    with new_grid() as grid:
+        yield grid
+
+
+@pytest.fixture
+def grid() -> Iterator[RayGrid]:
+    with new_grid() as grid:
+        yield grid
+
+
+def nodes(*client_ids: int) -> list[int]:
+    return [FIRST_NODE_ID + client_id for client_id in client_ids]
+
+
+def everyone() -> list[int]:
+    return nodes(*range(CLIENTS))
+
+
+def send(
+    grid: RayGrid, to: list[int], kind: str = "train", timeout: float | None = None, **config: object
+) -> list[Message]:
+    return list(grid.send_and_receive(apps.requests(to, kind, **config), timeout=timeout))
+
+
+def visits(grid: RayGrid) -> list[int]:
+    return [int(reply.content["config"]["visits"]) for reply in send(grid, everyone(), "evaluate")]
+
+
+def test_nodes_and_clients_are_paired_for_good(shared: RayGrid) -> None:
+    assert list(shared.get_node_ids()) == everyone()
+    pairs = shared.client_ids()
+    assert dict(pairs) == {FIRST_NODE_ID + client: client for client in range(CLIENTS)}
+    assert len(pairs) == CLIENTS and 1 not in pairs and FIRST_NODE_ID + CLIENTS not in pairs
+    replies = send(shared, everyone(), "query")
+    assert [pairs[reply.metadata.src_node_id] for reply in replies] == list(range(CLIENTS))
+    assert [reply.content["config"]["client-id"] for reply in replies] == list(range(CLIENTS))
+
+
+def test_replies_come_in_the_order_of_the_requests(shared: RayGrid) -> None:
+    order = nodes(7, 0, 9, 2, 2, 1, 8, 3)
+    requests = apps.requests(order, "query")
+    replies = list(shared.send_and_receive(requests))
+    assert [reply.metadata.src_node_id for reply in replies] == order
+    assert [r.metadata.reply_to_message_id for r in replies] == [r.metadata.message_id for r in requests]
+    assert len({reply.metadata.message_id for reply in replies}) == len(order)
+
+
+def test_a_client_knows_who_it_is_and_stays_on_its_host(shared: RayGrid) -> None:
+    told = [reply.content["config"] for reply in send(shared, everyone(), "evaluate")]
+    assert {config["colour"] for config in told} == {"blue"}
+    assert {config["clients"] for config in told} == {CLIENTS}
+    assert {config["threads"] for config in told} == {"1"}
+    assert all(config["heavy"] == [] for config in told), "torch was imported without a client asking for it"
+    processes = [config["process"] for config in told]
+    assert processes == [processes[client % 2] for client in range(CLIENTS)]
+    assert len(set(processes) - {os.getpid()}) == 2
+
+
+def test_push_and_pull(shared: RayGrid) -> None:
+    ids = list(shared.push_messages(apps.requests(nodes(1, 2, 3), "query")))
+    got: list[Message] = []
+    end = time.monotonic() + 30
+    while len(got) < 3 and time.monotonic() < end:
+        got += shared.pull_messages(ids)
+    assert sorted(reply.metadata.reply_to_message_id for reply in got) == sorted(ids)
+    assert list(shared.pull_messages(ids)) == [], "a reply is handed out once"
+    assert list(shared.send_and_receive([])) == []
+
+
+def test_create_message_and_run(shared: RayGrid) -> None:
+    content = apps.requests(nodes(0))[0].content
+    message = shared.create_message(content, "train", FIRST_NODE_ID, "3", ttl=5.0)
+    assert (message.metadata.group_id, message.metadata.ttl) == ("3", 5.0)
+    assert message.metadata.run_id == shared.run.run_id
+    shared.set_run(shared.run)
+
+
+def test_private_state_advances_only_where_a_client_was_called(grid: RayGrid) -> None:
+    send(grid, everyone())
+    send(grid, nodes(0, 3), stateless=[0])
+    assert visits(grid) == [1, 1, 1, 2, 1, 1, 1, 1, 1, 1]
+
+
+def test_a_client_that_fails_is_named_and_rolled_back(grid: RayGrid) -> None:
+    send(grid, everyone())
+    replies = send(grid, everyone(), **{"raise": [4], "nothing": [6]})
+    errors = {index: reply.error.reason for index, reply in enumerate(replies) if reply.has_error()}
+    assert errors == {
+        4: "client 4: train: RuntimeError: out of luck",
+        6: "client 6: train: TypeError: the client app returned NoneType, not a Message with reply_to=message",
+    }
+    assert visits(grid) == [2, 2, 2, 2, 1, 2, 1, 2, 2, 2]
+
+
+def test_a_client_cannot_spoil_the_message_of_the_next(shared: RayGrid) -> None:
+    requests = apps.requests(nodes(0, 2, 4), spoil=[0, 2])
+    replies = list(shared.send_and_receive(requests))
+    plain = send(shared, nodes(4))[0]
+    assert np.array_equal(replies[2].content["arrays"]["w"].numpy(), plain.content["arrays"]["w"].numpy())
+    assert requests[0].content["config"]["words"] == ["a"]
+
+
+def test_messages_with_contents_of_their_own(shared: RayGrid) -> None:
+    requests = [apps.requests([node], **{"server-round": 5 + node})[0] for node in nodes(1, 2)]
+    for reply, client in zip(shared.send_and_receive(requests), (1, 2), strict=True):
+        start = apps.start_arrays()["w"].numpy()
+        rng = np.random.default_rng([client, 5 + FIRST_NODE_ID + client])
+        assert np.array_equal(reply.content["arrays"]["w"].numpy(), start + rng.normal(size=(30, 10)).astype("f4"))
+
+
+def test_a_message_to_nobody_is_refused(shared: RayGrid) -> None:
+    with pytest.raises(FedMoEError, match="node 1: the nodes are 2 to 11"):
+        send(shared, [1])
+
+
+def test_after_a_timeout_the_rest_is_given_up(grid: RayGrid) -> None:
+    send(grid, everyone())
+    began = time.monotonic()
+    replies = send(grid, nodes(0, 2, 4, 1), timeout=1.0, sleep=[2], seconds=2.0)
+    assert time.monotonic() - began < 1.9
+    assert [reply.metadata.src_node_id for reply in replies] == nodes(0, 1)
+    # Client 2 was at work, client 4 waited behind it on the same host and was not executed.
+    assert visits(grid) == [2, 2, 2, 1, 1, 1, 1, 1, 1, 1]
+
+
+def test_a_host_that_dies_is_started_again_from_the_snapshot(grid: RayGrid, tmp_path: Path) -> None:
+    send(grid, everyone())
+    assert grid.save_clients(tmp_path / "new") == CLIENTS
+    (tmp_path / "new").rename(tmp_path / "checkpoint")
+    shutil.rmtree(tmp_path / "checkpoint")  # an old checkpoint may be gone when its snapshot is needed
+    send(grid, everyone())
+    replies = send(grid, everyone(), exit=[3])
+    # Host 1 had answered for client 1 before client 3 ended it; 5, 7 and 9 were still waiting.
+    assert [client for client, reply in enumerate(replies) if reply.has_error()] == [3, 5, 7, 9]
+    assert str(replies[3].error.reason).startswith("client 3: train: host 1 died before it replied")
+    assert "\n" not in str(replies[3].error.reason)
+    assert visits(grid) == [3, 1] * 5
+
+
+def test_a_host_that_dies_without_a_snapshot_starts_empty(grid: RayGrid, tmp_path: Path) -> None:
+    send(grid, everyone())
+    send(grid, nodes(0), exit=[0])
+    assert visits(grid) == [0, 1] * 5
+    # The same for a host whose death shows only when its state is asked for.
+    os.kill(int(send(grid, nodes(1), "evaluate")[0].content["config"]["process"]), 9)
+    time.sleep(0.5)
+    assert grid.save_clients(tmp_path) == 0
+    assert visits(grid) == [0] * CLIENTS
+
+
+@pytest.mark.parametrize("hosts", [1, 3])
+def test_state_moves_to_another_number_of_hosts(tmp_path: Path, hosts: int) -> None:
+    with new_grid() as first:
+        send(first, everyone(), stateless=[9])
+        send(first, nodes(0, 5))
+        assert first.save_clients(tmp_path) == CLIENTS - 1
+    with new_grid(hosts) as second:
+        send(second, nodes(9))
+        assert second.load_clients(tmp_path) == CLIENTS - 1
+        assert visits(second) == [2, 1, 1, 1, 1, 2, 1, 1, 1, 0]
+
+
+def test_a_damaged_file_is_named(shared: RayGrid, tmp_path: Path) -> None:
+    with pytest.raises(FedMoEError, match=r"clients\.json cannot be read"):
+        shared.load_clients(tmp_path)
+    shared.save_clients(tmp_path)
+    file = tmp_path / "clients-00001.bin"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(FedMoEError, match=r"clients-00001\.bin cannot be read \(cut short\)"):
+        shared.load_clients(tmp_path)
+
+
+def test_an_app_object_and_what_cannot_be_loaded() -> None:
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: object) -> Message:
+        return Message(message.content, reply_to=message)
+
+    with new_grid(1, app) as grid:
+        assert send(grid, nodes(0), "query")[0].content["config"]["words"] == ["a"]
+    with new_grid(1, "simulation_apps:not_an_app") as grid, pytest.raises(FedMoEError, match="is a int, not a"):
+        send(grid, nodes(0))
+    missing = r"^client app 'no_such_module:app' cannot be loaded: ModuleNotFoundError"
+    with new_grid(1, "no_such_module:app") as grid, pytest.raises(FedMoEError, match=missing):
+        send(grid, nodes(0))
+    with new_grid(1, "simulation_apps:app") as grid:
+        grid.close()
+        with pytest.raises(FedMoEError, match="has been closed"):
+            send(grid, nodes(0))
+
+
+def test_resources_that_are_not_there() -> None:
+    with pytest.raises(FedMoEError, match="no client fits: simulation.client_cpus 5000"):
+        RayGrid("simulation_apps:app", CLIENTS, CONFIG, client_cpus=5000)
+    with pytest.raises(FedMoEError, match="simulation.hosts 4000: only"):
+        RayGrid("simulation_apps:app", CLIENTS, CONFIG, hosts=4000)
+    with pytest.raises(FedMoEError, match="at least one client"):
+        RayGrid("simulation_apps:app", 0, CONFIG)
+    assert ray.is_initialized(), "a grid leaves Ray running that it has not started"
