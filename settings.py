@@ -69,9 +69,7 @@ class DataSettings(Section):
     text_file: str | None = Field(
         "titles", description="text features: .npy, .pt, .safetensors; 'titles': from titles and genres; null: none"
     )
-    visual_file: str | None = Field(
-        None, description="visual features: .npy, .pt or .safetensors; null: no pictures"
-    )
+    visual_file: str | None = Field(None, description="visual features: .npy, .pt or .safetensors; null: no pictures")
     feature_dim: CountOrZero = Field(
         128, description="features wider than this are reduced to so many principal components; 0: never"
     )

@@ -1,0 +1,1 @@
+"""Measurements: quality against central training and popularity, and speed. Nothing of the product imports them."""

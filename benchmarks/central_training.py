@@ -1,4 +1,4 @@
-"""Train the model of a federated run centrally: the same windows, loss and evaluator, in shuffled batches of all users."""
+"""Train the model of a federated run centrally: same windows, loss and evaluator, shuffled batches of all users."""
 
 from __future__ import annotations
 
@@ -66,16 +66,16 @@ def train_centrally(
             losses.append(float(losses_of_batch.ranking.detach()))
         if epoch % plan.evaluate_every == 0 or epoch == plan.epochs:
             found = _validation(model, settings, dataset)
-            progress(f"epoch {epoch}/{plan.epochs}  loss {np.mean(losses):.4f}  HR@10 {found['hr@10']:.4f}  "
-                     f"NDCG@10 {found['ndcg@10']:.4f}")
+            progress(
+                f"epoch {epoch}/{plan.epochs}  loss {np.mean(losses):.4f}  HR@10 {found['hr@10']:.4f}  "
+                f"NDCG@10 {found['ndcg@10']:.4f}"
+            )
             if found["ndcg@10"] > best:
                 best = found["ndcg@10"]
                 best_state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(best_state)
     length = max(settings.model.max_seq_len, settings.model.memory_size)
-    return model, split_metrics(
-        model_scorer(model), dataset.interactions, settings.evaluation, settings.seed, length
-    )
+    return model, split_metrics(model_scorer(model), dataset.interactions, settings.evaluation, settings.seed, length)
 
 
 def _validation(model: ResidualMoE, settings: Settings, dataset: Dataset) -> dict[str, float]:
@@ -102,9 +102,7 @@ def _all_windows(settings: Settings, dataset: Dataset) -> _Windows:
     )
 
 
-def _batches(
-    windows: _Windows, dataset: Dataset, settings: Settings, size: int, epoch: int
-) -> Iterator[WindowBatch]:
+def _batches(windows: _Windows, dataset: Dataset, settings: Settings, size: int, epoch: int) -> Iterator[WindowBatch]:
     rng = generator(settings.seed, "central", epoch)
     count = settings.training.num_negatives
     order = rng.permutation(len(windows.users))

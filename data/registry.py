@@ -19,12 +19,13 @@ from data import movielens
 from data.catalogue import ItemFeatures, find_id_file, load_features
 from data.files import write_folder
 from data.interactions import Interactions, from_events, without_short_users
+from data.reduction import principal_components
 from data.synthetic import synthetic
 from data.titles import Film, title_features
 from errors import FedMoEError
 from settings import DataSettings
 
-_FORM = 1  # part of the cache's key; a change of what is parsed, or how, must change it
+_FORM = 2  # part of the cache's key; a change of what is parsed, or how, must change it
 _TITLES = "titles"
 
 
@@ -134,7 +135,11 @@ def _build(settings: DataSettings, seed: int, sources: Mapping[str, Path]) -> Da
         dataset = replace(dataset, visual=load_features(sources["visual"], item_ids, sources.get("visual ids")))
     if "text" in sources:
         dataset = replace(dataset, text=load_features(sources["text"], item_ids, sources.get("text ids")))
-    return dataset
+    return replace(dataset, text=_reduced(dataset.text, settings), visual=_reduced(dataset.visual, settings))
+
+
+def _reduced(features: ItemFeatures | None, settings: DataSettings) -> ItemFeatures | None:
+    return None if features is None else principal_components(features, settings.feature_dim)
 
 
 def _build_synthetic(settings: DataSettings, seed: int) -> Dataset:

@@ -48,7 +48,9 @@ def window_batches(
         yield WindowBatch(
             _tensor(context[chosen], device),
             _tensor(windows.targets[chosen], device),
-            None if training.loss == "softmax" else _tensor(_negatives(rng, num_items, seen, len(chosen), training), device),
+            None
+            if training.loss == "softmax"
+            else _tensor(_negatives(rng, num_items, seen, len(chosen), training), device),
         )
 
 

@@ -17,8 +17,9 @@ from model.dropout import SharedDropout
 from model.items import FixedFeatures
 from model.memory import Memory
 
-_REACH = 60.0  # exp(-60) is 1e-26: weights this small do not count, yet their sums are normal float32 numbers
-_LOWEST = -1e30  # stands in for the highest of no logits
+# Subtracting the highest logit, as a softmax does, would let later items touch the last digits of earlier scores.
+# Logits beyond 60 do not come up in training, and exp(60), about 1e26, can still be summed in float32.
+_REACH = 60.0
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, usable: Tensor, memory: Memory, heads: int) -> Tensor:
@@ -31,10 +32,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, usable: Tensor, memory: Me
     """
     query, key, value = (_split_heads(tensor, heads) for tensor in (query, key, value))
     logits = (query @ key.transpose(2, 3)) * query.shape[-1] ** -0.5  # [B, H, N, C]
-    masked = logits.masked_fill(~usable.unsqueeze(1), -torch.inf)
-    # The floor keeps the sums of a segment whose logits all lie far below another segment's above underflow.
-    highest = masked.detach().amax(dim=-1, keepdim=True).clamp_min(_LOWEST)
-    exponentials = (masked - highest).clamp_min(-_REACH).exp() * usable.unsqueeze(1)
+    exponentials = logits.clamp(-_REACH, _REACH).exp() * usable.unsqueeze(1)
     summed = _sum_segments(exponentials, functional.pad(value, (0, 1), value=1.0), memory)
     attended = summed[..., :-1] / summed[..., -1:].clamp_min(torch.finfo(value.dtype).tiny)  # [B, H, M, N, D / H]
     return attended.permute(0, 2, 3, 1, 4).flatten(3)
@@ -84,7 +82,7 @@ class VisualExpert(nn.Module):
         self.output = nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), SharedDropout(dropout))
 
     def forward(self, candidates: Tensor, vectors: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Return the expert's view ``[B, M, N, D]`` of candidates ``[B, N]``, and where it has one, bool ``[B, M, N]``."""
+        """Return the view ``[B, M, N, D]`` of candidates ``[B, N]``, and where there is one, bool ``[B, M, N]``."""
         features = self._features[0]
         usable = usable_memory(candidates, memory, features.present)
         pictures = features.values[memory.items]
@@ -107,7 +105,7 @@ class SemanticExpert(nn.Module):
         self.output = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.ReLU(), SharedDropout(dropout))
 
     def forward(self, candidates: Tensor, vectors: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Return the expert's view ``[B, M, N, D]`` of candidates ``[B, N]``, and where it has one, bool ``[B, M, N]``.
+        """Return the view ``[B, M, N, D]`` of candidates ``[B, N]``, and where there is one, bool ``[B, M, N]``.
 
         vectors: the candidates' item vectors ``[B, N, D]``.
         """
@@ -116,5 +114,3 @@ class SemanticExpert(nn.Module):
         texts = features.values[memory.items]
         mixed = attend(self.query(vectors), self.key(texts), self.value(texts), usable, memory, self.heads)
         return self.output(mixed), has_view(usable, memory)
-
-

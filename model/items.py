@@ -32,11 +32,11 @@ class FixedFeatures(nn.Module):
 
 
 def _standardised(values: Tensor, present: Tensor) -> Tensor:
-    """Centre the features over the items that have them and give each row norm sqrt(F), whatever encoder made them."""
+    """Centre the features over the items that have them and give each row norm 1, whatever encoder made them."""
     if not present.any():
         return torch.zeros_like(values)
     centred = values - values[present].mean(dim=0)
-    scaled = centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-6) * values.shape[1] ** 0.5
+    scaled = centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-6)
     kept: Tensor = scaled * present.unsqueeze(1)
     return kept
 
@@ -65,8 +65,7 @@ class ItemVectors(nn.Module):
                 if features is not None:
                     self._features[name] = features
                     projection = nn.Linear(features.dim, dim, bias=False)
-                    # Starts on the scale of the id embedding: rows of norm sqrt(F) become entries of about .02.
-                    nn.init.normal_(projection.weight, std=0.02 * features.dim**-0.5)
+                    nn.init.normal_(projection.weight, std=0.02)  # of rows of norm 1: the scale of the id embedding
                     self.projections[name] = projection
 
     def forward(self, items: Tensor) -> Tensor:

@@ -142,9 +142,7 @@ class ResidualMoE(nn.Module):
             auxiliary = mixed_view(said.views, weights)
             scores = representation_scores(states, vectors, auxiliary, share, memory, a.score)
         elif a.fusion == "score":
-            scores = score_level_scores(
-                states, vectors, said.views, said.weights, self.gate.value, memory, a.score
-            )
+            scores = score_level_scores(states, vectors, said.views, said.weights, self.gate.value, memory, a.score)
         else:
             auxiliary = self.gate.value * mixed_view(said.views, said.weights)
             scores = representation_scores(states, vectors, auxiliary, None, memory, a.score)

@@ -42,15 +42,14 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = SelfAttention(dim, heads, dropout)
         self.feed_forward_norm = nn.LayerNorm(dim)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, dim)
-        )
+        self.feed_forward = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, dim))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, states: Tensor, allowed: Tensor) -> Tensor:
         """Return ``[B, L, D]``."""
         states = states + self.dropout(self.attention(self.attention_norm(states), allowed))
-        return states + self.dropout(self.feed_forward(self.feed_forward_norm(states)))
+        transformed: Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(states)))
+        return states + transformed
 
 
 class SASRec(nn.Module):

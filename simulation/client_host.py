@@ -27,7 +27,6 @@ from simulation.flower_runtime import (
     Record,
     copy_records,
     error_reply,
-    for_transport,
     make_message,
 )
 
@@ -69,7 +68,7 @@ def call_client(app: ClientApp, message: Message, context: Context) -> Message:
         if not isinstance(reply, Message) or reply.metadata.reply_to_message_id != message.metadata.message_id:
             raise TypeError(f"the client app returned {type(reply).__name__}, not a Message with reply_to=message")
         return reply
-    except Exception as error:  # noqa: BLE001 - whatever a client raises is that client's failure, not the round's
+    except (Exception, SystemExit) as error:  # whatever a client raises is its own failure, not its host's
         context.state = before
         return error_reply(
             message, CLIENT_RAISED, f"client {client_id}: {message.metadata.message_type}: {one_line(error)}"
@@ -148,10 +147,6 @@ class ClientHost:
     def execute(self, jobs: Sequence[Job], deadline: float | None) -> list[Message | None]:
         """Execute messages in the given order; ``None`` for those not begun by ``deadline`` (Unix time, s)."""
         return [None if deadline is not None and time.time() > deadline else self._execute(job) for job in jobs]
-
-    def execute_remotely(self, jobs: Sequence[Job], deadline: float | None) -> list[Message | None]:
-        """Do what ``execute`` does, for a caller in another process."""
-        return [None if reply is None else for_transport(reply) for reply in self.execute(jobs, deadline)]
 
     def _execute(self, job: Job) -> Message:
         content = RecordDict()

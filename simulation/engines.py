@@ -83,7 +83,7 @@ def _run_flower(
         # Flower runs this in a thread of its own, and what it raises there would come out as something else.
         try:
             server_app(grid=grid, context=context)
-        except BaseException as error:  # noqa: BLE001 - raised again below, in the caller's thread
+        except BaseException as error:  # raised again below, in the caller's thread
             raised.append(error)
 
     owns_ray = start_ray(ray_address, worker_environment(resources.client_cpus))

@@ -10,8 +10,7 @@ import logging
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pickle import PickleBuffer
-from typing import Any, SupportsIndex
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.app.message.message import make_message
@@ -38,7 +37,6 @@ PARTITION_ID: str = PARTITION_ID_KEY
 NUM_PARTITIONS: str = NUM_PARTITIONS_KEY
 CLIENT_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 HOST_DIED: int = ErrorCode.CLIENT_APP_CRASHED
-OUT_OF_BAND_BYTES = 16384  # below, a buffer of its own costs more than the copy it saves
 Record = ArrayRecord | ConfigRecord | MetricRecord
 
 __all__ = [
@@ -53,7 +51,6 @@ __all__ = [
     "begin_run",
     "copy_records",
     "error_reply",
-    "for_transport",
     "make_message",
     "number_message",
     "quiet",
@@ -119,33 +116,6 @@ def _copy_record(record: Record) -> Record:
         if isinstance(value, list):
             mutable[key] = list(value)
     return values
-
-
-class _OutOfBand:
-    """Stands for bytes while they are pickled: they arrive as bytes, but are copied once instead of twice."""
-
-    __slots__ = ("data",)
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[type[bytes], tuple[PickleBuffer]]:
-        return bytes, (PickleBuffer(self.data),)
-
-
-def for_transport(message: Message) -> Message:
-    """Return a message that must only be pickled: what is unpickled equals ``message``, at the least cost."""
-    if not message.has_content():
-        return message
-    content = copy_records(message.content)
-    for record in content.values():
-        if isinstance(record, ArrayRecord):
-            for array in record.values():
-                # Deflated chunks and hashes, which Flower may have cached there, can be computed again.
-                array.__dict__.pop("_chunks", None)
-                if len(array.data) >= OUT_OF_BAND_BYTES:
-                    array.__dict__["data"] = _OutOfBand(array.data)
-    return make_message(metadata=message.metadata, content=content)
 
 
 def records_to_bytes(records: RecordDict) -> bytes:

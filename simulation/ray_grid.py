@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -20,12 +20,12 @@ import ray
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from ray import cloudpickle
 from ray.exceptions import RayError, RayTaskError
 
 from errors import FedMoEError
 from simulation.client_files import read_index, write_index
 from simulation.client_host import Job, RunConfig
+from simulation.dispatch import FIRST_NODE_ID, ClientIds, batches, chunk_size, shared_records
 from simulation.flower_runtime import (
     CLIENT_RAISED,
     HOST_DIED,
@@ -35,30 +35,9 @@ from simulation.flower_runtime import (
     number_message,
 )
 from simulation.ray_cluster import number_of_hosts, start_ray
-from simulation.ray_host import Chunk, HostDied, HostSettings, RayHost, first_line, shared_records
+from simulation.ray_host import Chunk, HostDied, HostSettings, RayHost, first_line, pickled_app
 
-FIRST_NODE_ID = 2  # Flower's node 0 is nobody, node 1 the server
-CHUNK_MESSAGES = 32  # at most: more would delay the first replies
-CHUNK_BYTES = 64 << 20  # about, of replies: they pass through the object store in one piece
 logger = logging.getLogger(__name__)
-
-
-class ClientIds(Mapping[int, int]):
-    """Node id -> client id of all nodes, without a table of millions of entries."""
-
-    def __init__(self, num_clients: int) -> None:
-        self._nodes = range(FIRST_NODE_ID, FIRST_NODE_ID + num_clients)
-
-    def __getitem__(self, node_id: int) -> int:
-        if node_id not in self._nodes:
-            raise KeyError(node_id)
-        return node_id - FIRST_NODE_ID
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._nodes)
-
-    def __len__(self) -> int:
-        return len(self._nodes)
 
 
 class RayGrid(Grid):
@@ -94,7 +73,7 @@ class RayGrid(Grid):
         self._owns_ray = start_ray(ray_address)
         try:
             settings = HostSettings(
-                app=client_app if isinstance(client_app, str) else _pickled(client_app),
+                app=client_app if isinstance(client_app, str) else pickled_app(client_app),
                 num_clients=num_clients,
                 run_id=self._run.run_id,
                 run_config=dict(run_config),
@@ -153,9 +132,11 @@ class RayGrid(Grid):
         requests = list(messages)
         deadline = None if timeout is None else time.time() + timeout
         chunks = self._send(requests, deadline)
-        waiting = {id(chunk) for chunk in chunks}
-        while waiting.intersection(id(chunk) for host in self._hosts for chunk in host.queue):
-            if not self._collect(None if deadline is None else max(0.0, deadline - time.time())):
+        waiting = list(chunks)
+        while waiting:
+            if waiting[-1].done:
+                waiting.pop()
+            elif not self._collect(None if deadline is None else max(0.0, deadline - time.time())):
                 break
         for chunk in chunks:
             chunk.wanted = False
@@ -257,8 +238,8 @@ class RayGrid(Grid):
         for index, batch in sorted(by_host.items()):
             host = self._hosts[index]
             host.share(references)
-            size = 1 if deadline is not None else _chunk_size(len(batch), largest)
-            for part in _batches(batch, size):
+            size = 1 if deadline is not None else chunk_size(len(batch), largest)
+            for part in batches(batch, size):
                 chunks.append(host.submit(part, [self._job(request, keys) for request in part], deadline))
             host.forget(list(references))
         return chunks
@@ -286,6 +267,7 @@ class RayGrid(Grid):
                 self._revive(host, first_line(error))
             else:
                 chunk = host.queue.popleft()
+                chunk.done = True
                 if chunk.wanted:
                     self._replies.update(
                         (request.metadata.message_id, self._numbered(reply))
@@ -299,6 +281,7 @@ class RayGrid(Grid):
         return reply
 
     def _fail(self, chunk: Chunk, code: int, reason: str) -> None:
+        chunk.done = True
         if not chunk.wanted:
             return
         for request in chunk.requests:
@@ -339,23 +322,3 @@ class RayGrid(Grid):
         for file in self._snapshot:
             file.close()
         self._snapshot = [path.open("rb") for path in paths]
-
-
-def _pickled(app: ClientApp) -> bytes:
-    try:
-        data: bytes = cloudpickle.dumps(app)  # type: ignore[no-untyped-call]
-    except Exception as error:
-        raise FedMoEError(
-            f"the ClientApp object cannot be sent to the clients' hosts ({error}): name it as 'module:attribute' instead"
-        ) from error
-    return data
-
-
-def _chunk_size(messages: int, content_bytes: int) -> int:
-    """An eighth of a host's messages, so that replies are read while it works on; replies as large as the content."""
-    return max(1, min(-(-messages // 8), CHUNK_MESSAGES, CHUNK_BYTES // content_bytes))
-
-
-def _batches(requests: Sequence[Message], size: int) -> Iterator[Sequence[Message]]:
-    for start in range(0, len(requests), size):
-        yield requests[start : start + size]

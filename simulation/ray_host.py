@@ -9,11 +9,12 @@ from typing import Any
 
 import ray
 from flwr.app import Message
+from flwr.clientapp import ClientApp
+from ray import cloudpickle
 from ray.exceptions import RayError, RayTaskError
 
 from errors import FedMoEError
 from simulation.client_host import ClientHost, Job, RunConfig
-from simulation.flower_runtime import Record
 from simulation.ray_cluster import worker_environment
 
 
@@ -31,11 +32,15 @@ class HostSettings:
 
 @dataclass
 class Chunk:
-    """Requests that a host executes in one call. ``wanted``: False once nobody waits for the replies."""
+    """Requests that a host executes in one call.
+
+    ``wanted``: False once nobody waits for the replies. ``done``: replied to, be it with errors.
+    """
 
     requests: Sequence[Message]
     reference: Any
     wanted: bool = True
+    done: bool = False
 
 
 @dataclass
@@ -118,11 +123,13 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def shared_records(contents: Sequence[Mapping[str, Record]]) -> dict[int, Record]:
-    """Return the records, by ``id()``, that more than one of the contents holds."""
-    once: dict[int, Record] = {}
-    often: dict[int, Record] = {}
-    for content in contents:
-        for record in content.values():
-            (often if id(record) in once else once)[id(record)] = record
-    return often
+def pickled_app(app: ClientApp) -> bytes:
+    """Serialise a ClientApp object for the hosts. Raises FedMoEError if it cannot be done."""
+    try:
+        data: bytes = cloudpickle.dumps(app)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise FedMoEError(
+            f"the ClientApp object cannot be sent to the clients' hosts ({first_line(error)}): "
+            "name it as 'module:attribute' instead"
+        ) from error
+    return data

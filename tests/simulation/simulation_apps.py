@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 
 import numpy as np
@@ -35,6 +36,8 @@ def train(message: Message, context: Context) -> Message:
         raise RuntimeError("out of\nluck")
     if listed(config, "exit", client_id):
         os._exit(1)
+    if listed(config, "leave", client_id):
+        sys.exit(3)
     if listed(config, "sleep", client_id):
         time.sleep(float(config["seconds"]))
     if listed(config, "nothing", client_id):
@@ -49,6 +52,8 @@ def train(message: Message, context: Context) -> Message:
             "metrics": MetricRecord({"num-examples": client_id + 1, "visits": visits(context), "process": os.getpid()}),
         }
     )
+    if listed(config, "lock", client_id):
+        content.__dict__["lock"] = threading.Lock()
     return Message(content, reply_to=message)
 
 

@@ -16,8 +16,9 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from errors import FedMoEError
+from simulation.dispatch import FIRST_NODE_ID
 from simulation.ray_cluster import start_ray
-from simulation.ray_grid import FIRST_NODE_ID, RayGrid
+from simulation.ray_grid import RayGrid
 
 CLIENTS = 10
 CONFIG: dict[str, bool | int | float | str] = {"colour": "blue"}
@@ -123,13 +124,20 @@ def test_private_state_advances_only_where_a_client_was_called(grid: RayGrid) ->
 
 def test_a_client_that_fails_is_named_and_rolled_back(grid: RayGrid) -> None:
     send(grid, everyone())
-    replies = send(grid, everyone(), **{"raise": [4], "nothing": [6]})
+    replies = send(grid, everyone(), **{"raise": [4], "nothing": [6], "leave": [7]})
     errors = {index: reply.error.reason for index, reply in enumerate(replies) if reply.has_error()}
     assert errors == {
         4: "client 4: train: RuntimeError: out of luck",
         6: "client 6: train: TypeError: the client app returned NoneType, not a Message with reply_to=message",
+        7: "client 7: train: SystemExit: 3",
     }
-    assert visits(grid) == [2, 2, 2, 2, 1, 2, 1, 2, 2, 2]
+    assert visits(grid) == [2, 2, 2, 2, 1, 2, 1, 1, 2, 2]
+
+
+def test_a_reply_that_cannot_be_sent_is_an_error(shared: RayGrid) -> None:
+    replies = send(shared, nodes(1, 2), lock=[2])
+    assert [reply.has_error() for reply in replies] == [False, True]
+    assert str(replies[1].error.reason).startswith("client 2: train: its host failed: ")
 
 
 def test_a_client_cannot_spoil_the_message_of_the_next(shared: RayGrid) -> None:

@@ -45,7 +45,7 @@ def test_the_cohort_depends_on_seed_round_and_clients_alone(
     count: int, seed: int, server_round: int, shuffler: random.Random, global_seed: int
 ) -> None:
     clients = list(range(0, 3 * count, 3))
-    expected = cohort_of(FakeGrid({i: client for i, client in enumerate(clients)}), server_round, seed)
+    expected = cohort_of(FakeGrid(dict(enumerate(clients))), server_round, seed)
     nodes = shuffler.sample(range(2**62, 2**62 + 10**6), count)
     shuffler.shuffle(clients)
     random.seed(global_seed)

@@ -1,0 +1,1 @@
+"""The shipped settings files, one for each data set and experiment."""

@@ -1,0 +1,158 @@
+"""The NumPyClient and its app: what is shared travels, what is private stays, advances and survives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from errors import FedMoEError
+from fedmoe_client.app import app
+from fedmoe_client.client import FedMoEClient
+from fedmoe_client.state import PrivateParameters
+from fedmoe_client.workbench import Workbench, workbench
+from settings import GROUPS
+from settings_loading import load_settings, to_run_config
+
+WORDS = (
+    "dataset=synthetic users=12 data.synthetic.items=40 dim=8 attention_dim=8 blocks=1 max_seq_len=6 memory_size=6 "
+    "memory_refresh=3 num_negatives=5 learning_rate=0.5 batch_size=1"
+).split()
+RUN_CONFIG = to_run_config(load_settings(WORDS)[0])
+SHARED = ["embedding", "backbone", "visual_expert", "semantic_expert"]
+PRIVATE = [group for group in GROUPS if group not in SHARED]
+
+
+@pytest.fixture(scope="module")
+def bench() -> Workbench:
+    return workbench(RUN_CONFIG)
+
+
+@pytest.fixture(scope="module")
+def server(bench: Workbench) -> list[np.ndarray]:
+    return list(bench.take(bench.names).values())
+
+
+def client(bench: Workbench, state: RecordDict, user: int = 3) -> FedMoEClient:
+    return FedMoEClient(bench, user, PrivateParameters(state))
+
+
+def config(server_round: int = 1, shared: list[str] = SHARED, **more: Any) -> dict[str, Any]:
+    return {"server-round": server_round, "shared": shared, "split": "test", **more}
+
+
+def test_only_the_shared_arrays_come_back(bench: Workbench, server: list[np.ndarray]) -> None:
+    state = RecordDict()
+    arrays, examples, metrics = client(bench, state).fit(server, config())
+    names = bench.names_in(SHARED)
+    assert [array.shape for array in arrays] == [tuple(bench.parameters[name].shape) for name in names]
+    assert examples == len(bench.dataset.interactions.history(3)) - 3
+    assert np.isfinite(list(metrics.values())).all()
+    assert list(state["private"]) == bench.names_in(PRIVATE)
+
+
+def test_private_parameters_advance_from_round_to_round(bench: Workbench, server: list[np.ndarray]) -> None:
+    state = RecordDict()
+    gates = []
+    for server_round in (1, 2, 3):
+        client(bench, state).fit(server, config(server_round))
+        gates.append(float(PrivateParameters(state).load()["gate.value"]))
+    assert len({float(server[bench.names.index("gate.value")]), *gates}) == 4
+
+
+def test_a_client_starts_from_the_servers_private_value_and_then_keeps_its_own(
+    bench: Workbench, server: list[np.ndarray]
+) -> None:
+    state = RecordDict()
+    other = [array.copy() for array in server]
+    other[bench.names.index("gate.value")] += 5.0
+    client(bench, state).fit(other, config())
+    first = float(PrivateParameters(state).load()["gate.value"])
+    assert first == pytest.approx(5.1, abs=1.0)
+    client(bench, state).fit(server, config(2))  # the server's copy differs now, and does not matter
+    assert float(PrivateParameters(state).load()["gate.value"]) == pytest.approx(first, abs=1.0)
+
+
+def test_what_becomes_shared_again_is_the_servers(bench: Workbench, server: list[np.ndarray]) -> None:
+    state = RecordDict()
+    client(bench, state).fit(server, config(shared=["embedding", "backbone"]))
+    assert state
+    arrays, _, _ = client(bench, state).fit(server, config(2, list(GROUPS)))
+    fresh, _, _ = client(bench, RecordDict()).fit(server, config(2, list(GROUPS)))
+    assert all(np.array_equal(a, b) for a, b in zip(arrays, fresh, strict=True))
+    assert not state
+
+
+def test_evaluation_is_personal_and_global(bench: Workbench, server: list[np.ndarray]) -> None:
+    state = RecordDict()
+    _, _, before = client(bench, state).evaluate(server, config())
+    assert {name for name in before if name.startswith("global-")} == {
+        f"global-{n}" for n in before if "global" not in n
+    }
+    PrivateParameters(state).save({"gate.value": np.array(50.0, np.float32)})
+    personal = []
+    for user in range(12):
+        loss, examples, found = client(bench, state, user).evaluate(server, config())
+        assert examples == 1
+        assert loss == 1.0 - found["ndcg@10"]
+        personal.append(found["hr@10"] != found["global-hr@10"] or found["ndcg@10"] != found["global-ndcg@10"])
+    assert any(personal)
+
+
+def test_proximal_mu_holds_the_shared_parameters_back(bench: Workbench, server: list[np.ndarray]) -> None:
+    moved = []
+    for mu in (0.0, 1.0):
+        arrays, _, _ = client(bench, RecordDict(), 5).fit(server, config(**{"proximal-mu": mu}))
+        start = [array for name, array in zip(bench.names, server, strict=True) if name in bench.names_in(SHARED)]
+        moved.append(sum(float(np.square(a - b).sum()) for a, b in zip(arrays, start, strict=True)))
+    assert moved[1] < 0.9 * moved[0]
+
+
+def message(kind: str, arrays: dict[str, np.ndarray], **fields: Any) -> Message:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    return Message(RecordDict({"arrays": record, "config": ConfigRecord(config(**fields))}), 7, kind)
+
+
+def context(user: int = 3) -> Context:
+    return Context(1, 7, {"partition-id": user, "num-partitions": 12}, RecordDict(), dict(RUN_CONFIG))
+
+
+def test_the_app_keeps_names(bench: Workbench, server: list[np.ndarray]) -> None:
+    arrays = dict(zip(bench.names, server, strict=True))
+    reordered = dict(reversed(arrays.items()))
+    replies = [app(message("train", given), context()) for given in (arrays, reordered)]
+    for reply in replies:
+        assert list(reply.content["arrays"]) == bench.names_in(SHARED)
+        assert reply.content["metrics"]["num-examples"] > 0
+    first, second = (reply.content["arrays"] for reply in replies)
+    assert all(np.array_equal(first[name].numpy(), second[name].numpy()) for name in first)
+    evaluated = app(message("evaluate", arrays), context())
+    assert evaluated.content["metrics"]["num-examples"] == 1
+    assert app(message("query", arrays), context(5)).content["config"]["client-id"] == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda arrays: arrays.pop("gate.value"), "no parameter 'gate.value'"),
+        (lambda arrays: arrays.update(extra=np.zeros(2, np.float32)), "no parameter 'extra'"),
+        (lambda arrays: arrays.update({"gate.value": np.zeros(2, np.float32)}), r"'gate.value' has the shape \(2,\)"),
+    ],
+)
+def test_another_models_arrays_are_refused_by_name(
+    bench: Workbench, server: list[np.ndarray], change: Any, complaint: str
+) -> None:
+    arrays = dict(zip(bench.names, server, strict=True))
+    change(arrays)
+    with pytest.raises(FedMoEError, match=complaint):
+        app(message("train", arrays), context())
+
+
+def test_a_client_beyond_the_data_set_is_refused(bench: Workbench, server: list[np.ndarray]) -> None:
+    with pytest.raises(FedMoEError, match="partition-id = 99"):
+        app(message("query", {}), context(99))
+        app(message("train", dict(zip(bench.names, server, strict=True))), context(99))

@@ -1,0 +1,48 @@
+"""Ids, chunks and shared records, without Ray."""
+
+from __future__ import annotations
+
+import pytest
+import simulation_apps as apps
+from flwr.app import RecordDict
+
+from simulation.dispatch import CHUNK_BYTES, CHUNK_MESSAGES, ClientIds, batches, chunk_size, shared_records
+from simulation.flower_runtime import begin_run
+
+
+def test_a_million_ids_need_no_table() -> None:
+    ids = ClientIds(1_000_000)
+    assert (len(ids), ids[2], ids[1_000_001], next(iter(ids))) == (1_000_000, 0, 999_999, 2)
+    for nobody in (0, 1, 1_000_002):
+        with pytest.raises(KeyError):
+            ids[nobody]
+
+
+@pytest.mark.parametrize(
+    ("messages", "content_bytes", "size"),
+    [
+        (1, 1, 1),
+        (8, 1, 1),
+        (9, 1, 2),
+        (100, 1, 13),
+        (10_000, 1, CHUNK_MESSAGES),
+        (10_000, CHUNK_BYTES // 3, 3),
+        (10_000, CHUNK_BYTES * 3, 1),
+    ],
+)
+def test_chunk_size(messages: int, content_bytes: int, size: int) -> None:
+    assert chunk_size(messages, content_bytes) == size
+
+
+def test_batches() -> None:
+    begin_run()
+    requests = apps.requests(list(range(2, 9)))
+    cut = list(batches(requests, 3))
+    assert [len(part) for part in cut] == [3, 3, 1]
+    assert [request for part in cut for request in part] == requests
+
+
+def test_shared_records_are_those_of_several_contents() -> None:
+    one, two, three = apps.start_arrays(), apps.start_arrays(), apps.start_arrays()
+    contents = [RecordDict({"a": one, "b": two}), RecordDict({"c": one}), RecordDict({"a": three}), RecordDict()]
+    assert list(shared_records(contents)) == [id(one)], "equal is not the same"

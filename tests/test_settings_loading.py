@@ -1,0 +1,131 @@
+"""YAML, key=value words, the reference's flags; every error at once, with the nearest key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from errors import FedMoEError
+from settings import GROUPS, Settings
+from settings_help import TOPICS, help_text
+from settings_loading import CONFIGS, from_run_config, leaves, load_settings, to_run_config
+
+REFERENCE_FLAGS = (
+    "--num_rounds 30 --client_fraction 0.2 --local_epochs 1 --learning_rate 1e-3 --batch_size 32 --gating_init 0.1 "
+    "--partial_aggregation_warmup_rounds 20 --num_negatives 100 --max_seq_len 50 --seed 7 --save_dir checkpoints/a "
+    "--data_dir data --data_file ml100k_ratings_processed.dat --visual_file clip.pt --text_file text.pt "
+    "--use_negative_sampling false --init_bias_for_sasrec --sasrec_bias_value 2.0"
+)
+
+
+def test_every_flag_of_the_reference_is_understood() -> None:
+    settings, warnings = load_settings(REFERENCE_FLAGS.split())
+    assert settings.federation.num_rounds == 30
+    assert settings.federation.warmup_rounds == 20
+    assert settings.training.learning_rate == 1e-3
+    assert settings.training.loss == "softmax"
+    assert settings.model.gate_init == 0.1
+    assert settings.data.data_file == Path("ml100k_ratings_processed.dat")
+    assert settings.data.visual_file == "clip.pt"
+    assert [warning.split()[0] for warning in warnings] == ["--init_bias_for_sasrec", "--sasrec_bias_value"]
+
+
+@pytest.mark.parametrize(
+    "words", [["num_rounds=5"], ["federation.num_rounds=5"], ["--num-rounds=5"], ["--num_rounds", "5"]]
+)
+def test_spellings_of_a_key(words: list[str]) -> None:
+    assert load_settings(words)[0].federation.num_rounds == 5
+
+
+def test_words_win_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("name: own\nmodel: {dim: 32}\nfederation: {shared: all}\n")
+    settings, _ = load_settings([str(path), "dim=16"])
+    assert (settings.name, settings.model.dim, settings.federation.shared) == ("own", 16, GROUPS)
+
+
+def test_all_errors_are_reported_at_once_with_the_nearest_key() -> None:
+    words = ["nun_rounds=3", "model.dimm=3", "learning_rate=-1", "heads=0", "shared=[gat]", "stray", "dropout=1"]
+    with pytest.raises(FedMoEError) as caught:
+        load_settings(words)
+    message = str(caught.value)
+    for part in (
+        "7 settings are wrong",
+        "'nun_rounds' - did you mean 'num_rounds'?",
+        "'model.dimm' - did you mean 'model.dim'?",
+        "training.learning_rate = -1: input should be greater than 0",
+        "model.heads = 0",
+        "federation.shared.0 = 'gat'",
+        "'stray' is no setting",
+        "model.dropout = 1",
+    ):
+        assert part in message
+
+
+def test_an_unknown_key_in_a_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("federation: {num_round: 3}\n")
+    with pytest.raises(FedMoEError, match=r"unknown key 'federation.num_round' - did you mean 'federation.num_rounds'"):
+        load_settings([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["ml-100"], "cannot read the settings file 'ml-100'.*did you mean 'ml-100k'"),
+        (["--num_rounds"], "--num_rounds needs a value"),
+        (["items=5"], r"data\.synthetic\.items"),
+        (["dataset=file"], "needs data_file"),
+        (["memory_size=20", "memory_refresh=15"], "must be a multiple"),
+        (["dim=63"], r"heads \(2\) must divide dim \(63\)"),
+        (["name=a/b"], "name = 'a/b'"),
+    ],
+)
+def test_bad_words(words: list[str], complaint: str) -> None:
+    with pytest.raises(FedMoEError, match=complaint):
+        load_settings(words)
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "- a\n- b\n"])
+def test_bad_yaml(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(FedMoEError, match="bad.yaml"):
+        load_settings([str(path)])
+
+
+def test_another_strategy_starts_without_the_default_ones_parameters() -> None:
+    settings, _ = load_settings(["strategy=fedavg"])
+    assert settings.federation.strategy_parameters == {}
+    assert settings.federation.server_schedule == "constant"
+    default = Settings().federation.strategy_parameters
+    settings, _ = load_settings(["strategy_parameters.eta=0.5"])
+    assert settings.federation.strategy_parameters == {**default, "eta": 0.5}
+
+
+@given(st.integers(1, 10**6), st.floats(1e-6, 1e3), st.lists(st.sampled_from(GROUPS), unique=True))
+def test_settings_travel_unchanged(rounds: int, rate: float, shared: list[str]) -> None:
+    settings, _ = load_settings([f"num_rounds={rounds}", f"learning_rate={rate!r}", f"shared={shared}"])
+    assert from_run_config(to_run_config(settings)) == settings
+
+
+def test_flwr_run_names_a_config_and_overrides() -> None:
+    settings = from_run_config({"config": "ml-100k", "overrides": "num_rounds=3 dim=16", "settings": ""})
+    assert (settings.federation.num_rounds, settings.model.dim) == (3, 16)
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_every_shipped_config_is_valid(config: str) -> None:
+    assert load_settings([config])[0].name
+
+
+def test_help_fits_a_screen_a_topic_and_covers_every_setting() -> None:
+    assert len(help_text([]).splitlines()) <= 30
+    texts = {topic: help_text([topic]) for topic in TOPICS}
+    for key, _ in leaves():
+        assert any(f"  {key} = " in text for text in texts.values())
+    with pytest.raises(FedMoEError, match="did you mean 'model'"):
+        help_text(["modle"])

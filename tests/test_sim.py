@@ -1,0 +1,140 @@
+"""The front door, with real engines and real clients on a small synthetic data set."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import sim
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "dataset=synthetic data.synthetic.users=20 data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 max_seq_len=10 "
+    "memory_size=10 memory_refresh=5 num_negatives=20 client_fraction=0.5 warmup_rounds=2 evaluate_every=2 "
+    "evaluate_clients=10 client_cpus=0.5"
+).split()
+
+
+def run(folder: Path, *words: str) -> Path:
+    """Run sim.py in this process and return its run folder."""
+    assert sim.main([*SMALL, f"save_dir={folder}", *words]) == 0
+    (run_dir,) = folder.iterdir()
+    return run_dir
+
+
+def final_arrays(run_dir: Path) -> dict[str, np.ndarray]:
+    checkpoint = sorted((run_dir / "checkpoints").iterdir())[-1]
+    return {
+        f"{file.name}/{name}": array
+        for file in sorted(checkpoint.glob("*.safetensors"))
+        for name, array in load_file(file).items()
+    }
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
+    return first.keys() == second.keys() and all(first[name].tobytes() == second[name].tobytes() for name in first)
+
+
+def test_flower_and_ray_give_the_same_bits(tmp_path: Path) -> None:
+    ray = run(tmp_path / "ray", "num_rounds=3")
+    one_host = run(tmp_path / "one", "num_rounds=3", "hosts=1")
+    flower = run(tmp_path / "flower", "num_rounds=3", "engine=flower")
+    assert same(final_arrays(ray), final_arrays(one_host))
+    assert same(final_arrays(ray), final_arrays(flower))
+    assert records(ray) == records(flower)
+
+
+def test_resume_equals_the_uninterrupted_run_and_leaves_everything_behind(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", "num_rounds=6", "checkpoint_every=4")
+    for name in (
+        "settings.yaml",
+        "metrics.jsonl",
+        "result.json",
+        "baselines.json",
+        "report.md",
+        "loss.png",
+        "ranking.png",
+    ):
+        assert (whole / name).stat().st_size > 0
+    assert list(whole.glob("**/events.out.tfevents*"))
+    result = json.loads((whole / "result.json").read_text())
+    assert result["status"] == "completed"
+    assert 0 <= result["test"]["personalised"]["hr@10"] <= 1
+
+    broken = tmp_path / "broken"
+    shutil.copytree(whole, broken)
+    shutil.rmtree(broken / "checkpoints" / "round-000006")
+    (broken / "result.json").unlink()
+    assert sim.main(["--resume", str(broken)]) == 0
+    assert same(final_arrays(whole), final_arrays(broken))
+    assert records(whole) == records(broken)
+    again = json.loads((broken / "result.json").read_text())
+    assert (again["test"], again["validation"]) == (result["test"], result["validation"])
+
+
+def shell(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "sim.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["dataset=ml-10k"], "data.dataset = 'ml-10k'"),
+        (["nun_rounds=3"], "did you mean 'num_rounds'"),
+        (["learning_rate=0"], "training.learning_rate = 0"),
+        (["text_file=missing.npy"], "missing.npy"),
+        (["visual_file={folder}/truncated.npy"], "truncated.npy"),
+        (["visual_file={folder}/rows.npy"], "rows.npy"),
+        (["strategy=fedadm"], "did you mean 'fedadam'"),
+        (["strategy_parameters.etta=1"], "etta"),
+        (["--resume", "{folder}/nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_nothing_is_written(tmp_path: Path, words: list[str], complaint: str) -> None:
+    np.save(tmp_path / "rows.npy", np.ones((7, 3), np.float32))
+    (tmp_path / "truncated.npy").write_bytes((tmp_path / "rows.npy").read_bytes()[:-8])
+    words = [word.format(folder=tmp_path) for word in words]
+    given = words if words[0] == "--resume" else [*SMALL, f"save_dir={tmp_path / 'runs'}", *words]
+    done = shell(*given)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = run(tmp_path / "runs", "num_rounds=2")
+    settings = (run_dir / "settings.yaml").read_text()
+    (run_dir / "settings.yaml").write_text(settings.replace("  dim: 8\n", "  dim: 16\n"))
+    assert sim.main(["--resume", str(run_dir)]) == 2
+    error = capsys.readouterr().err
+    assert "items.ids.weight" in error
+    assert "8" in error
+
+
+def test_a_run_that_loses_its_clients_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A learning rate this large drives every client's loss out of the finite numbers.
+    words = [*SMALL, f"save_dir={tmp_path}", "num_rounds=4", "learning_rate=1e30", "clip_norm=0", "local_epochs=3"]
+    assert sim.main(words) == 2
+    error = capsys.readouterr().err
+    assert "FloatingPointError" in error
+    assert "training.learning_rate" in error
+    (run_dir,) = tmp_path.iterdir()
+    assert json.loads((run_dir / "result.json").read_text())["status"] == "failed"
