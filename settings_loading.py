@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,15 @@ DEPRECATED = {
     "init_bias_for_sasrec": "the router no longer weighs the backbone",
     "sasrec_bias_value": "the router no longer weighs the backbone",
 }
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 1e-3 for a text, since it has no point; here it is the number that it looks like."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def load_settings(words: Sequence[str]) -> tuple[Settings, list[str]]:
@@ -56,7 +66,7 @@ def read_yaml(name: str) -> dict[str, Any]:
     if not path.is_file() and name in shipped:
         path = CONFIGS / f"{name}.yaml"
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
     except OSError as error:
         hint = nearest(path.stem, shipped) or f": the shipped ones are {', '.join(shipped)}"
         raise FedMoEError(f"cannot read the settings file '{name}' ({error.strerror}){hint}") from error
@@ -141,7 +151,7 @@ def _nearest_key(key: str, known: list[str]) -> str:
 
 def _value(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError:
         return text
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from errors import FedMoEError
 from fedmoe_client.client import FedMoEClient
-from fedmoe_client.state import PrivateParameters
+from fedmoe_client.state import PrivateParameters, packed
 from fedmoe_client.workbench import workbench
 
 app = ClientApp()
@@ -22,7 +22,7 @@ def train(message: Message, context: Context) -> Message:
     arrays, config = _unpack(client, message)
     trained, examples, metrics = client.fit(arrays, config)
     names = client.workbench.names_in(config["shared"])
-    record = ArrayRecord({name: Array(array) for name, array in zip(names, trained, strict=True)})
+    record = packed(dict(zip(names, trained, strict=True)))
     return _reply(message, {"arrays": record, "metrics": _metrics(examples, metrics)})
 
 
@@ -53,7 +53,7 @@ def _unpack(client: FedMoEClient, message: Message) -> tuple[list[Any], dict[str
     """Return the arrays in the model's order, and the config; refuse another model's arrays by name."""
     record = message.content.array_records["arrays"]
     client.workbench.check({name: array.shape for name, array in record.items()})
-    return [record[name].numpy() for name in client.workbench.names], dict(message.content.config_records["config"])
+    return client.workbench.decode(record), dict(message.content.config_records["config"])
 
 
 def _metrics(examples: int, metrics: dict[str, Any]) -> MetricRecord:

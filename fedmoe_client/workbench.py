@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
 from data.registry import Dataset, load_dataset
@@ -26,6 +27,7 @@ class Workbench:
         self.dataset = dataset
         self.model: ResidualMoE = build_model(settings.model, dataset, settings.seed).to(_device(settings))
         self.parameters = dict(self.model.named_parameters())
+        self._decoded: dict[str, tuple[bytes, NDArray[np.float32]]] = {}
         self.groups = parameter_names(self.model)
 
     @property
@@ -51,6 +53,17 @@ class Workbench:
                     f"parameter '{name}' has the shape {tuple(shapes[name])} at the server and {shape} at the client: "
                     "use the server's settings and catalogue"
                 )
+
+    def decode(self, record: ArrayRecord) -> list[NDArray[np.float32]]:
+        """Return the arrays of a checked record in the model's order, to be read only.
+
+        The clients of a round that share a process get the very same bytes, which are parsed for the first of them.
+        """
+        for name in self.parameters:
+            data = record[name].data
+            if name not in self._decoded or self._decoded[name][0] is not data:
+                self._decoded[name] = (data, record[name].numpy())
+        return [self._decoded[name][1] for name in self.parameters]
 
     def load(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
         """Copy arrays into the model in place."""

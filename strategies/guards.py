@@ -32,6 +32,19 @@ class _Refused(Exception):
     """Why a reply is refused."""
 
 
+class _Decoded(Array):
+    """An array that was decoded once, for its check: Flower's ``numpy`` would parse the bytes at every call."""
+
+    def __init__(self, array: Array, values: np.ndarray) -> None:
+        # Array's own constructor sorts out the many ways to call it, which would take longer than the decoding.
+        self.__dict__.update(dtype=array.dtype, shape=array.shape, stype=array.stype, data=array.data, _values=values)
+
+    def numpy(self) -> np.ndarray:
+        """Return the values, as an array of one's own to write into."""
+        values: np.ndarray = self.__dict__["_values"].copy()
+        return values
+
+
 def check_train_replies(
     replies: Iterable[Message], expected: Mapping[str, Array], weight_key: str
 ) -> tuple[list[Message], list[Refusal]]:
@@ -95,14 +108,14 @@ def _checked_content(content: RecordDict, expected: Mapping[str, Array] | None) 
     for name in record:
         if name not in expected:
             raise _Refused(f"parameter '{name}' is not aggregated in this round; clients may send the shared ones only")
-    arrays = {}
+    arrays = ArrayRecord()  # filled one by one: made from a dict it would hold copies
     for name, like in expected.items():
         if name not in record:
             raise _Refused(f"parameter '{name}' is missing")
         arrays[name] = _checked_array(name, record[name], like)
     # Fixed keys: Flower demands the same record keys in all replies.
     del rebuilt[next(iter(content.array_records))]
-    rebuilt["arrays"] = ArrayRecord(arrays)
+    rebuilt["arrays"] = arrays
     return rebuilt
 
 
@@ -116,11 +129,11 @@ def _checked_array(name: str, array: Array, like: Array) -> Array:
     shape = tuple(like.shape)
     if values.shape != shape:
         raise _Refused(f"parameter '{name}' has shape {list(values.shape)}, expected {list(shape)}")
-    if str(values.dtype) != like.dtype:
+    if values.dtype != np.dtype(like.dtype):
         raise _Refused(f"parameter '{name}' has dtype {values.dtype}, expected {like.dtype}")
     if not np.isfinite(values).all():
         raise _Refused(f"parameter '{name}' has a value that is not finite")
-    return array
+    return _Decoded(array, values)
 
 
 def _decoded(array: Array, like: Array) -> np.ndarray:

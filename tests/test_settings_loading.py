@@ -40,6 +40,13 @@ def test_spellings_of_a_key(words: list[str]) -> None:
     assert load_settings(words)[0].federation.num_rounds == 5
 
 
+def test_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("federation: {strategy_parameters: {eta: 1e-3, tau: 1E+2}}")
+    parameters = load_settings([str(path), "strategy_parameters.beta_1=5e-1"])[0].federation.strategy_parameters
+    assert parameters == {"eta": 1e-3, "tau": 100.0, "beta_1": 0.5}
+
+
 def test_words_win_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text("name: own\nmodel: {dim: 32}\nfederation: {shared: all}\n")
