@@ -25,7 +25,7 @@ def main(words: list[str]) -> int:
         settings, warnings = load_settings(words) if resume is None else (settings_of_run(resume, words), [])
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        print(f"report: {simulate(settings, resume)}")
+        simulate(settings, resume)
         return 0
     except FedMoEError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -36,12 +36,12 @@ def main(words: list[str]) -> int:
 
 
 def simulate(settings: Settings, resume: Path | None = None) -> Path:
-    """Run a federation on this machine, with popularity measured beside it; return the report's path."""
+    """Run a federation on this machine, print it beside popularity, and return its run folder."""
     # Torch, Ray and Flower take seconds to import: not for --help, nor for a misspelt key.
     from data.registry import load_dataset
     from fedmoe_client.evaluation import popularity_metrics
     from fedmoe_server.app import app as server_app
-    from fedmoe_server.baselines import add_baseline
+    from fedmoe_server.baselines import add_baseline, comparison
     from fedmoe_server.report import write_report
     from fedmoe_server.run_folder import new_run_dir
     from simulation.engines import run_simulation
@@ -52,7 +52,9 @@ def simulate(settings: Settings, resume: Path | None = None) -> Path:
     users = dataset.interactions.num_users
     run_simulation(settings.simulation.engine, server_app, CLIENT_APP, users, run_config, settings.simulation)
     add_baseline(run_dir, "popularity", popularity_metrics(dataset.interactions, settings.evaluation, settings.seed))
-    return write_report(run_dir)
+    print(comparison(run_dir))
+    write_report(run_dir)
+    return run_dir
 
 
 def _resume_folder(words: list[str]) -> tuple[Path | None, list[str]]:
