@@ -142,11 +142,12 @@ def _clients_keep_state(schedule: AggregationSchedule, checkpoint: Checkpoint) -
 
 
 def _headline(settings: Settings, dataset: Dataset, state: LoopState, folder: Path) -> str:
-    federation = settings.federation
+    federation, users = settings.federation, dataset.interactions.num_users
     verb = f"goes on after round {state.round}" if state.round else "starts"
+    short = f", {dataset.dropped_users} users with fewer than {settings.data.min_items} items left out"
     return (
-        f"{settings.name} {verb}: {federation.num_rounds} rounds, {federation.client_fraction:.0%} of "
-        f"{dataset.interactions.num_users} clients a round, {dataset.interactions.num_items} items, "
+        f"{settings.name} {verb}: {federation.num_rounds} rounds, {federation.client_fraction:.0%} of {users} clients "
+        f"a round{short if dataset.dropped_users else ''}, {dataset.interactions.num_items} items, "
         f"{federation.strategy}; {folder}"
     )
 
