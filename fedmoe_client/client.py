@@ -90,7 +90,7 @@ class FedMoEClient(NumPyClient):
             settings.seed,
             max(settings.model.max_seq_len, settings.model.memory_size),
         )
-        return metrics_of(float(rank[0]), settings.evaluation.cutoffs)
+        return {"rank": float(rank[0]), **metrics_of(float(rank[0]), settings.evaluation.cutoffs)}
 
 
 def _scalars(outcome: Outcome) -> dict[str, Scalar]:

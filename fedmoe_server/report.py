@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from errors import FedMoEError
+from fedmoe_server.client_ranks import read_client_ranks
 from fedmoe_server.plots import BASELINE_LABEL, draw_gate, draw_loss, draw_ranking
 from fedmoe_server.progress import duration
 from fedmoe_server.run_folder import BASELINES, METRICS, RESULT, SETTINGS
@@ -45,6 +46,7 @@ def write_report(run_dir: Path) -> Path:
         parts = [
             _head(settings, records, result),
             _ranking(result, baselines, settings),
+            _personalisation(run_dir),
             _pictures(drawn, settings),
             _cost(records, result),
             _failures(records),
@@ -128,6 +130,23 @@ def _is_ranking(key: str) -> bool:
 def _cutoff_first(key: str) -> tuple[int, str]:
     name, _, cutoff = key.partition("@")
     return int(cutoff), name
+
+
+def _personalisation(run_dir: Path) -> str:
+    """Return how many clients their private parameters helped, and how many they cost."""
+    rows = []
+    for split in ("test", "validation"):
+        ranks = [rank for rank in read_client_ranks(run_dir) if rank.split == split]
+        if any(rank.personal != rank.common for rank in ranks):
+            better = sum(rank.personal < rank.common for rank in ranks) / len(ranks)
+            worse = sum(rank.personal > rank.common for rank in ranks) / len(ranks)
+            rows.append([split, f"{better:.1%}", f"{worse:.1%}", f"{1 - better - worse:.1%}"])
+    if not rows:
+        return ""
+    text = (
+        "Share of the clients whose held-out item their private parameters rank better than the server's model alone."
+    )
+    return "\n\n".join(["## Personalisation", text, _table(["", "better", "worse", "the same"], rows)])
 
 
 def _pictures(drawn: Sequence[str], settings: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from data.sampling import generator
 from errors import FedMoEError
 from fedmoe_server.checkpoints import CheckpointStore
+from fedmoe_server.client_ranks import ClientRank, ranks_of, write_client_ranks
 from fedmoe_server.clients import ClientDirectory
 from fedmoe_server.exchange import Exchange, Failure, exchange, name_failures, require_enough
 from fedmoe_server.state import SELECTION_METRIC, LoopState, Metrics, Result, plain_metrics
@@ -165,6 +166,7 @@ class ServerLoop:
         best_round = state.best.round if state.best else state.round
         arrays = ArrayRecord(state.best.arrays) if state.best else state.arrays
         metrics: dict[str, Metrics] = {}
+        ranks: list[ClientRank] = []
         failed = sum(len(record["failed"]) for record in state.history)
         down = sum(record["bytes_down"] for record in state.history)
         up = sum(record["bytes_up"] for record in state.history)
@@ -172,8 +174,10 @@ class ServerLoop:
             self.tracker.stage(f"{split} of the model of round {best_round} on all clients")
             outcome, metrics[split] = self._evaluate(best_round, arrays, split, None)
             self.tracker.failures("final evaluation", outcome.sent, outcome.failures)
+            ranks += ranks_of(split, outcome.replies, self._client_ids())
             failed += len(outcome.failures)
             down, up = down + outcome.bytes_down, up + outcome.bytes_up
+        write_client_ranks(self.tracker.run_dir, ranks)
         return Result(
             arrays=arrays,
             best_round=best_round,

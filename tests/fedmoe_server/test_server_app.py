@@ -17,14 +17,14 @@ from fedmoe_server.checkpoints import find_checkpoint, load_checkpoint
 from settings import GROUPS, Settings
 
 Interactions = namedtuple("Interactions", "num_users num_items")
-Dataset = namedtuple("Dataset", "interactions")
+Dataset = namedtuple("Dataset", "interactions dropped_users")
 
 
 @pytest.fixture
 def prepared(fakes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = {name: array.numpy() for name, array in fakes.model_arrays().items()}
     groups = {group: fakes.PARAMETERS.get(group, []) for group in GROUPS}
-    monkeypatch.setattr(server_app, "load_dataset", lambda data, seed: Dataset(Interactions(10, 5)))
+    monkeypatch.setattr(server_app, "load_dataset", lambda data, seed: Dataset(Interactions(10, 5), 2))
     monkeypatch.setattr(server_app, "initial_arrays", lambda settings, dataset: arrays)
     monkeypatch.setattr(server_app, "parameter_groups", lambda settings, dataset: groups)
 

@@ -1,0 +1,70 @@
+"""Each client's rank of its held-out item in the final evaluation: who gained and who lost by personalisation."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from flwr.app import Message, MetricRecord
+
+from errors import FedMoEError
+from fedmoe_server.tracking import write_text
+
+CLIENTS = "clients.csv"
+
+
+@dataclass(frozen=True)
+class ClientRank:
+    """Ranks, from 1, of one client's held-out item.
+
+    Attributes:
+        client: its client id.
+        split: ``validation`` or ``test``.
+        personal: with the client's private parameters.
+        common: with the server's copy of everything.
+    """
+
+    client: int
+    split: str
+    personal: float
+    common: float
+
+
+def ranks_of(split: str, replies: Iterable[Message], client_ids: Mapping[int, int]) -> list[ClientRank]:
+    """Return the ranks that the replies to an evaluation report, sorted by client; none where clients report none."""
+    found = []
+    for reply in replies:
+        records = list(reply.content.metric_records.values()) if reply.has_content() else []
+        metrics = records[0] if records else MetricRecord()
+        client = client_ids.get(reply.metadata.src_node_id)
+        personal, common = metrics.get("rank"), metrics.get("global-rank")
+        if client is not None and isinstance(personal, float) and isinstance(common, float):
+            found.append(ClientRank(client, split, personal, common))
+    return sorted(found, key=lambda rank: rank.client)
+
+
+def write_client_ranks(run_dir: Path, ranks: Sequence[ClientRank]) -> None:
+    """Write ``clients.csv``: a line for each client and split."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([field.name for field in fields(ClientRank)])
+    writer.writerows(astuple(rank) for rank in ranks)
+    write_text(run_dir / CLIENTS, text.getvalue())
+
+
+def read_client_ranks(run_dir: Path) -> list[ClientRank]:
+    """Return what ``clients.csv`` holds, nothing if it is not there; raises FedMoEError if it is damaged."""
+    path = run_dir / CLIENTS
+    if not path.is_file():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [
+                ClientRank(int(row["client"]), row["split"], float(row["personal"]), float(row["common"]))
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FedMoEError(f"{path} cannot be read ({error}): delete it, the report does without") from error
