@@ -208,6 +208,16 @@ class SimulationSettings(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where the client has a GPU")
 
 
+class DeploymentSettings(Section):
+    """How long the server of real clients waits, and for whom."""
+
+    min_clients: Count = Field(1, description="clients that must be connected for a round to begin")
+    wait_seconds: Positive = Field(600.0, description="seconds to wait for min_clients; then the run fails")
+    round_deadline: NonNegative = Field(
+        600.0, description="seconds for an answer; who is later is left out and named; 0: until all have answered"
+    )
+
+
 class Settings(Section):
     """All settings of a run."""
 
@@ -220,3 +230,4 @@ class Settings(Section):
     federation: FederationSettings = FederationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     simulation: SimulationSettings = SimulationSettings()
+    deployment: DeploymentSettings = DeploymentSettings()

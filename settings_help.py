@@ -16,6 +16,7 @@ TOPICS = {
     "federation": "rounds, cohorts, strategy, aggregation schedule",
     "evaluation": "how the held-out item is ranked",
     "simulation": "engine, workers, CPU and GPU",
+    "deployment": "how long the server of real clients waits, and for whom",
 }
 
 OVERVIEW = """\

@@ -18,7 +18,8 @@ import psutil
 from deployment.folder import Folder, read_json, write_json
 from errors import FedMoEError
 
-POLL = 0.2  # seconds
+POLL = 0.2  # seconds between two looks at the programs
+FAMILY_POLL = 2.0  # seconds between two looks at what they have started
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0  # seconds before a crashed program is started again, doubled each time
 STEADY = 60.0  # seconds after which a program counts as healthy again
 GRACE = 15.0  # seconds that programs have to end by themselves
@@ -64,6 +65,7 @@ class Supervisor:
         self._environment = dict(environment)
         self._note = note
         self._stopping = False
+        self._family_due = 0.0
 
     def run(self) -> None:
         """Run until asked to stop. Raises FedMoEError if another supervisor has the folder."""
@@ -81,23 +83,35 @@ class Supervisor:
 
     def _look(self) -> None:
         """Start what does not run, and take note of what does."""
-        before = self._state()
+        due = time.monotonic() >= self._family_due
+        changed = due
         for running in self._programs:
             if running.process is not None and running.process.poll() is not None:
                 self._crashed(running)
             if running.process is None and time.monotonic() >= running.start_at:
                 self._start(running)
-            if running.process is not None:
-                running.family |= _family(running.process.pid)
-                if time.monotonic() - running.started > STEADY:
-                    running.pause = FIRST_PAUSE
-            running.family = {member for member in running.family if _alive(member) is not None}
-        if self._state() != before:
+                changed = True
+            if due and running.process is not None:
+                self._take_note(running)
+        if due:
+            self._family_due = time.monotonic() + FAMILY_POLL
+        if changed:
             write_json(self._folder.supervisor, self._state())
 
-    def _start(self, running: _Running) -> None:
+    def _take_note(self, running: _Running) -> None:
+        """Look after a program that runs: which processes it has, whether it counts as healthy, how long its log is."""
+        assert running.process is not None
+        running.family = {member for member in running.family if _alive(member) is not None}
+        running.family |= _family(running.process.pid)
+        if time.monotonic() - running.started > STEADY:
+            running.pause = FIRST_PAUSE
         log = self._log(running)
-        with log.open("ab") as output:
+        if log.stat().st_size > LOG_BYTES:  # the program goes on writing to the same, emptied file
+            shutil.copyfile(log, log.with_suffix(".log.1"))
+            os.truncate(log, 0)
+
+    def _start(self, running: _Running) -> None:
+        with self._log(running).open("ab") as output:
             running.process = subprocess.Popen(
                 list(running.program.command),
                 stdin=subprocess.DEVNULL,
@@ -107,6 +121,7 @@ class Supervisor:
                 start_new_session=True,  # a Ctrl-C is for the supervisor, which stops its programs in good order
             )
         running.started = time.monotonic()
+        running.family = _family(running.process.pid)
         self._note(f"{running.program.name} started (process {running.process.pid})")
 
     def _crashed(self, running: _Running) -> None:
@@ -134,11 +149,7 @@ class Supervisor:
         self._note("stopped")
 
     def _log(self, running: _Running) -> Path:
-        """Return the log file of a program; one that has grown too large makes way for a new one."""
-        log = self._folder.logs / f"{running.program.name}.log"
-        if log.exists() and log.stat().st_size > LOG_BYTES:
-            shutil.move(log, log.with_suffix(".log.1"))
-        return log
+        return self._folder.logs / f"{running.program.name}.log"
 
     def _state(self) -> dict[str, Any]:
         """Return what ``down`` has to know, and people may want to."""
@@ -235,5 +246,7 @@ def _lock(handle: int, folder: Folder) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise FedMoEError(f"{folder.path} is in use by another 'up': stop it with 'down', or choose another --dir") from error
+        raise FedMoEError(
+            f"{folder.path} is in use by another 'up': stop it with 'down', or choose another --dir"
+        ) from error
     os.set_inheritable(handle, False)

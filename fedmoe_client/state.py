@@ -1,27 +1,45 @@
-"""A client's private parameters, kept between rounds in the Flower context and sent nowhere."""
+"""A client's private parameters, kept between rounds and sent nowhere: in Flower's context, or in the client's store."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
+from fedmoe_client.store import ClientStore, State
+
 _RECORD = "private"
+NamedArrays = dict[str, NDArray[np.float32]]
+# Older values are kept for a server that goes back to a checkpoint; large private groups must not fill the disk.
+OLDER_BYTES = 64 * 1024**2
+
+
+class Private(Protocol):
+    """The client's own value of each parameter that is private, by name."""
+
+    def load(self) -> NamedArrays:
+        """Return the kept arrays; empty before the client first trained with private parameters."""
+
+    def save(self, arrays: NamedArrays) -> None:
+        """Keep these arrays and no others: what has become shared is the server's again."""
 
 
 class PrivateParameters:
-    """The client's own value of each parameter that is private, by name."""
+    """Private parameters in the Flower context: a simulation's engine keeps and checkpoints them."""
 
     def __init__(self, state: RecordDict) -> None:
         """state: ``context.state``, which Flower keeps for this client."""
         self._state = state
 
-    def load(self) -> dict[str, NDArray[np.float32]]:
+    def load(self) -> NamedArrays:
         """Return the kept arrays; empty before the client first trained with private parameters."""
         record = self._state.array_records.get(_RECORD)
         return {} if record is None else {name: array.numpy() for name, array in record.items()}
 
-    def save(self, arrays: dict[str, NDArray[np.float32]]) -> None:
+    def save(self, arrays: NamedArrays) -> None:
         """Keep these arrays and no others: what has become shared is the server's again."""
         if arrays:
             self._state[_RECORD] = packed(arrays)
@@ -29,9 +47,123 @@ class PrivateParameters:
             self._state.pop(_RECORD, None)
 
 
-def packed(arrays: dict[str, NDArray[np.float32]]) -> ArrayRecord:
+@dataclass(frozen=True)
+class Entry:
+    """The private parameters after a round. run: the run's name, which stays the same when the run is resumed."""
+
+    run: str
+    round: int
+    arrays: NamedArrays
+
+
+@dataclass
+class StoredParameters:
+    """Private parameters in the client's store, for one message of the server.
+
+    The values after each of the last rounds are kept: a message that comes twice starts from the same value both
+    times, and when a run goes on from a checkpoint so do its clients.
+
+    Attributes:
+        store: the client's store.
+        version: the model's version; each has values of its own.
+        run, round: the run and the round of the message.
+        training: whether this message trains; an evaluation uses the latest value, whatever its round.
+        keep_rounds: rounds to keep behind this one, at least those that a resume may go back.
+        memory: latest items of each user (see ``OwnHistories``), which the experts attend over; kept beside.
+    """
+
+    store: ClientStore
+    version: str
+    run: str
+    round: int
+    training: bool
+    keep_rounds: int
+    memory: dict[str, NDArray[np.int32]] = field(default_factory=dict)
+
+    def load(self) -> NamedArrays:
+        """Return the arrays to start from; empty before the client first trained with private parameters."""
+        entries = self._entries()
+        if self.training:
+            entries = _up_to(entries, self.run, self.round - 1)
+        return entries[-1].arrays if entries else {}
+
+    def save(self, arrays: NamedArrays) -> None:
+        """Keep these arrays as the value after this round, and forget what the same run said of later rounds."""
+        entries = _up_to(self._entries(), self.run, self.round - 1)
+        self._write(_recent([*entries, Entry(self.run, self.round, arrays)], self.keep_rounds))
+
+    def go_back(self, last: int) -> None:
+        """Forget what this run did after round ``last``: the server goes on from there."""
+        entries = self._entries()
+        kept = _up_to(entries, self.run, last)
+        if len(kept) < len(entries):
+            self._write(kept)
+
+    def _entries(self) -> list[Entry]:
+        state = self.store.load(private_name(self.version))
+        if state is None:
+            return []
+        found = []
+        for number, about in enumerate(state.about["entries"]):
+            names = about["names"]
+            found.append(
+                Entry(about["run"], about["round"], {name: state.arrays[f"{number}/{name}"] for name in names})
+            )
+        return found
+
+    def _write(self, entries: list[Entry]) -> None:
+        arrays = {f"{n}/{name}": array for n, entry in enumerate(entries) for name, array in entry.arrays.items()}
+        memory = {f"memory/{user}": items for user, items in self.memory.items()}
+        about = [{"run": entry.run, "round": entry.round, "names": list(entry.arrays)} for entry in entries]
+        self.store.save(private_name(self.version), State(arrays | memory, {"entries": about}))
+
+
+def private_name(version: str) -> str:
+    """Return the name of the state that holds a model version's private parameters."""
+    return f"private-{version}"
+
+
+def latest_private(state: State | None) -> NamedArrays:
+    """Return the newest private parameters of a loaded state, for use on the device."""
+    entries = [] if state is None else state.about["entries"]
+    if state is None or not entries:
+        return {}
+    return {name: state.arrays[f"{len(entries) - 1}/{name}"] for name in entries[-1]["names"]}
+
+
+def kept_memory(state: State | None) -> dict[str, NDArray[np.int32]]:
+    """Return the latest items of each user, by the name of its history, as they were at the last training."""
+    arrays = {} if state is None else state.arrays
+    return {name.removeprefix("memory/"): items for name, items in arrays.items() if name.startswith("memory/")}
+
+
+def packed(arrays: NamedArrays) -> ArrayRecord:
     """Return named arrays as the record that Flower keeps or sends, in their order."""
     record = ArrayRecord()  # filled one by one: made from a dict it would copy each array
     for name, array in arrays.items():
         record[name] = Array(array)
     return record
+
+
+def _up_to(entries: list[Entry], run: str, last: int) -> list[Entry]:
+    """Leave out what a run did after round ``last``, and what came after that."""
+    for position, entry in enumerate(entries):
+        if entry.run == run and entry.round > last:
+            return entries[:position]
+    return entries
+
+
+def _recent(entries: list[Entry], rounds: int) -> list[Entry]:
+    """Keep the newest entry, those of the last ``rounds`` rounds of its run, and the one that came before these."""
+    newest = entries[-1]
+    first = len(entries) - 1
+    size = 0
+    while first > 0:
+        entry = entries[first - 1]
+        size += sum(array.nbytes for array in entry.arrays.values())
+        if size > OLDER_BYTES:
+            break
+        first -= 1
+        if entry.run != newest.run or entry.round <= newest.round - rounds:
+            break
+    return entries[first:]

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OWN = {"model", "data", "strategies", "fedmoe_client", "fedmoe_server", "simulation", "sim", "benchmarks"}
+OWN = {"model", "data", "deployment", "strategies", "fedmoe_client", "fedmoe_server", "simulation", "sim", "benchmarks"}
 FRAMEWORKS = {"flwr", "ray", "torch"}
 ALLOWED = {
     "data": set(),
+    "deployment": set(),
     "model": {"torch"},
     "strategies": {"flwr"},
-    "fedmoe_client": {"flwr", "torch", "model", "data"},
-    "fedmoe_server": {"flwr", "torch", "model", "data", "strategies"},
+    "fedmoe_client": {"flwr", "torch", "model", "data", "deployment"},
+    "fedmoe_server": {"flwr", "torch", "model", "data", "strategies", "deployment"},
     "simulation": {"flwr", "ray"},
 }
 # A torch file is read, and an encoder is run, with torch: inside functions alone.

@@ -45,11 +45,13 @@ def test_a_run_leaves_its_folder_complete(fakes: Any, tmp_path: Path, capsys: py
     (folder,) = tmp_path.iterdir()
     assert folder.name.endswith("-test")
     assert files(folder) == {
-        "settings.yaml", "metrics.jsonl", "result.json", "report.md", "loss.png", "ranking.png", "gate.png",
+        "settings.yaml", "metrics.jsonl", "result.json", "report.md", "clients.csv", "loss.png", "ranking.png", "gate.png",
         "tensorboard", "checkpoints",
     }  # fmt: skip
     out = capsys.readouterr().out
-    assert out.startswith("test starts: 6 rounds, 50% of 10 clients a round, 5 items, fedadam; ")
+    assert out.startswith(
+        "test starts: 6 rounds, 50% of 10 clients a round, 2 users with fewer than 5 items left out, 5 items, fedadam; "
+    )
     assert "round 6/6" in out and "report: " in out and "Sampled" not in out
 
 

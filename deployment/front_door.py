@@ -1,0 +1,34 @@
+"""The command line that ``python -m fedmoe_server`` and ``python -m fedmoe_client`` have in common."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from errors import FedMoEError
+
+Command = Callable[[argparse.Namespace, list[str]], int]
+
+
+def main(parser: argparse.ArgumentParser, commands: Mapping[str, Command], words: Sequence[str]) -> int:
+    """Run a command; return the exit status: 0 done, 1 the run failed, 2 something for the user to put right.
+
+    What follows ``--`` is handed to the command as it is: options of Flower's own program.
+    """
+    words = list(words)
+    at = words.index("--") if "--" in words else len(words)
+    given = parser.parse_args(words[:at])
+    try:
+        return commands[given.command](given, words[at + 1 :])
+    except FedMoEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def subcommands(parser: argparse.ArgumentParser) -> Any:
+    """Return what takes the commands' own parsers."""
+    return parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

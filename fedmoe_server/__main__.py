@@ -1,0 +1,192 @@
+"""The server's commands: ``python -m fedmoe_server up | admit | clients | run | export | down``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from deployment.background import start_in_background
+from deployment.folder import write_json
+from deployment.front_door import Command, main, subcommands
+from deployment.keys import read_public_key
+from deployment.ports import listens, parse_address, require_free, wait_until_closed
+from deployment.supervisor import Program, Supervisor, running_supervisor, stop
+from errors import FedMoEError
+from fedmoe_server.certificates import Certificates, given_certificates, own_certificates
+from fedmoe_server.server_folder import (
+    CONNECTION,
+    Addresses,
+    AdmittedClient,
+    ServerFolder,
+    now_utc,
+    superlink_command,
+)
+
+DEFAULT_FOLDER = Path("fedmoe-server")
+HELP = """\
+Serve a federation of real clients over gRPC with TLS. What follows -- goes to Flower's own program.
+
+  python -m fedmoe_server up [--address HOST:PORT] [--name HOST] ...     start the server in the background
+  python -m fedmoe_server admit CLIENT.pub ...                          register clients' public keys
+  python -m fedmoe_server run CONFIG [key=value ...]                    run a federation, follow it to its end
+  python -m fedmoe_server run --resume RUN_FOLDER                       go on from a run's last checkpoint
+  python -m fedmoe_server down                                          stop everything
+
+Exit status: 0 done, 1 the run failed, 2 something for you to put right."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    made = argparse.ArgumentParser(
+        "python -m fedmoe_server", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = subcommands(made)
+    up_parser = commands.add_parser("up", help="start the server (options after -- go to flower-superlink)")
+    up_parser.add_argument("--address", default="0.0.0.0:9092", help="where clients connect (default: %(default)s)")
+    up_parser.add_argument("--control", default="127.0.0.1:8000", help="where commands connect (default: %(default)s)")
+    up_parser.add_argument(
+        "--name", action="append", default=[], help="host name or address that clients use; may be repeated"
+    )
+    up_parser.add_argument("--ca", type=Path, help="authority's certificate, if you bring your own")
+    up_parser.add_argument("--certificate", type=Path, help="server's certificate, if you bring your own")
+    up_parser.add_argument("--key", type=Path, help="private key of --certificate")
+    up_parser.add_argument("--foreground", action="store_true", help="stay in the foreground (systemd, containers)")
+    admit_parser = commands.add_parser("admit", help="register clients' public keys")
+    admit_parser.add_argument("keys", nargs="+", type=Path, metavar="CLIENT.pub", help="public keys of clients")
+    run_parser = commands.add_parser("run", help="run a federation (options after -- go to flwr run)")
+    run_parser.add_argument("words", nargs="*", metavar="CONFIG|key=value", help="settings, as of sim.py")
+    run_parser.add_argument("--resume", type=Path, metavar="RUN_FOLDER", help="go on from a run's last checkpoint")
+    commands.add_parser("clients", help="list the admitted clients")
+    commands.add_parser("down", help="stop the server and all that it started")
+    for each in commands.choices.values():
+        each.add_argument("--dir", type=Path, default=DEFAULT_FOLDER, help="the server's folder (default: %(default)s)")
+    return made
+
+
+def up(given: argparse.Namespace, extra: list[str]) -> int:
+    """Start the server; return when it is ready, or with ``--foreground`` when it has been stopped."""
+    folder, addresses = ServerFolder(given.dir), Addresses(given.address, given.control)
+    clients, control = parse_address(addresses.clients), parse_address(addresses.control)
+    if given.foreground:
+        folder.make()
+        _serve(folder, addresses, _certificates(folder, given, clients[0], control[0]), extra)
+        return 0
+    if running_supervisor(folder) is not None:
+        raise FedMoEError(f"the server of {folder.path} runs already: stop it with 'down' first")
+    require_free(*clients, "--address")
+    require_free(*control, "--control")
+    folder.make()
+    start_in_background(
+        folder,
+        "fedmoe_server",
+        [*sys.argv[1 : 1 + sys.argv[1:].index("up")], "up", "--foreground", *_words_after("up")],
+        folder.environment(os.environ),
+        lambda: listens(*clients) and listens(*control),
+    )
+    print(f"the server runs: clients connect to {addresses.clients} (gRPC, TLS)")
+    print(f"give clients {folder.path / 'ca.crt'}; admit them with: python -m fedmoe_server admit CLIENT.pub")
+    return 0
+
+
+def admit(given: argparse.Namespace, extra: list[str]) -> int:
+    """Register public keys at the server."""
+    folder = ServerFolder(given.dir)
+    folder.addresses()
+    for path in given.keys:
+        key = read_public_key(path)
+        known = folder.admitted()
+        if any(entry.fingerprint == key.fingerprint for entry in known):
+            print(f"{path.name} is admitted already: client {key.client}")
+            continue
+        if taken := [entry for entry in known if entry.client == key.client]:
+            raise FedMoEError(
+                f"{path} asks for client id {key.client}, which {taken[0].name} has: enrol with another --client-id"
+            )
+        answer = folder.flwr("supernode", "register", str(path), CONNECTION, *extra)
+        folder.admit(AdmittedClient(path.stem, key.client, int(answer["node-id"]), key.fingerprint))
+        print(f"{path.name} admitted: client {key.client}, node {answer['node-id']}")
+    return 0
+
+
+def clients(given: argparse.Namespace, extra: list[str]) -> int:
+    """List the admitted clients."""
+    for entry in ServerFolder(given.dir).admitted():
+        print(f"client {entry.client}  {entry.name}  node {entry.node}")
+    return 0
+
+
+def run(given: argparse.Namespace, extra: list[str]) -> int:
+    """Run a federation; return 0 if it completed, 1 if it failed."""
+    # Settings and tables take a moment to import: not for the other commands.
+    from fedmoe_server.submission import RunFailed, follow, settings_of_run, submit
+    from settings_loading import load_settings
+
+    folder = ServerFolder(given.dir)
+    if given.resume is not None:
+        if given.words:
+            raise FedMoEError(f"--resume goes on with the settings of {given.resume}: leave out {' '.join(given.words)}")
+        settings, warnings = settings_of_run(given.resume), []
+    else:
+        settings, warnings = load_settings(given.words)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    run_id, run_dir = submit(folder, settings, given.resume, extra)
+    print(f"run {run_id} submitted; {run_dir}", flush=True)
+    try:
+        follow(folder, run_id, run_dir, lambda line: print(line, flush=True))
+    except RunFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        home = f"FLWR_HOME={folder.flower_home}"
+        print(f"\nthe run goes on without being followed; stop it with: {home} flwr stop {run_id} {CONNECTION}")
+        raise
+    print(f"run {run_id} completed; {run_dir}")
+    return 0
+
+
+def down(given: argparse.Namespace, extra: list[str]) -> int:
+    """Stop the server; nothing that it started is left."""
+    folder = ServerFolder(given.dir)
+    addresses = folder.addresses()
+    found = stop(folder)
+    for address in (addresses.clients, addresses.control):
+        if found and not wait_until_closed(*parse_address(address), seconds=10.0):
+            raise FedMoEError(f"something still listens on {address}")
+    print("the server is down" if found else "no server was running")
+    return 0
+
+
+def _serve(folder: ServerFolder, addresses: Addresses, certificates: Certificates, extra: list[str]) -> None:
+    folder.remember(addresses, certificates)
+    if not folder.clients.exists():
+        write_json(folder.clients, [])
+    command = superlink_command(folder, addresses, certificates, extra)
+    Supervisor(folder, [Program("superlink", command)], folder.environment(os.environ), _note).run()
+
+
+def _certificates(folder: ServerFolder, given: argparse.Namespace, *hosts: str) -> Certificates:
+    brought = (given.ca, given.certificate, given.key)
+    named = [host for host in hosts if host not in ("0.0.0.0", "::")]
+    if not any(brought):
+        return own_certificates(folder.certificates, [*named, *given.name])
+    if not all(brought):
+        raise FedMoEError("your own certificate needs all of --ca, --certificate and --key")
+    absolute = Certificates(*(path.absolute() for path in brought))
+    return given_certificates(absolute, [*dict.fromkeys([*named, *given.name])])
+
+
+def _words_after(command: str) -> list[str]:
+    return sys.argv[sys.argv.index(command) + 1 :]
+
+
+def _note(text: str) -> None:
+    print(f"{now_utc()} {text}", flush=True)
+
+
+COMMANDS: dict[str, Command] = {"up": up, "admit": admit, "clients": clients, "run": run, "down": down}
+
+if __name__ == "__main__":
+    sys.exit(main(parser(), COMMANDS, sys.argv[1:]))
