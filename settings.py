@@ -67,9 +67,12 @@ class DataSettings(Section):
     item_column: str = Field("item_id", description="name of the item column (csv, parquet)")
     time_column: str | None = Field("timestamp", description="name of the time column; null: file order")
     text_file: str | None = Field(
-        "titles", description="text features: .npy, .pt, .safetensors; 'titles': from titles and genres; null: none"
+        "titles",
+        description="text features: .npy, .pt, .safetensors; titles: from titles and genres; noise: random; null: none",
     )
-    visual_file: str | None = Field(None, description="visual features: .npy, .pt or .safetensors; null: no pictures")
+    visual_file: str | None = Field(
+        None, description="visual features: .npy, .pt or .safetensors; noise: random; null: no pictures"
+    )
     feature_dim: CountOrZero = Field(
         128, description="features wider than this are reduced to so many principal components; 0: never"
     )

@@ -25,6 +25,7 @@ Train SASRec with a residual mixture of a visual and a semantic expert, every us
   python sim.py                                        MovieLens-100K with the default settings
   python sim.py CONFIG                                 a YAML file, or one of: {configs}
   python sim.py [CONFIG] key=value --num_rounds 50     settings on top; a key may be shortened to its last part
+  python sim.py SWEEP                                  runs side by side: {sweeps}
   python sim.py --resume runs/FOLDER                   go on from a run's last checkpoint
   python sim.py --help TOPIC                           the settings of one topic:
 
@@ -42,7 +43,8 @@ def help_text(topics: list[str]) -> str:
     if topics:
         return "\n\n".join(_topic(topic) for topic in topics)
     return OVERVIEW.format(
-        configs=", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml"))),
+        configs=", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("sweep-"))),
+        sweeps=", ".join(sorted(path.stem for path in CONFIGS.glob("sweep-*.yaml"))),
         topics="\n".join(f"    {topic:<12}{text}" for topic, text in TOPICS.items()),
         aliases=", ".join(f"--{alias} is {key}" for alias, key in ALIASES.items()),
     )

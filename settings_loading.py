@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,56 @@ def load_settings(words: Sequence[str]) -> tuple[Settings, list[str]]:
 
     Raises FedMoEError that lists every wrong key and value.
     """
+    tree, problems, warnings = _tree_of(words)
+    return _validated(tree, problems), warnings
+
+
+def load_points(words: Sequence[str]) -> tuple[dict[str, Settings], list[str]]:
+    """Return the settings of every point of a sweep by its label, and warnings to print.
+
+    A YAML file with ``sweep:`` describes several runs that differ in some settings: a mapping of keys to lists of
+    values means every combination, a list of mappings means these points, each of which may have a ``label``.
+    Without it there is one point, labelled "".
+
+    Raises FedMoEError as ``load_settings`` does, the errors of all points together.
+    """
+    tree, problems, warnings = _tree_of(words)
+    changes = _sweep_points(tree.pop("sweep", {}), problems)
+    points: dict[str, Settings] = {}
+    for label, change in changes.items():
+        own = deepcopy(tree)
+        for key, value in change.items():
+            if path := _full_key(key, problems):
+                _set(own, path, value)
+        try:
+            points[label] = _validated(own, [])
+        except FedMoEError as error:
+            problems.append(f"{label}: {error}" if label else str(error))
+    if problems:
+        raise FedMoEError(_joined(list(dict.fromkeys(problems))))
+    return points, warnings
+
+
+def _sweep_points(sweep: Any, problems: list[str]) -> dict[str, dict[str, Any]]:
+    """Return what each point of a sweep changes, by its label."""
+    if isinstance(sweep, dict) and all(isinstance(values, list) and values for values in sweep.values()):
+        combinations = [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
+        return {", ".join(f"{k.split('.')[-1]}={v}" for k, v in change.items()): change for change in combinations}
+    if isinstance(sweep, list) and sweep and all(isinstance(point, dict) for point in sweep):
+        labels = [str(point.get("label") or f"point {number}") for number, point in enumerate(sweep, start=1)]
+        if len(set(labels)) == len(labels):
+            return {
+                label: {key: value for key, value in point.items() if key != "label"}
+                for label, point in zip(labels, sweep, strict=True)
+            }
+    problems.append(
+        "sweep: must map keys to lists of values, or list points, which are mappings with labels of their own"
+    )
+    return {}
+
+
+def _tree_of(words: Sequence[str]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Return the tree that a command line describes, not yet validated, what is wrong already, and warnings."""
     tree: dict[str, Any] = {}
     words = list(words)
     if words and not words[0].startswith("-") and "=" not in words[0]:
@@ -56,7 +108,7 @@ def load_settings(words: Sequence[str]) -> tuple[Settings, list[str]]:
             _set(tree, "training.loss", "sampled_softmax" if _is_true(text) else "softmax")
         elif path := _full_key(key, problems):
             _set(tree, path, _value(text))
-    return _validated(tree, problems), warnings
+    return tree, problems, warnings
 
 
 def read_yaml(name: str) -> dict[str, Any]:
@@ -174,9 +226,13 @@ def _validated(tree: dict[str, Any], problems: list[str]) -> Settings:
     except ValidationError as error:
         problems = problems + [_problem(detail) for detail in error.errors()]
     if problems:
-        counted = "a setting is wrong" if len(problems) == 1 else f"{len(problems)} settings are wrong"
-        raise FedMoEError(f"{counted}: " + ("\n  " if len(problems) > 1 else "") + "\n  ".join(problems))
+        raise FedMoEError(_joined(problems))
     return settings
+
+
+def _joined(problems: list[str]) -> str:
+    counted = "a setting is wrong" if len(problems) == 1 else f"{len(problems)} settings are wrong"
+    return f"{counted}: " + ("\n  " if len(problems) > 1 else "") + "\n  ".join(problems)
 
 
 def _problem(detail: Any) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 from errors import FedMoEError
 from settings import Settings
 from settings_help import help_text
-from settings_loading import load_settings, read_yaml, settings_from, to_run_config
+from settings_loading import load_points, read_yaml, settings_from, to_run_config
+from sweep import run_sweep
 
 CLIENT_APP = "fedmoe_client.app:app"
 
@@ -22,10 +23,13 @@ def main(words: list[str]) -> int:
             print(help_text([word for word in words if not word.startswith("-")]))
             return 0
         resume, words = _resume_folder(words)
-        settings, warnings = load_settings(words) if resume is None else (settings_of_run(resume, words), [])
+        points, warnings = load_points(words) if resume is None else ({"": settings_of_run(resume, words)}, [])
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        simulate(settings, resume)
+        if list(points) == [""]:
+            simulate(points[""], resume)
+        else:
+            run_sweep(points, simulate)
         return 0
     except FedMoEError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -20,6 +20,7 @@ from data.catalogue import ItemFeatures, find_id_file, load_features
 from data.files import write_folder
 from data.interactions import Interactions, from_events, without_short_users
 from data.reduction import principal_components
+from data.sampling import generator
 from data.synthetic import synthetic
 from data.titles import Film, title_features
 from errors import FedMoEError
@@ -27,6 +28,7 @@ from settings import DataSettings
 
 _FORM = 2  # part of the cache's key; a change of what is parsed, or how, must change it
 _TITLES = "titles"
+_NOISE = "noise"  # instead of a feature file: random rows, to see what the real ones are worth
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,9 @@ def _sources(settings: DataSettings, cache: Path) -> dict[str, Path]:
     elif settings.dataset == "file":
         assert settings.data_file is not None  # the settings' own check
         sources["events"] = _in_data_dir(settings, settings.data_file)
-    if settings.visual_file is not None:
-        sources["visual"] = _in_data_dir(settings, Path(settings.visual_file))
-    if settings.text_file not in (None, _TITLES):
+    if settings.visual_file not in (None, _NOISE):
+        sources["visual"] = _in_data_dir(settings, Path(str(settings.visual_file)))
+    if settings.text_file not in (None, _TITLES, _NOISE):
         sources["text"] = _in_data_dir(settings, Path(str(settings.text_file)))
     named = None if settings.item_id_file is None else _in_data_dir(settings, settings.item_id_file)
     for modality in ("visual", "text"):
@@ -114,7 +116,7 @@ def _in_data_dir(settings: DataSettings, path: Path) -> Path:
 def _key(settings: DataSettings, seed: int, sources: Mapping[str, Path]) -> str:
     """Return a short hash of all that decides what the parsed data set is."""
     parts: dict[str, object] = {"form": _FORM, "settings": settings.model_dump(mode="json")}
-    if settings.dataset == "synthetic":
+    if settings.dataset == "synthetic" or _NOISE in (settings.text_file, settings.visual_file):
         parts["seed"] = seed
     for role, path in sources.items():
         try:
@@ -135,7 +137,17 @@ def _build(settings: DataSettings, seed: int, sources: Mapping[str, Path]) -> Da
         dataset = replace(dataset, visual=load_features(sources["visual"], item_ids, sources.get("visual ids")))
     if "text" in sources:
         dataset = replace(dataset, text=load_features(sources["text"], item_ids, sources.get("text ids")))
+    for modality in ("text", "visual"):
+        if getattr(settings, f"{modality}_file") == _NOISE:
+            dataset = replace(dataset, **{modality: _noise(len(item_ids), settings.feature_dim, seed, modality)})
     return replace(dataset, text=_reduced(dataset.text, settings), visual=_reduced(dataset.visual, settings))
+
+
+def _noise(rows: int, dim: int, seed: int, modality: str) -> ItemFeatures:
+    """Return features of every item that say nothing about it."""
+    present = np.arange(rows) > 0
+    drawn = generator(seed, f"{modality} noise").normal(size=(rows, dim or 128)).astype(np.float32)
+    return ItemFeatures(drawn * present[:, None], present)
 
 
 def _reduced(features: ItemFeatures | None, settings: DataSettings) -> ItemFeatures | None:

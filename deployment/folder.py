@@ -13,6 +13,7 @@ from typing import Any
 
 from errors import FedMoEError
 
+TAG = "FEDMOE_FOLDER"  # in the environment of every process of a folder
 
 @dataclass(frozen=True)
 class Folder:
@@ -61,13 +62,14 @@ class Folder:
         """
         scripts = str(Path(sys.executable).parent)  # Flower starts its own programs by name
         quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-        kept = {"FEDMOE_CACHE": str(self.cache), "MPLCONFIGDIR": str(self.cache / "matplotlib"), "OMP_NUM_THREADS": "1"}
+        kept = {"FEDMOE_CACHE": str(self.cache.absolute()), "MPLCONFIGDIR": str((self.cache / "matplotlib").absolute()), "OMP_NUM_THREADS": "1"}
         return (
             quiet
             | kept
             | dict(base)
             | {
-                "FLWR_HOME": str(self.flower_home),
+                TAG: str(self.path.absolute()),
+                "FLWR_HOME": str(self.flower_home.absolute()),
                 "PATH": os.pathsep.join([scripts, base.get("PATH", os.defpath)]),
                 "PYTHONUNBUFFERED": "1",
             }

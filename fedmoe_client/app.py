@@ -1,16 +1,17 @@
-"""The Flower ClientApp: unpacks a message, calls the NumPyClient, and packs what it returns under the same names."""
+"""The Flower ClientApp: takes a message apart, has it carried out, and packs the answer under the same names.
+
+Flower starts a process for each message in deployment, so nothing heavy is imported here: torch, the model and the data
+come with ``fedmoe_client.messages``, in this process (a simulation's actor keeps them) or in the node's resident one.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from errors import FedMoEError
-from fedmoe_client.client import FedMoEClient
-from fedmoe_client.state import PrivateParameters, packed
-from fedmoe_client.workbench import workbench
+from fedmoe_client.node import node_from
 
 app = ClientApp()
 
@@ -18,46 +19,48 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train on the client's history; answer with the shared arrays and the metrics."""
-    client = _client(context)
-    arrays, config = _unpack(client, message)
-    trained, examples, metrics = client.fit(arrays, config)
-    names = client.workbench.names_in(config["shared"])
-    record = packed(dict(zip(names, trained, strict=True)))
-    return _reply(message, {"arrays": record, "metrics": _metrics(examples, metrics)})
+    arrays, metrics = _carried_out(message, context)
+    return _reply(message, {"arrays": arrays, "metrics": MetricRecord(metrics)})
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Rank the client's held-out item; answer with the metrics."""
-    client = _client(context)
-    arrays, config = _unpack(client, message)
-    _, examples, metrics = client.evaluate(arrays, config)
-    return _reply(message, {"metrics": _metrics(examples, metrics)})
+    _, metrics = _carried_out(message, context)
+    return _reply(message, {"metrics": MetricRecord(metrics)})
 
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Tell the server which client this node is, so that cohorts do not depend on Flower's random node ids."""
-    return _reply(message, {"config": ConfigRecord({"client-id": int(context.node_config["partition-id"])})})
+    """Tell the server which client this node is, so that cohorts do not depend on Flower's random node ids.
+
+    In deployment the server says what it is at first; a client that differs, or that is not ready, refuses.
+    """
+    node = node_from(context.node_config)
+    number = node.number
+    if (server := message.content.config_records.get("config")) is not None and "model" in server:
+        from fedmoe_client.joining import join
+
+        number = join(dict(server), node, context.run_config, _run_name(context), str(context.run_id))
+    return _reply(message, {"config": ConfigRecord({"client-id": number})})
 
 
-def _client(context: Context) -> FedMoEClient:
-    bench = workbench(context.run_config)
-    user, users = int(context.node_config["partition-id"]), bench.dataset.interactions.num_users
-    if not 0 <= user < users:
-        raise FedMoEError(f"partition-id = {user}, but the data set has the users 0 to {users - 1}")
-    return FedMoEClient(bench, user, PrivateParameters(context.state))
+def _carried_out(message: Message, context: Context) -> tuple[ArrayRecord | None, dict[str, Any]]:
+    kind = message.metadata.message_type
+    node = node_from(context.node_config)
+    arrays, config = message.content.array_records["arrays"], dict(message.content.config_records["config"])
+    if node.warm:
+        from fedmoe_client.resident_call import perform_there
+
+        return perform_there(kind, arrays, config, context.node_config, context.run_config, _run_name(context))
+    from fedmoe_client.messages import Task, perform
+
+    return perform(Task(kind, arrays, config, node, context.run_config, _run_name(context)), context.state)
 
 
-def _unpack(client: FedMoEClient, message: Message) -> tuple[list[Any], dict[str, Any]]:
-    """Return the arrays in the model's order, and the config; refuse another model's arrays by name."""
-    record = message.content.array_records["arrays"]
-    client.workbench.check({name: array.shape for name, array in record.items()})
-    return client.workbench.decode(record), dict(message.content.config_records["config"])
-
-
-def _metrics(examples: int, metrics: dict[str, Any]) -> MetricRecord:
-    return MetricRecord({"num-examples": examples, **metrics})
+def _run_name(context: Context) -> str:
+    """Return what a run and its resumption have in common."""
+    return str(context.run_config.get("run_dir") or context.run_id)
 
 
 def _reply(message: Message, content: dict[str, Any]) -> Message:

@@ -7,6 +7,7 @@ unseen items (``sampled``). The figures of the two protocols must never be compa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,9 +23,20 @@ Scorer = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 """Scores ``[B, N]`` of candidates ``[B, N]`` as what follows the contexts ``[B, C]`` (left-padded with 0)."""
 
 
+class Histories(Protocol):
+    """Users' histories: a data set's ``Interactions``, or those that a client has of its own."""
+
+    @property
+    def num_items(self) -> int:
+        """Size of the catalogue."""
+
+    def history(self, user: int) -> NDArray[np.int32]:
+        """Return a user's items, oldest first."""
+
+
 def ranks(
     scorer: Scorer,
-    interactions: Interactions,
+    interactions: Histories,
     users: Sequence[int] | NDArray[np.int64],
     split: Split,
     evaluation: EvaluationSettings,
@@ -102,7 +114,7 @@ def popularity_scorer(interactions: Interactions) -> Scorer:
 def _candidates(
     users: list[int],
     parts: list[tuple[NDArray[np.int32], int]],
-    interactions: Interactions,
+    interactions: Histories,
     evaluation: EvaluationSettings,
     seed: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

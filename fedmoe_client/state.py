@@ -69,7 +69,8 @@ class StoredParameters:
         run, round: the run and the round of the message.
         training: whether this message trains; an evaluation uses the latest value, whatever its round.
         keep_rounds: rounds to keep behind this one, at least those that a resume may go back.
-        memory: latest items of each user (see ``OwnHistories``), which the experts attend over; kept beside.
+        memory: name of a user's history -> its latest items, which the experts attend over; kept beside. Empty: as
+            it was.
     """
 
     store: ClientStore
@@ -113,7 +114,8 @@ class StoredParameters:
 
     def _write(self, entries: list[Entry]) -> None:
         arrays = {f"{n}/{name}": array for n, entry in enumerate(entries) for name, array in entry.arrays.items()}
-        memory = {f"memory/{user}": items for user, items in self.memory.items()}
+        latest = self.memory or kept_memory(self.store.load(private_name(self.version)))
+        memory = {f"memory/{name}": items for name, items in latest.items()}
         about = [{"run": entry.run, "round": entry.round, "names": list(entry.arrays)} for entry in entries]
         self.store.save(private_name(self.version), State(arrays | memory, {"entries": about}))
 

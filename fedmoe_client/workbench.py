@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
-from data.registry import Dataset, load_dataset
+from data.registry import Dataset
 from errors import FedMoEError
+from fedmoe_client.identity import identity_of, item_numbers, own_dataset
 from model.build import build_model
 from model.groups import parameter_names
 from model.residual_moe import ResidualMoE
@@ -39,6 +41,16 @@ class Workbench:
         """Return the names of the parameters of some groups, in the model's order."""
         wanted = {name for group in groups for name in self.groups[group]}
         return [name for name in self.parameters if name in wanted]
+
+    @cached_property
+    def item_numbers(self) -> dict[str, int]:
+        """Item id -> number in the catalogue, 1 to num_items."""
+        return item_numbers(self.dataset)
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """Hashes of the catalogue and features, and the model's version (see ``fedmoe_client.identity``)."""
+        return identity_of(self.settings, self.dataset)
 
     def check(self, shapes: Mapping[str, Sequence[int]]) -> None:
         """Raise FedMoEError that names the first parameter in which another model differs from this one."""
@@ -76,18 +88,21 @@ class Workbench:
         return {name: self.parameters[name].detach().cpu().numpy().copy() for name in names}
 
 
-def workbench(run_config: Mapping[str, bool | int | float | str]) -> Workbench:
-    """Return this process's workbench for the settings of a run; made once and reused."""
-    return _workbench_of(from_run_config(run_config).model_dump_json())
+def workbench(run_config: Mapping[str, bool | int | float | str], catalogue: Path | None = None) -> Workbench:
+    """Return this process's workbench for the settings of a run; made once and reused.
+
+    catalogue: folder of the catalogue to use in place of the data set's, which then is not looked for.
+    """
+    return _workbench_of(from_run_config(run_config).model_dump_json(), catalogue)
 
 
 @lru_cache(maxsize=1)
-def _workbench_of(document: str) -> Workbench:
+def _workbench_of(document: str, catalogue: Path | None) -> Workbench:
     settings = Settings.model_validate_json(document)
     # Workers share the machine: more than one thread each would only make them wait for one another, and a sum that
     # is split over threads has other last digits.
     torch.set_num_threads(1)
-    return Workbench(settings, load_dataset(settings.data, settings.seed))
+    return Workbench(settings, own_dataset(settings, catalogue))
 
 
 def _device(settings: Settings) -> torch.device:

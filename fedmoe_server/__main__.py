@@ -126,7 +126,9 @@ def run(given: argparse.Namespace, extra: list[str]) -> int:
     folder = ServerFolder(given.dir)
     if given.resume is not None:
         if given.words:
-            raise FedMoEError(f"--resume goes on with the settings of {given.resume}: leave out {' '.join(given.words)}")
+            raise FedMoEError(
+                f"--resume goes on with the settings of {given.resume}: leave out {' '.join(given.words)}"
+            )
         settings, warnings = settings_of_run(given.resume), []
     else:
         settings, warnings = load_settings(given.words)

@@ -1,7 +1,8 @@
 """The Flower ServerApp of FedMoE: from the run config to a finished run folder.
 
 Keys of the run config: ``settings`` (JSON of the whole settings tree), ``run_dir`` (folder of this run; empty:
-``save_dir/<time>-<name>``) and ``resume`` (empty, or a checkpoint or run folder to go on from).
+``save_dir/<time>-<name>``), ``resume`` (empty, or a checkpoint or run folder to go on from) and ``clients`` (the admitted
+clients of a deployment, see ``server_folder``; empty in a simulation).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from data.registry import Dataset, load_dataset
 from errors import FedMoEError
 from fedmoe_server.checkpoints import Checkpoint, CheckpointStore, ClientStore, find_checkpoint, load_checkpoint
 from fedmoe_server.clients import ClientDirectory
+from fedmoe_server.deployed import Deployed, identity, progress_log
 from fedmoe_server.report import write_report
 from fedmoe_server.run_folder import CHECKPOINTS, bytes_needed, check_run_dir, new_run_dir
 from fedmoe_server.server_loop import ServerLoop
@@ -46,12 +48,22 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run config describes."""
     config = context.run_config
-    run_dir, resume = str(config.get("run_dir", "")), str(config.get("resume", ""))
-    run(grid, from_run_config(config), Path(run_dir) if run_dir else None, Path(resume) if resume else None)
+    run_dir, resume, clients = (_path(config.get(key, "")) for key in ("run_dir", "resume", "clients"))
+    settings = from_run_config(config)
+    if clients is None or run_dir is None:
+        run(grid, settings, run_dir, resume)
+        return
+    with progress_log(clients, run_dir).open("w", encoding="utf-8") as log:
+        run(grid, settings, run_dir, resume, Console(file=log, width=200), Deployed(clients))
 
 
 def run(
-    grid: Grid, settings: Settings, run_dir: Path | None, resume: Path | None, console: Console | None = None
+    grid: Grid,
+    settings: Settings,
+    run_dir: Path | None,
+    resume: Path | None,
+    console: Console | None = None,
+    deployed: Deployed | None = None,
 ) -> Path:
     """Run, or go on with, a federation and return its run folder.
 
@@ -61,6 +73,7 @@ def run(
         run_dir: folder of the run; None: a new one in ``save_dir``, or on a resume the folder of the resumed run.
         resume: a checkpoint, or a run folder whose latest checkpoint is meant.
         console: where to show progress; None: standard output.
+        deployed: that the clients are real ones; None: they are simulated.
 
     Raises:
         FedMoEError: something the user can put right; ``result.json`` then says "failed" if the run had begun.
@@ -70,7 +83,7 @@ def run(
     dataset = load_dataset(settings.data, settings.seed)
     arrays = initial_arrays(settings, dataset)
     schedule = _schedule(settings, parameter_groups(settings, dataset))
-    directory = ClientDirectory()
+    directory = ClientDirectory() if deployed is None else deployed.directory(settings.deployment)
     partial = PartialAggregation(_inner_strategy(settings), schedule)
     strategy = Cohorts(partial, settings.federation.client_fraction, settings.seed, directory.client_ids)
     state_arrays(strategy)  # a strategy that no checkpoint could hold is refused now, not at the first checkpoint
@@ -78,7 +91,9 @@ def run(
     state = LoopState(list_arrays(arrays))
     if source is not None:
         checkpoint = load_checkpoint(source, state.arrays)
-        state = checkpoint.restore(strategy, grid, needs_clients=_clients_keep_state(schedule, checkpoint))
+        # Real clients keep their private state themselves.
+        needed = deployed is None and _clients_keep_state(schedule, checkpoint)
+        state = checkpoint.restore(strategy, grid, needs_clients=needed)
     folder = run_dir or _default_run_dir(settings, source)
     going_on = source is not None and source.resolve().parent.parent == folder.resolve()
     check_run_dir(folder, _bytes_needed(settings, dataset, arrays, schedule, grid), resuming=going_on)
@@ -86,9 +101,12 @@ def run(
     if going_on:
         store.forget_after(state.round)
     earlier = sum(record["seconds"] for record in state.history)
-    tracker = Tracker(folder, settings, state.history, console)
+    tracker = Tracker(folder, settings, state.history, console, every_round=deployed is not None)
     directory.note = tracker.note
-    loop = ServerLoop(grid, strategy, partial, schedule, settings, directory, tracker, store)
+    if deployed is not None:
+        directory.announce = identity(settings, dataset, state.round)
+    deadline = None if deployed is None else settings.deployment.round_deadline or None
+    loop = ServerLoop(grid, strategy, partial, schedule, settings, directory, tracker, store, deadline)
     with _quiet_flower(), _failure_recorded(tracker):
         tracker.note(_headline(settings, dataset, state, folder))
         result: Result = loop.run(state)
@@ -101,6 +119,10 @@ def run(
 def list_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Return named arrays as the record that travels, in their order."""
     return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+
+
+def _path(value: object) -> Path | None:
+    return Path(str(value)) if value else None
 
 
 def _schedule(settings: Settings, groups: Mapping[str, list[str]]) -> AggregationSchedule:

@@ -14,6 +14,7 @@ from errors import FedMoEError
 ClientIds = Callable[[], Mapping[int, int]]
 REASON_LENGTH = 300
 NAMED = 3  # failures named in one line
+RAISED = re.compile(r"^<class '(?:[\w.]+\.)?(?P<type>\w+)'>:<'(?P<message>.*?)(?:'>)?$")
 PREFIX = re.compile(r"^client \d+: (train|evaluate|query): ")
 
 
@@ -51,6 +52,7 @@ class Exchange:
         replies: everything that came back, error replies included (strategies expect to see those).
         failures: the clients that failed, sorted by client.
         bytes_down, bytes_up: payload bytes sent to and received from all clients.
+        dropped: replies that nobody waited for any more: late ones to an earlier message, or second ones.
     """
 
     sent: int
@@ -58,6 +60,7 @@ class Exchange:
     failures: list[Failure] = field(default_factory=list)
     bytes_down: int = 0
     bytes_up: int = 0
+    dropped: int = 0
 
 
 def exchange(
@@ -71,20 +74,40 @@ def exchange(
         timeout: seconds to wait; None: until every client has answered or failed.
     """
     requests = list(messages)
-    replies = list(grid.send_and_receive(requests, timeout=timeout)) if requests else []
+    if timeout is not None:
+        for message in requests:  # a node that comes back later must not begin with it any more
+            message.metadata.ttl = timeout
+    arrived = list(grid.send_and_receive(requests, timeout=timeout)) if requests else []
+    replies = _answers(requests, arrived)
     reasons = {m.metadata.dst_node_id: "no reply in time" for m in requests}
-    for reply in replies:
+    for node, reply in replies.items():
         if reply.has_error():
-            reasons[reply.metadata.src_node_id] = reply.error.reason or f"error {reply.error.code}"
+            reasons[node] = reply.error.reason or f"error {reply.error.code}"
         else:
-            reasons.pop(reply.metadata.src_node_id, None)
+            reasons.pop(node, None)
     return Exchange(
         sent=len(requests),
-        replies=replies,
+        replies=list(replies.values()),
         failures=name_failures(reasons, stage, client_ids),
         bytes_down=_payload(requests),
-        bytes_up=_payload(reply for reply in replies if reply.has_content()),
+        bytes_up=_payload(reply for reply in replies.values() if reply.has_content()),
+        dropped=len(arrived) - len(replies),
     )
+
+
+def _answers(requests: Sequence[Message], arrived: Iterable[Message]) -> dict[int, Message]:
+    """Return node -> its first reply to these requests; other replies are left out.
+
+    Where the server itself answers for a node, with an error, only the message that is answered tells which node.
+    """
+    asked = {r.metadata.message_id: r.metadata.dst_node_id for r in requests if r.metadata.message_id}
+    nodes = {request.metadata.dst_node_id for request in requests}
+    answers: dict[int, Message] = {}
+    for reply in arrived:
+        node = asked.get(reply.metadata.reply_to_message_id) if asked else reply.metadata.src_node_id
+        if node in nodes:
+            answers.setdefault(node, reply)
+    return answers
 
 
 def name_failures(reasons: Mapping[int, str], stage: str, client_ids: ClientIds) -> list[Failure]:
@@ -125,7 +148,10 @@ def require_enough(what: str, sent: int, failures: Sequence[Failure], minimum: f
 def _one_line(reason: str) -> str:
     """Cut a reason to its first line, without the client and stage that the engine may have put in front of it."""
     lines = reason.strip().splitlines()
-    line = PREFIX.sub("", lines[0].strip()) if lines else "no reason given"
+    line = lines[0].strip() if lines else "no reason given"
+    if raised := RAISED.match(line):  # how Flower's SuperNode puts what a client app raised
+        line = raised["message"] if raised["type"] == "FedMoEError" else f"{raised['type']}: {raised['message']}"
+    line = PREFIX.sub("", line)
     return line if len(line) <= REASON_LENGTH else line[: REASON_LENGTH - 3] + "..."
 
 

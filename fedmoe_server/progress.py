@@ -32,21 +32,22 @@ class Progress(Protocol):
         """Leave the terminal as it was."""
 
 
-def progress_for(console: Console, total: int) -> Progress:
+def progress_for(console: Console, total: int, every_round: bool = False) -> Progress:
     """Return a live display for a terminal, plain lines for a file or a pipe."""
-    return LiveProgress(console, total) if console.is_terminal else PlainProgress(console, total)
+    return LiveProgress(console, total) if console.is_terminal else PlainProgress(console, total, every_round)
 
 
 @dataclass
 class PlainProgress:
-    """One line per evaluation."""
+    """One line per evaluation, or per round."""
 
     console: Console
     total: int
+    every_round: bool = False
 
     def round(self, record: Record, seconds_left: float | None) -> None:
-        """Print a round if it was evaluated."""
-        if record["validation"] is not None:
+        """Print a round if it was evaluated, or if every round is wanted."""
+        if record["validation"] is not None or self.every_round:
             self.note(f"{evaluation_line(record, self.total)}  {left(seconds_left)}".rstrip())
 
     def note(self, text: str) -> None:
@@ -130,14 +131,12 @@ class LiveProgress:
 
 
 def evaluation_line(record: Record, total: int) -> str:
-    """Return one line of a round with an evaluation: loss, ranking, gate, router, clients."""
+    """Return one line of a round: loss, ranking where there was an evaluation, gate, router, clients."""
     train, validation = record["train"], record["validation"]
-    parts = [
-        f"round {record['round']:>{len(str(total))}}/{total}",
-        f"loss {number(train.get('loss'), 4)}",
-        f"HR@10 {number(validation.get('hr@10'), 4)}",
-        f"NDCG@10 {number(validation.get('ndcg@10'), 4)}{' best' if record['best'] else '     '}",
-    ]
+    parts = [f"round {record['round']:>{len(str(total))}}/{total}", f"loss {number(train.get('loss'), 4)}"]
+    if validation is not None:
+        parts.append(f"HR@10 {number(validation.get('hr@10'), 4)}")
+        parts.append(f"NDCG@10 {number(validation.get('ndcg@10'), 4)}{' best' if record['best'] else '     '}")
     if train.get("gate") is not None:
         parts.append(f"gate {number(train['gate'], 3)}")
     if train.get("router-visual") is not None and train.get("router-semantic") is not None:

@@ -121,11 +121,6 @@ class ServerFolder(Folder):
         return answer
 
 
-def admitted_nodes(path: Path) -> dict[int, int]:
-    """Return node id -> client id of the admitted clients in a ``clients.json``."""
-    return {entry["node"]: entry["client"] for entry in read_json(path, [])}
-
-
 def superlink_command(
     folder: ServerFolder, addresses: Addresses, certificates: Certificates, extra: Sequence[str]
 ) -> list[str]:

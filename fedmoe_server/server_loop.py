@@ -114,6 +114,7 @@ class ServerLoop:
 
     def _train(self, number: int, state: LoopState) -> tuple[Exchange, Metrics]:
         """Train a cohort and put the aggregated arrays into the state."""
+        self.directory.await_clients(self.grid)
         config = ConfigRecord({"server-round": number})
         messages = self.strategy.configure_train(number, state.arrays, config, self.grid)
         outcome = self._exchange(messages, "train")
@@ -141,7 +142,10 @@ class ServerLoop:
         return outcome, plain_metrics(metrics)
 
     def _exchange(self, messages: Iterable[Message], stage: str) -> Exchange:
-        return exchange(self.grid, messages, stage, self._client_ids, self.timeout)
+        outcome = exchange(self.grid, messages, stage, self._client_ids, self.timeout)
+        if outcome.dropped:
+            self.tracker.note(f"{outcome.dropped} late or repeated replies dropped ({stage})")
+        return outcome
 
     def _sample(self) -> list[int] | None:
         """Return the clients of the evaluations during training, None for all: a fixed sample for the seed.

@@ -12,6 +12,7 @@ from typing import Any
 from deployment.ports import listens, parse_address
 from errors import FedMoEError
 from fedmoe_server.bundle import RUN_CONFIG, write_bundle
+from fedmoe_server.deployed import progress_log
 from fedmoe_server.run_folder import RESULT, SETTINGS, new_run_dir
 from fedmoe_server.server_folder import CONNECTION, ServerFolder
 from settings import Settings
@@ -56,14 +57,6 @@ def submit(folder: ServerFolder, settings: Settings, resume: Path | None, extra:
 def settings_of_run(run_dir: Path) -> Settings:
     """Return the settings that a run was started with."""
     return settings_from(read_yaml(str(run_dir / SETTINGS)))
-
-
-def progress_log(clients: Path, run_dir: Path) -> Path:
-    """Return the file into which the server app writes the lines that a person follows.
-
-    clients: the ``clients.json`` of the server's folder; run_dir: the run's folder.
-    """
-    return clients.parent / "logs" / f"run-{run_dir.name}.log"
 
 
 def follow(folder: ServerFolder, run_id: str, run_dir: Path, show: Show) -> dict[str, Any]:

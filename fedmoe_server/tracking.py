@@ -34,6 +34,7 @@ class Tracker:
         settings: the settings as resolved, written to ``settings.yaml``.
         history: records of the rounds done before a resume; ``metrics.jsonl`` is cut back to exactly these.
         console: where to show progress; default: standard output.
+        every_round: whether to show a line for each round, not just for evaluations, where there is no terminal.
 
     Raises:
         FedMoEError: a file of the run folder cannot be written.
@@ -45,6 +46,7 @@ class Tracker:
         settings: Settings,
         history: Sequence[Mapping[str, Any]] = (),
         console: Console | None = None,
+        every_round: bool = False,
     ) -> None:
         self.run_dir = run_dir
         self.settings = settings
@@ -59,7 +61,7 @@ class Tracker:
             self._events = _event_writer(run_dir / TENSORBOARD, first_step=len(history) + 1)
         except OSError as error:
             raise FedMoEError(f"run folder {run_dir} cannot be written: {error}") from error
-        self._progress: Progress = progress_for(console or Console(), self.total)
+        self._progress: Progress = progress_for(console or Console(), self.total, every_round)
 
     def round(self, record: Mapping[str, Any], failures: Sequence[Failure] = ()) -> None:
         """Take down a round that is done.

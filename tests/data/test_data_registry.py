@@ -89,6 +89,19 @@ def test_synthetic_has_its_own_features(tmp_path: Path) -> None:
     assert other.visual is not None and other.visual.dim == 3
 
 
+def test_noise_takes_the_place_of_features(films: Path, tmp_path: Path) -> None:
+    settings = tiny(films, text_file="noise", visual_file="noise", feature_dim=8)
+    first, again, other = (load_dataset(settings, seed, tmp_path / "cache") for seed in (1, 1, 2))
+    assert first.text is not None
+    assert first.visual is not None
+    assert other.text is not None
+    assert first.text.values.shape == first.visual.values.shape == (4, 8)
+    assert first.text.present.tolist() == [False, True, True, True]
+    assert np.array_equal(first.text.values, again.text.values)
+    assert not np.array_equal(first.text.values, other.text.values)
+    assert not np.array_equal(first.text.values, first.visual.values)
+
+
 def test_the_seed_matters_for_synthetic_data_alone(films: Path, tmp_path: Path) -> None:
     small = DataSettings(dataset="synthetic", synthetic=SyntheticSettings(users=10, items=20))
     first, second = (load_dataset(small, seed, tmp_path / "a").interactions.items for seed in (1, 2))

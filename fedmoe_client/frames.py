@@ -1,0 +1,55 @@
+"""What goes over the local socket between a client app and its node's resident process: JSON and raw bytes.
+
+A frame is the length of the JSON (8 bytes, little-endian), the JSON with ``sizes``, and blobs of these sizes.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flwr.app import Array, ArrayRecord
+
+LENGTH = 8
+
+
+def send(connection: socket.socket, content: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> None:
+    """Send one frame."""
+    head = json.dumps({**content, "sizes": [len(blob) for blob in blobs]}).encode()
+    connection.sendall(len(head).to_bytes(LENGTH, "little") + head)
+    for blob in blobs:
+        connection.sendall(blob)
+
+
+def receive(connection: socket.socket) -> tuple[dict[str, Any], list[bytes]]:
+    """Return one frame. Raises ConnectionError if the other side closed before its end."""
+    length = int.from_bytes(_exactly(connection, LENGTH), "little")
+    content: dict[str, Any] = json.loads(_exactly(connection, length))
+    return content, [_exactly(connection, size) for size in content.pop("sizes")]
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    buffer = bytearray(size)
+    view, got = memoryview(buffer), 0
+    while got < size:
+        count = connection.recv_into(view[got:])
+        if not count:
+            raise ConnectionError("the other side closed the connection")
+        got += count
+    return bytes(buffer)
+
+
+def arrays_to_frame(record: ArrayRecord) -> tuple[list[list[Any]], list[bytes]]:
+    """Return what describes arrays, and their bytes as Flower holds them."""
+    about = [[name, array.dtype, list(array.shape), array.stype] for name, array in record.items()]
+    return about, [array.data for array in record.values()]
+
+
+def arrays_from_frame(about: Sequence[Sequence[Any]], blobs: Sequence[bytes]) -> ArrayRecord:
+    """Inverse of ``arrays_to_frame``."""
+    record = ArrayRecord()
+    for (name, dtype, shape, stype), blob in zip(about, blobs, strict=True):
+        record[name] = Array(dtype=dtype, shape=tuple(shape), stype=stype, data=blob)
+    return record
