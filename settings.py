@@ -68,10 +68,10 @@ class DataSettings(Section):
     time_column: str | None = Field("timestamp", description="name of the time column; null: file order")
     text_file: str | None = Field(
         "titles",
-        description="text features: .npy, .pt, .safetensors; titles: from titles and genres; noise: random; null: none",
+        description="text features: a file, titles (made from titles and genres), noise or null",
     )
     visual_file: str | None = Field(
-        None, description="visual features: .npy, .pt or .safetensors; noise: random; null: no pictures"
+        None, description="visual features: a .npy, .pt or .safetensors file, noise or null"
     )
     feature_dim: CountOrZero = Field(
         128, description="features wider than this are reduced to so many principal components; 0: never"

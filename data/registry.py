@@ -137,9 +137,10 @@ def _build(settings: DataSettings, seed: int, sources: Mapping[str, Path]) -> Da
         dataset = replace(dataset, visual=load_features(sources["visual"], item_ids, sources.get("visual ids")))
     if "text" in sources:
         dataset = replace(dataset, text=load_features(sources["text"], item_ids, sources.get("text ids")))
-    for modality in ("text", "visual"):
-        if getattr(settings, f"{modality}_file") == _NOISE:
-            dataset = replace(dataset, **{modality: _noise(len(item_ids), settings.feature_dim, seed, modality)})
+    if settings.text_file == _NOISE:
+        dataset = replace(dataset, text=_noise(len(item_ids), settings.feature_dim, seed, "text"))
+    if settings.visual_file == _NOISE:
+        dataset = replace(dataset, visual=_noise(len(item_ids), settings.feature_dim, seed, "visual"))
     return replace(dataset, text=_reduced(dataset.text, settings), visual=_reduced(dataset.visual, settings))
 
 
