@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from errors import FedMoEError
 from fedmoe_client.frames import arrays_from_frame, arrays_to_frame, receive, send
@@ -148,14 +148,23 @@ def _carry_out(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, A
 def _sole(state_dir: Path) -> Iterator[bool]:
     """Hold the folder's lock with this process's id in it; yield False if another process has it."""
     with open(os.open(state_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
-        try:
-            flock(file, LOCK_EX | LOCK_NB)
-        except BlockingIOError:
+        if not _locked(file):
             yield False
             return
         file.truncate(0)
         file.write(str(os.getpid()).encode())
         yield True
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """Take the lock, or give up after a second: whoever asks whether there is a process holds it for a moment."""
+    for _ in range(50):
+        try:
+            flock(file, LOCK_EX | LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.02)
+    return False
 
 
 def main(words: list[str]) -> int:
@@ -166,18 +175,26 @@ def main(words: list[str]) -> int:
     parser.add_argument("--idle", type=float, default=IDLE_SECONDS, help="end after so many seconds without a call")
     given = parser.parse_args(words)
     os.umask(0o077)
-    os.chdir(given.state_dir)  # a socket's address must be short
-    with _sole(Path()) as alone, socket.socket(socket.AF_UNIX) as listener:
+    state_dir = given.state_dir.absolute()
+    with _sole(state_dir) as alone, socket.socket(socket.AF_UNIX) as listener:
         if not alone:
             return 0
-        Path(SOCKET).unlink(missing_ok=True)
-        listener.bind(SOCKET)
-        listener.listen()
+        _bind(listener, state_dir)
         try:
             Resident(listener, given.watch, given.idle).serve()
         finally:
-            Path(SOCKET).unlink(missing_ok=True)
+            (state_dir / SOCKET).unlink(missing_ok=True)
     return 0
+
+
+def _bind(listener: socket.socket, state_dir: Path) -> None:
+    """Listen in the folder; from inside, since a socket's address must be short."""
+    (state_dir / SOCKET).unlink(missing_ok=True)
+    before = Path.cwd()
+    os.chdir(state_dir)
+    listener.bind(SOCKET)
+    listener.listen()
+    os.chdir(before)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from fedmoe_client.node import Value
 SOCKET, LOCK, LOG = "resident.sock", "resident.pid", "resident.log"
 LONGEST_ADDRESS = 100  # bytes, of at most 104 to 108 that systems allow
 START_SECONDS = 120.0
+STOP_SECONDS = 5.0
 ROOT = Path(__file__).parents[1]
 
 
@@ -83,6 +84,7 @@ def call(state_dir: Path, request: Mapping[str, Any], blobs: Sequence[bytes] = (
         except ConnectionError as error:
             if last:
                 raise FedMoEError(f"the client's resident process ended: {_log_end(state_dir)}") from error
+            _gone(state_dir, running(state_dir), STOP_SECONDS)
             continue
         if "error" in answer:
             raise FedMoEError(answer["error"]) if answer["known"] else RuntimeError(answer["error"])
@@ -103,7 +105,7 @@ def ask(state_dir: Path, request: Mapping[str, Any], patience: float) -> dict[st
     return None if "error" in answer else answer
 
 
-def stop(state_dir: Path, patience: float = 5.0) -> bool:
+def stop(state_dir: Path, patience: float = STOP_SECONDS) -> bool:
     """End the resident process of a state folder, after ``patience`` seconds by force; return whether there was one."""
     if (pid := running(state_dir)) is None:
         return False
@@ -111,14 +113,19 @@ def stop(state_dir: Path, patience: float = 5.0) -> bool:
     for number in (None, signal.SIGTERM, signal.SIGKILL):
         if number is not None and running(state_dir) == pid:
             os.kill(pid, number)
-        deadline = time.monotonic() + patience
-        while running(state_dir) == pid:
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.02)
-        else:
+        if _gone(state_dir, pid, patience):
             return True
     raise FedMoEError(f"the client's resident process {pid} cannot be ended")
+
+
+def _gone(state_dir: Path, pid: int | None, patience: float) -> bool:
+    """Wait until a resident process has ended; return whether it has."""
+    deadline = time.monotonic() + patience
+    while pid is not None and running(state_dir) == pid:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def running(state_dir: Path) -> int | None:
@@ -163,8 +170,8 @@ def start(state_dir: Path) -> subprocess.Popen[bytes]:
     handle = os.open(state_dir / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "fedmoe_client.resident", str(state_dir), "--watch", str(os.getppid())],
-            cwd=ROOT,
+            # -P: of modules only those on the path, not those of the folder that the node happens to run in.
+            [sys.executable, "-P", "-m", "fedmoe_client.resident", str(state_dir), "--watch", str(os.getppid())],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=handle,

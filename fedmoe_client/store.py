@@ -57,6 +57,13 @@ class ClientStore:
         except OSError as error:
             raise FedMoEError(f"state folder {folder} cannot be made: {error.strerror}") from error
 
+    @classmethod
+    def existing(cls, folder: Path) -> ClientStore:
+        """Open a folder that is there. Raises FedMoEError if it is not."""
+        if not folder.is_dir():
+            raise FedMoEError(f"{folder} does not exist: give the state folder of a client (--state-dir)")
+        return cls(folder)
+
     @contextmanager
     def lock(self, seconds: float = 600.0) -> Iterator[None]:
         """Keep other processes out. Raises FedMoEError if another one holds the lock for longer than ``seconds``."""

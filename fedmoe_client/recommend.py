@@ -1,0 +1,210 @@
+"""``python -m fedmoe_client recommend``: the items that one user is most likely to want next, ranked on its device.
+
+The last global model that the client received, with the user's private parameters in it, scores the whole catalogue but
+for the items that the user has met. Nothing is sent anywhere. A resident process that is up answers in its stead, which
+saves loading torch. Nothing heavy is imported here for that reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from errors import FedMoEError
+from fedmoe_client.resident_call import ask
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fedmoe_client.store import ClientStore, State
+    from fedmoe_client.workbench import Workbench
+
+PATIENCE = 5.0  # seconds for a resident process that may be training
+PIECE = 32768  # items that are scored at once
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One item: its id in the catalogue, its title ("" where unknown) and its score."""
+
+    item: str
+    title: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """The best items of one user, the best first.
+
+    user: name of its history; seconds: what ranking took; notes: what is worth telling, one line each.
+    """
+
+    user: str
+    items: list[Recommendation]
+    seconds: float
+    notes: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what JSON can hold; ``from_json`` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Recommendations:
+        """Return what ``as_json`` described."""
+        return cls(**{**content, "items": [Recommendation(**item) for item in content["items"]]})
+
+
+def main(words: Sequence[str]) -> int:
+    """Print the items; return the exit status: 0 done, 2 something for the user to put right."""
+    given = _parser().parse_args(list(words))
+    arguments = {
+        "state_dir": str(given.state_dir.absolute()),
+        "top": given.top,
+        "history": None if given.history is None else str(given.history.absolute()),
+        "user": given.user,
+    }
+    try:
+        answer = ask(given.state_dir, {"do": "recommend", "arguments": arguments}, PATIENCE)
+        found = recommendations(**arguments) if answer is None else Recommendations.from_json(answer)
+    except FedMoEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(json.dumps(found.as_json(), ensure_ascii=False) if given.json else _table(found))
+    return 0
+
+
+def recommendations(state_dir: str, top: int, history: str | None = None, user: str | None = None) -> Recommendations:
+    """Rank the catalogue for a user.
+
+    Args:
+        state_dir: the client's state folder.
+        top: number of items.
+        history: file or folder of the history; None: the one that the node was started with.
+        user: name of the user's file in a folder; not needed where there is one user.
+
+    Raises:
+        FedMoEError: the client has not received a model yet, or there is no such history or user.
+    """
+    import numpy as np
+
+    from fedmoe_client.evaluation import model_scorer
+    from fedmoe_client.store import ClientStore
+
+    started = time.perf_counter()
+    store = ClientStore.existing(Path(state_dir))
+    bench, state = _bench_with_own_model(store)
+    name, seen, notes = _history(store, bench, state, history, user)
+    context = np.zeros((1, max(bench.settings.model.max_seq_len, bench.settings.model.memory_size)), np.int64)
+    recent = seen[-context.shape[1] :]
+    context[0, context.shape[1] - len(recent) :] = recent
+    candidates = np.setdiff1d(np.arange(1, bench.dataset.interactions.num_items + 1), seen)
+    scorer = model_scorer(bench.model)
+    pieces = [candidates[None, at : at + PIECE] for at in range(0, len(candidates), PIECE)]
+    scores = np.concatenate([scorer(context, piece)[0] for piece in pieces]) if pieces else np.zeros(0, np.float32)
+    best = np.argsort(-scores, kind="stable")[:top]
+    titles, ids = bench.dataset.titles, bench.dataset.interactions.item_ids
+    items = [
+        Recommendation(str(ids[item]), "" if titles is None else titles[item], float(score))
+        for item, score in zip(candidates[best].tolist(), scores[best].tolist(), strict=True)
+    ]
+    return Recommendations(name, items, time.perf_counter() - started, notes)
+
+
+def _bench_with_own_model(store: ClientStore) -> tuple[Workbench, State | None]:
+    """Return a workbench whose model is the last global one with the user's own private parameters in it."""
+    from fedmoe_client.identity import refuse_other
+    from fedmoe_client.messages import GLOBAL
+    from fedmoe_client.state import latest_private, private_name
+    from fedmoe_client.workbench import workbench
+
+    received = store.load(GLOBAL)
+    if received is None:
+        raise FedMoEError(f"{store.folder} holds no model yet: the client has not taken part in a round")
+    catalogue = store.note("node").get("catalogue")
+    about = received.about
+    bench = workbench({"settings": about["settings"]}, None if catalogue is None else Path(catalogue))
+    refuse_other(about["identity"], bench.identity)
+    private = store.load(private_name(about["identity"]["model"]))
+    shared = set(bench.names_in(about["shared"]))
+    own = {name: array for name, array in latest_private(private).items() if name not in shared}
+    bench.load(received.arrays | own)
+    return bench, private
+
+
+def _history(
+    store: ClientStore, bench: Workbench, private: State | None, history: str | None, user: str | None
+) -> tuple[str, NDArray[np.int32], list[str]]:
+    """Return the user's name, the items it has met, and notes.
+
+    The history as it is now counts; if it cannot be read, the memory of the last training serves.
+    """
+    from fedmoe_client.history import read_histories
+    from fedmoe_client.state import kept_memory
+
+    path = history or store.note("node").get("history")
+    memory = kept_memory(private)
+    if path is None and not memory:
+        raise FedMoEError("no history is known: give --history FILE")
+    if path is None:
+        number = store.number(None)
+        name = next(iter(memory))
+        return (name, bench.dataset.interactions.history(number), []) if bench.dataset.interactions.num_users > number else (name, memory[name], [])
+    try:
+        own = read_histories(Path(path), store.number(None), bench.item_numbers, least=0)
+    except FedMoEError as error:
+        if history is not None or not memory:
+            raise
+        name = _chosen(user, list(memory))
+        return name, memory[name], [f"{error}; ranked with what the client remembers of it"]
+    numbers = {name: number for number, name in own.names.items()}
+    name = _chosen(user, list(numbers))
+    unknown = own.unknown[numbers[name]]
+    notes = [f"{len(unknown)} items of the history are not in the catalogue, such as '{unknown[0]}'"] if unknown else []
+    return name, own.history(numbers[name]), notes
+
+
+def _chosen(user: str | None, names: list[str]) -> str:
+    from errors import nearest
+
+    if user is None and len(names) == 1:
+        return names[0]
+    if user in names:
+        return str(user)
+    if user is None:
+        raise FedMoEError(f"this client has {len(names)} users: give --user NAME, one of {', '.join(names[:5])} ...")
+    raise FedMoEError(f"no user '{user}' here{nearest(user, names)}")
+
+
+def _table(found: Recommendations) -> str:
+    width = max((len(item.title or item.item) for item in found.items), default=0)
+    lines = [
+        f"{rank:>4}  {item.title or item.item:<{width}}  {item.score:10.4f}   {item.item if item.title else ''}".rstrip()
+        for rank, item in enumerate(found.items, start=1)
+    ]
+    return "\n".join([*lines, f"ranked in {found.seconds:.2f} s"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fedmoe_client recommend", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--state-dir", type=Path, required=True, help="the client's state folder")
+    parser.add_argument("--top", type=_count, default=10, help="number of items (default 10)")
+    parser.add_argument("--history", type=Path, help="file or folder of the history; default: the node's")
+    parser.add_argument("--user", help="name of the user, where the history is a folder of several")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _count(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
