@@ -99,7 +99,7 @@ class ModelSettings(Section):
     max_seq_len: Annotated[int, Field(ge=2)] = Field(50, description="positions of a window L")
     mixture: bool = Field(True, description="false: SASRec alone, without experts, router and gate")
     item_representation: Literal["id", "id+content"] = Field(
-        "id", description="id: learned embedding; id+content: plus the item's projected features"
+        "id+content", description="id: learned embedding; id+content: plus the item's projected features"
     )
     fusion: Literal["residual", "competitive", "score"] = Field(
         "residual", description="how the experts join the backbone"
@@ -147,7 +147,7 @@ class TrainingSettings(Section):
     loss: Literal["sampled_softmax", "softmax", "bpr", "gbce"] = Field(
         "sampled_softmax", description="softmax over the positive and sampled negatives, or all items; BPR; gBCE"
     )
-    num_negatives: Count = Field(256, description="negatives of a window, outside the user's training items")
+    num_negatives: Count = Field(128, description="negatives of a window, outside the user's training items")
     gbce_calibration: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.75, description="t of gBCE")
     balance_weight: NonNegative = Field(0.01, description="weight of the router's load-balance loss")
 
@@ -155,8 +155,8 @@ class TrainingSettings(Section):
 class FederationSettings(Section):
     """What the server does: rounds, cohorts, strategy and aggregation schedule."""
 
-    num_rounds: Count = Field(200, description="rounds")
-    client_fraction: Fraction = Field(0.2, description="share of the clients in a round")
+    num_rounds: Count = Field(400, description="rounds")
+    client_fraction: Fraction = Field(0.05, description="share of the clients in a round")
     min_reply_fraction: Fraction = Field(0.5, description="a round fails if a smaller share of its clients replied")
     strategy: str = Field("fedadam", description="a strategy of Flower by name, or package.module:Class")
     strategy_parameters: dict[str, Any] = Field(
@@ -166,17 +166,17 @@ class FederationSettings(Section):
         "cosine", description="course of the strategy's server learning rate over the rounds"
     )
     warmup_rounds: CountOrZero = Field(
-        20, description="rounds at the start in which the groups of 'warmup' are aggregated"
+        40, description="rounds at the start in which the groups of 'warmup' are aggregated"
     )
     warmup: Groups = Field(GROUPS, description="groups aggregated during the warm-up, or 'all'")
     shared: Groups = Field(
         ("embedding", "backbone", "visual_expert", "semantic_expert"),
         description="groups aggregated after the warm-up, or 'all'; the others stay with the client",
     )
-    evaluate_every: CountOrZero = Field(10, description="rounds between evaluations; 0: only at the end")
-    evaluate_clients: CountOrZero = Field(200, description="clients of these evaluations, a fixed sample; 0: all")
+    evaluate_every: CountOrZero = Field(20, description="rounds between evaluations; 0: only at the end")
+    evaluate_clients: CountOrZero = Field(300, description="clients of these evaluations, a fixed sample; 0: all")
     patience: CountOrZero = Field(10, description="evaluations without a better NDCG@10 before stopping; 0: never")
-    checkpoint_every: CountOrZero = Field(20, description="rounds between checkpoints; 0: only at the end")
+    checkpoint_every: CountOrZero = Field(50, description="rounds between checkpoints; 0: only at the end")
 
     @model_validator(mode="before")
     @classmethod

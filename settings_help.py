@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any, Literal, get_args, get_origin
 
 from errors import FedMoEError, nearest
@@ -51,13 +52,23 @@ def help_text(topics: list[str]) -> str:
 
 
 def _topic(topic: str) -> str:
-    lines = [f"{topic}: {TOPICS[topic]}", ""]
+    rows = []
     for key, field in leaves(Settings):
         section, _, leaf = key.partition(".")
         if (section if leaf else "run") == topic:
-            lines.append(f"  {key} = {_default(field.get_default())}{_choices(field.annotation)}")
-            lines.append(f"      {field.description}")
-    return "\n".join(lines)
+            rows.append(
+                (f"{key} = {_default(field.get_default())}", f"{field.description}{_choices(field.annotation)}")
+            )
+    width = min(max(len(setting) for setting, _ in rows), 46)
+    lines = []
+    for setting, description in rows:
+        first, *rest = textwrap.wrap(description, 116 - width)
+        if len(setting) > width:  # too long to share its line
+            lines.append(f"  {setting}")
+            setting = ""
+        lines.append(f"  {setting:<{width}}  {first}")
+        lines += [f"  {'':<{width}}  {line}" for line in rest]
+    return "\n".join([f"{topic}: {TOPICS[topic]}", "", *lines])
 
 
 def _default(value: Any) -> str:
@@ -69,4 +80,4 @@ def _default(value: Any) -> str:
 
 
 def _choices(annotation: Any) -> str:
-    return f"   ({' | '.join(map(str, get_args(annotation)))})" if get_origin(annotation) is Literal else ""
+    return f"  ({' | '.join(map(str, get_args(annotation)))})" if get_origin(annotation) is Literal else ""

@@ -15,6 +15,7 @@ from errors import FedMoEError
 
 TAG = "FEDMOE_FOLDER"  # in the environment of every process of a folder
 
+
 @dataclass(frozen=True)
 class Folder:
     """The places in a server's or client's folder; other users of the machine cannot look into it."""
@@ -62,7 +63,11 @@ class Folder:
         """
         scripts = str(Path(sys.executable).parent)  # Flower starts its own programs by name
         quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-        kept = {"FEDMOE_CACHE": str(self.cache.absolute()), "MPLCONFIGDIR": str((self.cache / "matplotlib").absolute()), "OMP_NUM_THREADS": "1"}
+        kept = {
+            "FEDMOE_CACHE": str(self.cache.absolute()),
+            "MPLCONFIGDIR": str((self.cache / "matplotlib").absolute()),
+            "OMP_NUM_THREADS": "1",
+        }
         return (
             quiet
             | kept

@@ -37,11 +37,16 @@ def query(message: Message, context: Context) -> Message:
     In deployment the server says what it is at first; a client that differs, or that is not ready, refuses.
     """
     node = node_from(context.node_config)
-    number = node.number
     if (server := message.content.config_records.get("config")) is not None and "model" in server:
         from fedmoe_client.joining import join
 
         number = join(dict(server), node, context.run_config, _run_name(context), str(context.run_id))
+    elif node.state_dir is not None:
+        from fedmoe_client.store import ClientStore
+
+        number = ClientStore(node.state_dir).number(node.number)
+    else:
+        number = node.sole_number
     return _reply(message, {"config": ConfigRecord({"client-id": number})})
 
 

@@ -109,7 +109,21 @@ class FedMoEClient(NumPyClient):
             settings.seed,
             max(settings.model.max_seq_len, settings.model.memory_size),
         )
-        return {"rank": float(rank[0]), **metrics_of(float(rank[0]), settings.evaluation.cutoffs)}
+        cutoffs = settings.evaluation.cutoffs
+        means = metrics_of(float(found[0]), cutoffs) if len(found) == 1 else mean_metrics(found, cutoffs)
+        return {"rank": float(found.mean()), **means}
+
+
+def _merged(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return several users' outcomes as one, their metrics weighted by their examples."""
+    examples = sum(outcome.examples for outcome in outcomes)
+    return Outcome(
+        examples,
+        {
+            name: sum(outcome.examples * outcome.metrics[name] for outcome in outcomes) / examples
+            for name in outcomes[0].metrics
+        },
+    )
 
 
 def _scalars(outcome: Outcome) -> dict[str, Scalar]:

@@ -1,7 +1,7 @@
-"""``python -m fedmoe_client forget``: erase what a client keeps: private parameters, memory, number and global model.
+"""``python -m fedmoe_client forget``: erase what a client keeps: private parameters, memory, number, global model.
 
-The user's history is the user's own file, and stays. A client that takes part again starts from the server's values; one
-that had drawn its number draws another, so that it cannot be told to be the same.
+The user's history is the user's own file, and stays. A client that takes part again starts from the server's values;
+one that had drawn its number draws another, so that it cannot be told to be the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedmoe_client.store import ClientStore
 
 def main(words: Sequence[str]) -> int:
     """Erase a state folder's content; return the exit status: 0 done, 2 something for the user to put right."""
-    parser = argparse.ArgumentParser(prog="python -m fedmoe_client forget", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser("python -m fedmoe_client forget", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--state-dir", type=Path, required=True, help="the client's state folder")
     given = parser.parse_args(list(words))
     try:

@@ -52,7 +52,7 @@ def read_histories(path: Path, number: int, item_numbers: Mapping[str, int], lea
     """Read a client's history file or folder as it is now.
 
     Args:
-        path: a file, or a folder of files ``NAME.txt``. In a folder, users with fewer than ``least`` items are left out.
+        path: a file, or a folder of files ``NAME.txt``, of which those with fewer than ``least`` items are left out.
         number: the client's number, which is the user's where there is one.
         item_numbers: item id -> number in the catalogue, 1 to num_items.
         least: the smallest number of items that can be trained on; 0: whatever is there.

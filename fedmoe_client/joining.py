@@ -1,10 +1,14 @@
-"""A client joins a run: it is told what the server is, and says which client it is, or why it will not. No torch here."""
+"""A client joins a run: it is told what the server is, and says which client it is, or why it will not.
+
+No torch here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from data.registry import Dataset
 from fedmoe_client.history import read_histories
 from fedmoe_client.identity import described, item_numbers, refuse_other
 from fedmoe_client.node import Node, Value
@@ -25,11 +29,10 @@ def join(server: Mapping[str, Any], node: Node, run_config: Mapping[str, Value],
     settings = from_run_config(run_config)
     dataset, identity = described(settings.model_dump_json(), node.catalogue)
     refuse_other(server, identity)
-    store = None if node.state_dir is None else ClientStore(node.state_dir)
-    if store is None:
-        assert node.number is not None  # a node without a state_dir has one
-        _check_history(node, node.number, dataset, settings.data.min_items)
-        return node.number
+    if node.state_dir is None:
+        _check_history(node, node.sole_number, dataset, settings.data.min_items)
+        return node.sole_number
+    store = ClientStore(node.state_dir)
     with store.lock():
         number = store.number(node.number)
         _check_history(node, number, dataset, settings.data.min_items)
@@ -45,6 +48,6 @@ def join(server: Mapping[str, Any], node: Node, run_config: Mapping[str, Value],
     return number
 
 
-def _check_history(node: Node, number: int, dataset: Any, least: int) -> None:
+def _check_history(node: Node, number: int, dataset: Dataset, least: int) -> None:
     if node.history is not None:
         read_histories(node.history, number, item_numbers(dataset), least)

@@ -21,7 +21,6 @@ from fedmoe_client.store import ClientStore, State
 from fedmoe_client.workbench import Workbench, workbench
 
 GLOBAL = "global"
-ONE_USER = "history"  # the name of a single user's memory in the store
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,10 @@ def perform(task: Task, state: RecordDict | None = None) -> tuple[ArrayRecord | 
         store = ClientStore(task.node.state_dir)
         with store.lock():
             return _with_store(task, bench, store)
-    assert task.node.number is not None  # a node without a state_dir has one
-    own = _own_histories(task.node, bench, task.node.number)
+    number = task.node.sole_number
+    own = _own_histories(task.node, bench, number)
     private = PrivateParameters(RecordDict() if state is None else state)
-    client = FedMoEClient(bench, task.node.number, private, own)
+    client = FedMoEClient(bench, number, private, own)
     return _answer(client, task, _checked(bench, task.arrays))
 
 
@@ -81,7 +80,7 @@ def _with_store(task: Task, bench: Workbench, store: ClientStore) -> tuple[Array
     )
     client = FedMoEClient(bench, number, private, own)
     reach = max(bench.settings.model.memory_size, bench.settings.model.max_seq_len)
-    names = {user: ONE_USER for user in client.users} if len(client.users) == 1 or own is None else own.names
+    names = own.names if own is not None else {number: bench.user_name(number)}
     private.memory = {names[user]: np.asarray(client.histories.history(user)[-reach:]) for user in client.users}
     _keep_global(store, bench, task, arrays)
     return _answer(client, task, arrays)

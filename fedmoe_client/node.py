@@ -38,6 +38,12 @@ class Node:
         if self.number is not None and self.number < 0:
             raise FedMoEError(f"node config: partition-id = {self.number} must not be negative")
 
+    @property
+    def sole_number(self) -> int:
+        """The number of a client without a ``state_dir``, which cannot draw one."""
+        assert self.number is not None
+        return self.number
+
 
 def node_from(config: Mapping[str, Value]) -> Node:
     """Read a node config. Raises FedMoEError for a misspelt key, or a value that cannot be used.

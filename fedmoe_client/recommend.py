@@ -150,16 +150,15 @@ def _history(
     from fedmoe_client.history import read_histories
     from fedmoe_client.state import kept_memory
 
-    path = history or store.note("node").get("history")
     memory = kept_memory(private)
-    if path is None and not memory:
-        raise FedMoEError("no history is known: give --history FILE")
+    number, known = store.number(None), bench.dataset.interactions
+    path = history or store.note("node").get("history")
     if path is None:
-        number = store.number(None)
-        name = next(iter(memory))
-        return (name, bench.dataset.interactions.history(number), []) if bench.dataset.interactions.num_users > number else (name, memory[name], [])
+        if number >= known.num_users:
+            raise FedMoEError("no history is known: give --history FILE")
+        return _chosen(user, [bench.user_name(number)]), known.history(number), []
     try:
-        own = read_histories(Path(path), store.number(None), bench.item_numbers, least=0)
+        own = read_histories(Path(path), number, bench.item_numbers, least=0)
     except FedMoEError as error:
         if history is not None or not memory:
             raise
@@ -187,14 +186,14 @@ def _chosen(user: str | None, names: list[str]) -> str:
 def _table(found: Recommendations) -> str:
     width = max((len(item.title or item.item) for item in found.items), default=0)
     lines = [
-        f"{rank:>4}  {item.title or item.item:<{width}}  {item.score:10.4f}   {item.item if item.title else ''}".rstrip()
+        f"{rank:>4}  {item.title or item.item:<{width}}  {item.score:10.4f}{f'   {item.item}' if item.title else ''}"
         for rank, item in enumerate(found.items, start=1)
     ]
     return "\n".join([*lines, f"ranked in {found.seconds:.2f} s"])
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m fedmoe_client recommend", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser("python -m fedmoe_client recommend", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--state-dir", type=Path, required=True, help="the client's state folder")
     parser.add_argument("--top", type=_count, default=10, help="number of items (default 10)")
     parser.add_argument("--history", type=Path, help="file or folder of the history; default: the node's")

@@ -1,8 +1,8 @@
 """A node's resident process: keeps torch, the model and the data loaded, and carries out one message after the other.
 
-``python -m fedmoe_client.resident STATE_DIR --watch PID`` is started by the client app (``resident_call``). It ends when
-the process that it watches, Flower's on this node, is gone, when nobody has called for ``IDLE_SECONDS``, and when it is
-called by another version of the code.
+``python -m fedmoe_client.resident STATE_DIR --watch PID`` is started by the client app (``resident_call``). It ends
+when the process that it watches, Flower's on this node, is gone, when nobody has called for ``IDLE_SECONDS``, and when
+it is called by another version of the code.
 """
 
 from __future__ import annotations

@@ -68,7 +68,9 @@ def prepare(state_dir: Path, catalogue: Path | None, run_config: Mapping[str, Va
         send(connection, request)
 
 
-def call(state_dir: Path, request: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> tuple[dict[str, Any], list[bytes]]:
+def call(
+    state_dir: Path, request: Mapping[str, Any], blobs: Sequence[bytes] = ()
+) -> tuple[dict[str, Any], list[bytes]]:
     """Return the resident process's answer; start it if need be.
 
     A process that ends before it answers, because it is another version's or its node is gone, is replaced once: a

@@ -1,4 +1,4 @@
-"""A client's private parameters, kept between rounds and sent nowhere: in Flower's context, or in the client's store."""
+"""A client's private parameters, kept between rounds and sent nowhere: in Flower's context, or in its own store."""
 
 from __future__ import annotations
 

@@ -47,6 +47,10 @@ class Workbench:
         """Item id -> number in the catalogue, 1 to num_items."""
         return item_numbers(self.dataset)
 
+    def user_name(self, user: int) -> str:
+        """Return the id that a user of the data set has in its source."""
+        return str(self.dataset.interactions.user_ids[user])
+
     @cached_property
     def identity(self) -> dict[str, str]:
         """Hashes of the catalogue and features, and the model's version (see ``fedmoe_client.identity``)."""

@@ -98,22 +98,22 @@ def admit(given: argparse.Namespace, extra: list[str]) -> int:
         key = read_public_key(path)
         known = folder.admitted()
         if any(entry.fingerprint == key.fingerprint for entry in known):
-            print(f"{path.name} is admitted already: client {key.client}")
+            print(f"{path} is admitted already: client {key.client}")
             continue
-        if taken := [entry for entry in known if entry.client == key.client]:
+        if any(entry.client == key.client for entry in known):
             raise FedMoEError(
-                f"{path} asks for client id {key.client}, which {taken[0].name} has: enrol with another --client-id"
+                f"{path} asks for client id {key.client}, which another key has: enrol with another --client-id"
             )
         answer = folder.flwr("supernode", "register", str(path), CONNECTION, *extra)
-        folder.admit(AdmittedClient(path.stem, key.client, int(answer["node-id"]), key.fingerprint))
-        print(f"{path.name} admitted: client {key.client}, node {answer['node-id']}")
+        folder.admit(AdmittedClient(key.client, int(answer["node-id"]), key.fingerprint))
+        print(f"{path} admitted: client {key.client}, node {answer['node-id']}")
     return 0
 
 
 def clients(given: argparse.Namespace, extra: list[str]) -> int:
     """List the admitted clients."""
     for entry in ServerFolder(given.dir).admitted():
-        print(f"client {entry.client}  {entry.name}  node {entry.node}")
+        print(f"client {entry.client}  node {entry.node}  key {entry.fingerprint[:16]}")
     return 0
 
 

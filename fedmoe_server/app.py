@@ -1,8 +1,8 @@
 """The Flower ServerApp of FedMoE: from the run config to a finished run folder.
 
 Keys of the run config: ``settings`` (JSON of the whole settings tree), ``run_dir`` (folder of this run; empty:
-``save_dir/<time>-<name>``), ``resume`` (empty, or a checkpoint or run folder to go on from) and ``clients`` (the admitted
-clients of a deployment, see ``server_folder``; empty in a simulation).
+``save_dir/<time>-<name>``), ``resume`` (empty, or a checkpoint or run folder to go on from) and ``clients`` (file of
+the clients that a deployment has admitted, see ``server_folder``; empty in a simulation).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Made from what is installed, so a run can be submitted without a checkout; ``flw
 from __future__ import annotations
 
 import shutil
+import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,11 +51,12 @@ def write_bundle(folder: Path) -> Path:
 
 
 def app_version() -> str:
-    """Return the version of the installed package."""
+    """Return the version of the package, as installed or as in its checkout."""
     try:
         return version("fedmoe")
-    except PackageNotFoundError as error:
-        raise FedMoEError("fedmoe is not installed in this environment: python -m pip install -e .") from error
+    except PackageNotFoundError:
+        project = _origin("fedmoe_server").parents[1] / "pyproject.toml"
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 
 
 def _origin(name: str) -> Path:

@@ -35,13 +35,11 @@ class AdmittedClient:
     """A client whose public key is registered.
 
     Attributes:
-        name: for people: the name of its key file.
         client: its client id.
         node: its node id at the SuperLink.
         fingerprint: SHA-256 of its public key.
     """
 
-    name: str
     client: int
     node: int
     fingerprint: str

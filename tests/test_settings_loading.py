@@ -132,6 +132,8 @@ def test_every_shipped_config_is_valid(config: str) -> None:
 def test_help_fits_a_screen_a_topic_and_covers_every_setting() -> None:
     assert len(help_text([]).splitlines()) <= 30
     texts = {topic: help_text([topic]) for topic in TOPICS}
+    assert all(len(text.splitlines()) <= 40 for text in texts.values())
+    assert all(len(line) <= 120 for text in texts.values() for line in text.splitlines())
     for key, _ in leaves():
         assert any(f"  {key} = " in text for text in texts.values())
     with pytest.raises(FedMoEError, match="did you mean 'model'"):

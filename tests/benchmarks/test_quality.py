@@ -1,0 +1,69 @@
+"""The quality benchmark: arithmetic by hand, and a small run from end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import quality
+from benchmarks.quality_runs import changed
+from benchmarks.quality_tables import gain, hit_rate, main_table, paired_p, slice_table
+from benchmarks.variants import VARIANTS
+from settings_loading import load_settings
+
+RANKS = np.array([1.0, 3.0, 11.0, 60.0])
+WORDS = (
+    "name=tiny dataset=synthetic data.synthetic.users=30 data.synthetic.items=400 dim=8 attention_dim=8 blocks=1 "
+    "max_seq_len=8 memory_size=8 memory_refresh=4 num_negatives=10 num_rounds=4 client_fraction=0.5 warmup_rounds=1 "
+    "client_cpus=0.5"
+).split()
+
+
+def test_metrics_by_hand() -> None:
+    assert hit_rate(RANKS, 10).tolist() == [1, 1, 0, 0]
+    assert gain(RANKS).tolist() == [1.0, 0.5, 0.0, 0.0]
+
+
+def test_paired_test() -> None:
+    rng = np.random.default_rng(1)
+    first = rng.normal(size=1000)
+    assert paired_p(first, first) == 1.0
+    assert paired_p(first + 0.5 + 0.1 * rng.normal(size=1000), first) < 1e-6
+    scipy_like = paired_p(first, rng.normal(size=1000))
+    assert 0.01 < scipy_like <= 1.0
+
+
+def test_tables_show_mean_spread_and_slices() -> None:
+    rows = {"a": [RANKS, RANKS], "b": [RANKS + 100, RANKS + 100]}
+    table = main_table(rows, {"a": [RANKS, RANKS]}, "a")
+    assert "| a | 0.5000 ± 0.0000 | 0.3750 ± 0.0000 |  |  | 0.5000 ± 0.0000 | 0.3750 ± 0.0000 |" in table
+    assert "-100.0%" in table
+    sliced = slice_table(rows, {"tail item": np.array([False, True, False, True])})
+    assert "| a | 0.2500 | 0.5000 |" in sliced
+
+
+def test_every_variant_has_valid_settings(tmp_path: Path) -> None:
+    base, _ = load_settings([])
+    for variant in VARIANTS.values():
+        assert changed(base, variant, 7, tmp_path).seed == 7
+
+
+def test_a_small_run_is_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*WORDS, "--seeds", "1", "--folder", str(tmp_path), "--variants", "popularity", "central mixture"]
+    words += ["--against", "federated mixture"]
+    assert quality.main(words) == 0
+    first = capsys.readouterr().out
+    for row in ("| popularity |", "| central mixture |", "| federated mixture |", "tail item"):
+        assert row in first
+    assert quality.main(words) == 0
+    again = capsys.readouterr().out
+    assert "rounds in" in first
+    assert "rounds in" not in again
+    assert again[again.index("| test") :] == first[first.index("| test") :]
+
+
+def test_an_unknown_variant_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert quality.main(["--variants", "centrl mixture"]) == 2
+    assert "did you mean 'central mixture'" in capsys.readouterr().err
