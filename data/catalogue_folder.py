@@ -22,7 +22,7 @@ from data.registry import Dataset
 from errors import FedMoEError
 
 FORMAT = 1
-_ABOUT = "about.json"
+ABOUT = "about.json"
 
 
 def save_catalogue(dataset: Dataset, folder: Path) -> None:
@@ -42,7 +42,7 @@ def _fill(dataset: Dataset, folder: Path) -> None:
             np.save(folder / f"{modality}_values.npy", features.values)
             np.save(folder / f"{modality}_present.npy", features.present)
     about = {"format": FORMAT, "name": dataset.name, "titles": dataset.titles}
-    (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
+    (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
 
 
 def load_catalogue(folder: Path) -> Dataset:
@@ -51,7 +51,7 @@ def load_catalogue(folder: Path) -> Dataset:
     Raises FedMoEError if the folder is missing, damaged or of another format.
     """
     try:
-        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']}, this version reads {FORMAT}")
         item_ids = np.load(folder / "item_ids.npy", allow_pickle=False)

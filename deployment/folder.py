@@ -63,6 +63,7 @@ class Folder:
         """
         scripts = str(Path(sys.executable).parent)  # Flower starts its own programs by name
         quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+        quiet["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "0.2"  # seconds; a message need not lie for Flower's second
         kept = {
             "FEDMOE_CACHE": str(self.cache.absolute()),
             "MPLCONFIGDIR": str((self.cache / "matplotlib").absolute()),

@@ -12,12 +12,20 @@ from errors import FedMoEError
 Command = Callable[[argparse.Namespace, list[str]], int]
 
 
-def main(parser: argparse.ArgumentParser, commands: Mapping[str, Command], words: Sequence[str]) -> int:
+def main(
+    parser: argparse.ArgumentParser,
+    commands: Mapping[str, Command],
+    others: Mapping[str, Callable[[list[str]], int]],
+    words: Sequence[str],
+) -> int:
     """Run a command; return the exit status: 0 done, 1 the run failed, 2 something for the user to put right.
 
-    What follows ``--`` is handed to the command as it is: options of Flower's own program.
+    commands: those of the parser; what follows ``--`` is handed to them as it is: options of Flower's own program.
+    others: commands that read their own words.
     """
     words = list(words)
+    if words and words[0] in others:
+        return others[words[0]](words[1:])
     at = words.index("--") if "--" in words else len(words)
     given = parser.parse_args(words[:at])
     try:

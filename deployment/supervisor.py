@@ -145,7 +145,7 @@ def running_supervisor(folder: Folder) -> psutil.Process | None:
     try:
         process = psutil.Process(state["process"])
         same = abs(process.create_time() - state["created"]) < 0.05  # process ids are used again
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        return process if same and _runs(process) else None
     except psutil.NoSuchProcess:
         return None
 
@@ -158,8 +158,7 @@ def stop(folder: Folder) -> bool:
     supervisor = running_supervisor(folder)
     if supervisor is not None:
         supervisor.terminate()
-        _, alive = psutil.wait_procs([supervisor], timeout=6 * GRACE)
-        if alive:
+        if _still_there([supervisor], 6 * GRACE):
             supervisor.kill()
     return end_all(folder) or supervisor is not None
 
@@ -178,7 +177,7 @@ def end_all(folder: Folder) -> bool:
                 getattr(process, ask)()
             except psutil.NoSuchProcess:
                 continue
-        _, alive = psutil.wait_procs(alive, timeout=seconds)
+        alive = _still_there(alive, seconds)
     if alive:
         raise FedMoEError(f"processes {', '.join(str(process.pid) for process in alive)} cannot be ended")
     folder.supervisor.unlink(missing_ok=True)
@@ -198,6 +197,23 @@ def _of(folder: Folder) -> list[psutil.Process]:
         except (psutil.Error, OSError):  # not ours to read, or gone by now
             continue
     return found
+
+
+def _still_there(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Wait for processes to end; return those that have not. One that nobody has asked for its status counts as ended."""
+    deadline = time.monotonic() + seconds
+    while True:
+        processes = [process for process in processes if _runs(process)]
+        if not processes or time.monotonic() > deadline:
+            return processes
+        time.sleep(0.05)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:

@@ -23,6 +23,8 @@ Take part in a federation with your own history, which stays here. What follows 
 
   python -m fedmoe_client enrol                                         make a key pair; hand in its public half
   python -m fedmoe_client up --server HOST:PORT --ca ca.crt --history FILE --catalogue FOLDER
+  python -m fedmoe_client recommend --top 10                            what you may want next, ranked on this machine
+  python -m fedmoe_client forget                                        erase what the client keeps beside your history
   python -m fedmoe_client down                                          stop taking part; everything is kept
 
 Exit status: 0 done, 2 something for you to put right."""
@@ -88,11 +90,10 @@ def up(given: argparse.Namespace, extra: list[str]) -> int:
     folder.trust(given.ca)
     start = folder.node_log.stat().st_size if folder.node_log.exists() else 0
     deadline = time.monotonic() + CONNECT_SECONDS
-    at = sys.argv.index("up")
     start_in_background(
         folder,
         "fedmoe_client",
-        [*sys.argv[1:at], "up", "--foreground", *sys.argv[at + 1 :]],
+        ["up", "--foreground", *sys.argv[2:]],
         folder.environment(os.environ),
         lambda: folder.node_id(start) is not None or time.monotonic() > deadline,
     )
@@ -107,6 +108,30 @@ def down(given: argparse.Namespace, extra: list[str]) -> int:
     """Stop the client; nothing that it started is left, and all that it keeps stays in its folder."""
     print("the client is down" if stop(ClientFolder(given.dir)) else "no client was running")
     return 0
+
+
+def recommend(words: list[str]) -> int:
+    """Print recommendations; the client need not run."""
+    from fedmoe_client import recommend as command
+
+    return command.main(_with_state_folder(words))
+
+
+def forget(words: list[str]) -> int:
+    """Erase what the client keeps."""
+    from fedmoe_client import forget as command
+
+    return command.main(_with_state_folder(words))
+
+
+def _with_state_folder(words: list[str]) -> list[str]:
+    """Put the state folder in the place of ``--dir``, or of its default."""
+    names = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    names.add_argument("--dir", type=Path, default=DEFAULT_FOLDER)
+    names.add_argument("--state-dir", type=Path)
+    given, others = names.parse_known_args(words)
+    os.environ.setdefault("FEDMOE_CACHE", str(ClientFolder(given.dir).cache))
+    return ["--state-dir", str(given.state_dir or ClientFolder(given.dir).state), *others]
 
 
 def _node_config(folder: ClientFolder, given: argparse.Namespace) -> str:
@@ -143,6 +168,7 @@ def _note(text: str) -> None:
 
 
 COMMANDS: dict[str, Command] = {"enrol": enrol, "up": up, "down": down}
+OTHERS = {"recommend": recommend, "forget": forget}
 
 if __name__ == "__main__":
-    sys.exit(main(parser(), COMMANDS, sys.argv[1:]))
+    sys.exit(main(parser(), COMMANDS, OTHERS, sys.argv[1:]))

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flwr.app import Array, ArrayRecord
+if TYPE_CHECKING:  # who sends no arrays does not load Flower
+    from flwr.app import ArrayRecord
 
 LENGTH = 8
 
@@ -49,6 +50,8 @@ def arrays_to_frame(record: ArrayRecord) -> tuple[list[list[Any]], list[bytes]]:
 
 def arrays_from_frame(about: Sequence[Sequence[Any]], blobs: Sequence[bytes]) -> ArrayRecord:
     """Inverse of ``arrays_to_frame``."""
+    from flwr.app import Array, ArrayRecord
+
     record = ArrayRecord()
     for (name, dtype, shape, stype), blob in zip(about, blobs, strict=True):
         record[name] = Array(dtype=dtype, shape=tuple(shape), stype=stype, data=blob)

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data.catalogue_folder import fingerprints, load_catalogue
+from data.catalogue_folder import ABOUT, fingerprints, load_catalogue
 from data.registry import Dataset, load_dataset
 from errors import FedMoEError
 from model.version import model_version
@@ -28,6 +28,17 @@ WORDS = {
 def own_dataset(settings: Settings, catalogue: Path | None) -> Dataset:
     """Return the client's catalogue: the folder's, or else the whole data set of the settings."""
     return load_dataset(settings.data, settings.seed) if catalogue is None else load_catalogue(catalogue)
+
+
+def catalogue_stamp(catalogue: Path | None) -> tuple[int, int]:
+    """Return what changes when a catalogue folder is replaced by another one."""
+    if catalogue is None:
+        return 0, 0
+    try:
+        status = (catalogue / ABOUT).stat()
+    except OSError:
+        return 0, 0  # loading it says what is wrong
+    return status.st_ino, status.st_mtime_ns
 
 
 def identity_of(settings: Settings, dataset: Dataset) -> dict[str, str]:

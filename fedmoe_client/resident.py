@@ -25,7 +25,7 @@ from fedmoe_client.frames import arrays_from_frame, arrays_to_frame, receive, se
 from fedmoe_client.node import node_from
 from fedmoe_client.resident_call import LOCK, ROOT, SOCKET
 
-IDLE_SECONDS = 600.0
+IDLE_SECONDS = 3600.0
 LOOK_SECONDS = 1.0  # where the system cannot tell by itself that a process has ended
 SLOW_SECONDS = 60.0  # a caller that says nothing for so long is gone
 

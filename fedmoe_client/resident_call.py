@@ -17,13 +17,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from typing import Any
-
-from flwr.app import ArrayRecord
+from typing import TYPE_CHECKING, Any
 
 from errors import FedMoEError
 from fedmoe_client.frames import arrays_from_frame, arrays_to_frame, receive, send
 from fedmoe_client.node import Value
+
+if TYPE_CHECKING:
+    from flwr.app import ArrayRecord
 
 SOCKET, LOCK, LOG = "resident.sock", "resident.pid", "resident.log"
 LONGEST_ADDRESS = 100  # bytes, of at most 104 to 108 that systems allow

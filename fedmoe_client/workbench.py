@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data.registry import Dataset
 from errors import FedMoEError
-from fedmoe_client.identity import identity_of, item_numbers, own_dataset
+from fedmoe_client.identity import catalogue_stamp, identity_of, item_numbers, own_dataset
 from model.build import build_model
 from model.groups import parameter_names
 from model.residual_moe import ResidualMoE
@@ -97,11 +97,11 @@ def workbench(run_config: Mapping[str, bool | int | float | str], catalogue: Pat
 
     catalogue: folder of the catalogue to use in place of the data set's, which then is not looked for.
     """
-    return _workbench_of(from_run_config(run_config).model_dump_json(), catalogue)
+    return _workbench_of(from_run_config(run_config).model_dump_json(), catalogue, catalogue_stamp(catalogue))
 
 
 @lru_cache(maxsize=1)
-def _workbench_of(document: str, catalogue: Path | None) -> Workbench:
+def _workbench_of(document: str, catalogue: Path | None, stamp: tuple[int, int]) -> Workbench:
     settings = Settings.model_validate_json(document)
     # Workers share the machine: more than one thread each would only make them wait for one another, and a sum that
     # is split over threads has other last digits.

@@ -1,4 +1,4 @@
-"""The server's commands: ``python -m fedmoe_server up | admit | clients | run | export | down``."""
+"""The server's commands: ``python -m fedmoe_server up | admit | clients | catalogue | run | export | down``."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ Serve a federation of real clients over gRPC with TLS. What follows -- goes to F
 
   python -m fedmoe_server up [--address HOST:PORT] [--name HOST] ...     start the server in the background
   python -m fedmoe_server admit CLIENT.pub ...                          register clients' public keys
+  python -m fedmoe_server catalogue CONFIG --out FOLDER                 what clients need to know of the items
   python -m fedmoe_server run CONFIG [key=value ...]                    run a federation, follow it to its end
   python -m fedmoe_server run --resume RUN_FOLDER                       go on from a run's last checkpoint
+  python -m fedmoe_server export RUN_FOLDER                             a run's model as safetensors, with a card
   python -m fedmoe_server down                                          stop everything
 
 Exit status: 0 done, 1 the run failed, 2 something for you to put right."""
@@ -81,7 +83,7 @@ def up(given: argparse.Namespace, extra: list[str]) -> int:
     start_in_background(
         folder,
         "fedmoe_server",
-        [*sys.argv[1 : 1 + sys.argv[1:].index("up")], "up", "--foreground", *_words_after("up")],
+        ["up", "--foreground", *sys.argv[2:]],
         folder.environment(os.environ),
         lambda: listens(*clients) and listens(*control),
     )
@@ -161,6 +163,29 @@ def down(given: argparse.Namespace, extra: list[str]) -> int:
     return 0
 
 
+def catalogue(words: list[str]) -> int:
+    """Write the catalogue that clients need."""
+    from fedmoe_server import catalogue as command
+
+    return command.main(_in_folder(words))
+
+
+def export(words: list[str]) -> int:
+    """Write a run's model."""
+    from fedmoe_server import export as command
+
+    return command.main(_in_folder(words))
+
+
+def _in_folder(words: list[str]) -> list[str]:
+    """Take ``--dir`` out of the words, and let what is parsed be kept in that folder, as the server's runs do."""
+    names = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    names.add_argument("--dir", type=Path, default=DEFAULT_FOLDER)
+    given, others = names.parse_known_args(words)
+    os.environ.setdefault("FEDMOE_CACHE", str(ServerFolder(given.dir).cache))
+    return others
+
+
 def _serve(folder: ServerFolder, addresses: Addresses, certificates: Certificates, extra: list[str]) -> None:
     folder.remember(addresses, certificates)
     if not folder.clients.exists():
@@ -180,15 +205,12 @@ def _certificates(folder: ServerFolder, given: argparse.Namespace, *hosts: str) 
     return given_certificates(absolute, [*dict.fromkeys([*named, *given.name])])
 
 
-def _words_after(command: str) -> list[str]:
-    return sys.argv[sys.argv.index(command) + 1 :]
-
-
 def _note(text: str) -> None:
     print(f"{now_utc()} {text}", flush=True)
 
 
 COMMANDS: dict[str, Command] = {"up": up, "admit": admit, "clients": clients, "run": run, "down": down}
+OTHERS = {"catalogue": catalogue, "export": export}
 
 if __name__ == "__main__":
-    sys.exit(main(parser(), COMMANDS, sys.argv[1:]))
+    sys.exit(main(parser(), COMMANDS, OTHERS, sys.argv[1:]))

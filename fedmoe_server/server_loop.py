@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from data.sampling import generator
 from errors import FedMoEError
@@ -26,6 +27,8 @@ from fedmoe_server.state import SELECTION_METRIC, LoopState, Metrics, Result, pl
 from fedmoe_server.tracking import Tracker
 from settings import Settings
 from strategies import AggregationSchedule, Cohorts, PartialAggregation
+
+LARGEST_COUNTED_ID = 2**24  # above it client ids are not the numbers 0, 1, 2 ... of a simulation
 
 
 @dataclass(frozen=True)
@@ -157,8 +160,16 @@ class ServerLoop:
         known = np.sort(np.fromiter(self._client_ids().values(), dtype=np.int64))
         if size == 0 or size >= len(known):
             return None
-        keys = generator(self.settings.seed, "evaluation-clients").random(int(known[-1]) + 1)[known]
+        keys = self._sample_keys(known)
         return [int(client) for client in np.sort(known[np.argsort(keys, kind="stable")[:size]])]
+
+    def _sample_keys(self, clients: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the fixed random key of each client; clients ascend."""
+        seed, purpose = self.settings.seed, "evaluation-clients"
+        if int(clients[-1]) < LARGEST_COUNTED_ID:
+            return generator(seed, purpose).random(int(clients[-1]) + 1)[clients]
+        # Real clients draw their ids from far more numbers than fit into a table.
+        return np.array([generator(seed, purpose, int(client)).random() for client in clients])
 
     def _finish(self, state: LoopState) -> Result:
         """Restore the best model and evaluate it on all clients, on validation and test.

@@ -45,6 +45,8 @@ class Memory:
 
     def by_position(self, values: Tensor) -> Tensor:
         """Return ``[B, L, ...]``: each position's row of values ``[B, M, ...]``."""
+        if self.segments == self.segment.shape[1] == 1:  # ranking; a gather would tie an exported program to one N
+            return values
         index = self.segment.view(*self.segment.shape, *[1] * (values.dim() - 2))
         return torch.take_along_dim(values, index, dim=1)
 

@@ -6,14 +6,17 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Message
 from safetensors.numpy import load_file
 
 import sim
+from strategies import PartialAggregation
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
@@ -83,6 +86,33 @@ def test_resume_equals_the_uninterrupted_run_and_leaves_everything_behind(tmp_pa
     assert records(whole) == records(broken)
     again = json.loads((broken / "result.json").read_text())
     assert (again["test"], again["validation"]) == (result["test"], result["validation"])
+
+
+def test_private_parameters_stay_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the warm-up the server's copy does not change by a bit, the clients' own advance, and none is sent."""
+    received: dict[int, set[str]] = {}
+    aggregate = PartialAggregation.aggregate_train
+
+    def audited(self: PartialAggregation, server_round: int, replies: Iterable[Message]) -> Any:
+        replies = list(replies)
+        received[server_round] = {
+            name for reply in replies for record in reply.content.array_records.values() for name in record
+        }
+        return aggregate(self, server_round, replies)
+
+    monkeypatch.setattr(PartialAggregation, "aggregate_train", audited)
+    run_dir = run(tmp_path, "num_rounds=5", "warmup_rounds=2", "checkpoint_every=1", "client_fraction=1")
+    earlier, later = (
+        load_file(run_dir / "checkpoints" / name / "arrays.safetensors") for name in ("round-000004", "round-000005")
+    )
+    private = {name for name in later if name.startswith(("router.", "gate.", "norms."))}
+    assert received[2] == set(later)
+    assert received[3] == received[4] == received[5] == set(later) - private
+    assert all(earlier[name].tobytes() == later[name].tobytes() for name in private)
+    assert all(earlier[name].tobytes() != later[name].tobytes() for name in set(later) - private)
+    gates = [json.loads(line)["train"]["gate"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert len(set(gates[2:])) == 3
+    assert later["gate.value"] != pytest.approx(gates[4], abs=1e-9)
 
 
 def shell(*words: str) -> subprocess.CompletedProcess[str]:

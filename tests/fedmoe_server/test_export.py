@@ -1,0 +1,143 @@
+"""The exported model is the run's best one, and usable without the federation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.numpy import load_file
+
+import fedmoe_server.catalogue
+from data.catalogue_folder import fingerprints, load_catalogue
+from data.registry import Dataset, load_dataset
+from errors import FedMoEError
+from fedmoe_server.app import list_arrays
+from fedmoe_server.checkpoints import CheckpointStore
+from fedmoe_server.export import CARD, PROGRAM, WEIGHTS, export, main
+from fedmoe_server.run_folder import CHECKPOINTS, RESULT, SETTINGS
+from fedmoe_server.state import LoopState
+from model.build import arrays_of, build_model
+from settings import Settings
+from settings_loading import load_settings
+from strategies import build_strategy
+
+WORDS = (
+    "dataset=synthetic data.synthetic.users=12 data.synthetic.items=40 dim=8 attention_dim=8 blocks=1 max_seq_len=6 "
+    "memory_size=6 memory_refresh=3 name=small"
+).split()
+
+
+def make_run(folder: Path, fakes: Any) -> tuple[Settings, Dataset, dict[str, np.ndarray]]:
+    """Write what a completed run leaves behind; return the best arrays."""
+    settings, _ = load_settings(WORDS)
+    dataset = load_dataset(settings.data, settings.seed)
+    arrays = arrays_of(build_model(settings.model, dataset, seed=9))
+    state = LoopState(list_arrays(arrays), round=3)
+    state.judge(0.2)
+    state.arrays = list_arrays({name: np.asarray(array + 1) for name, array in arrays.items()})
+    state.round = 4
+    CheckpointStore(folder / CHECKPOINTS).save(state, build_strategy("fedavg", {}), fakes.FakeGrid())
+    (folder / SETTINGS).write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    figures = {kind: {"hr@10": 0.25, "ndcg@10": 0.125} for kind in ("personalised", "global")}
+    result = {"status": "completed", "rounds": 4, "best_round": 3, "test": figures, "validation": figures}
+    (folder / RESULT).write_text(json.dumps(result))
+    return settings, dataset, arrays
+
+
+def test_the_best_model_is_exported_with_card_settings_and_program(
+    tmp_path: Path, fakes: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, dataset, arrays = make_run(tmp_path / "run", fakes)
+    assert main([str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr()
+    assert "round 3" in printed.out
+    assert printed.err == ""
+    out = tmp_path / "run" / "export"
+    assert {path.name for path in out.iterdir()} == {WEIGHTS, PROGRAM, CARD, SETTINGS, "item_ids.txt"}
+    found = load_file(out / WEIGHTS)
+    assert {name: array.tobytes() for name, array in found.items()} == {n: a.tobytes() for n, a in arrays.items()}
+
+    model = build_model(settings.model, dataset, settings.seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(found[name]))
+    model.eval()
+    context = torch.tensor([[0, 0, 3, 1, 4, 7]])
+    candidates = torch.arange(1, 41).unsqueeze(0)
+    program = torch.export.load(out / PROGRAM).module()
+    torch.testing.assert_close(program(context, candidates), model.rank_scores(context, candidates))
+
+    card = (out / CARD).read_text()
+    for words in ("small", "0.2500", "round 3", "router, gate", "model.pt2", *fingerprints(dataset).values()):
+        assert words.split(",")[0] in card
+    assert main([str(tmp_path / "run")]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_exported_is_written_all_the_same(
+    tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "run", fakes)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("no such operator")
+
+    monkeypatch.setattr(torch.export, "export", refuse)
+    (tmp_path / "run" / RESULT).unlink()
+    done = export(tmp_path / "run", tmp_path / "out")
+    assert done.program_problem == "ValueError: no such operator"
+    assert not (tmp_path / "out" / PROGRAM).exists()
+    card = (tmp_path / "out" / CARD).read_text()
+    assert "no such operator" in card
+    assert "has not completed" in card
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FedMoEError, match=r"settings\.yaml"):
+        export(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_catalogue_holds_the_items_and_no_history(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings, _ = load_settings(WORDS)
+    dataset = load_dataset(settings.data, settings.seed)
+    out = tmp_path / "catalogue"
+    assert fedmoe_server.catalogue.main([*WORDS, "--out", str(out)]) == 0
+    assert "40 items" in capsys.readouterr().out
+    found = load_catalogue(out)
+    assert found.interactions.num_users == 0
+    assert found.interactions.num_items == 40
+    assert fingerprints(found) == fingerprints(dataset)
+    assert not any("interactions" in path.name or "offsets" in path.name for path in out.rglob("*"))
+    assert fedmoe_server.catalogue.main([*WORDS, "--out", str(out)]) == 2
+    assert fedmoe_server.catalogue.main(["nun_rounds=3", "--out", str(out)]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_a_damaged_catalogue_is_refused(tmp_path: Path) -> None:
+    settings, _ = load_settings(WORDS)
+    fedmoe_server.catalogue.main([*WORDS, "--out", str(tmp_path / "catalogue")])
+    with pytest.raises(FedMoEError, match="cannot be read"):
+        load_catalogue(tmp_path / "nowhere")
+    np.save(tmp_path / "catalogue" / "item_ids.npy", np.array(["", "1"]))
+    with pytest.raises(FedMoEError, match="text features have 41 rows, the catalogue has 2"):
+        load_catalogue(tmp_path / "catalogue")
+    assert settings.name == "small"
+
+
+def test_one_changed_feature_changes_the_fingerprint(tmp_path: Path) -> None:
+    settings, _ = load_settings(WORDS)
+    dataset = load_dataset(settings.data, settings.seed)
+    assert dataset.text is not None
+    values = np.array(dataset.text.values)
+    values[5, 2] += 1e-6
+    changed = fingerprints(replace(dataset, text=type(dataset.text)(values, dataset.text.present)))
+    before = fingerprints(dataset)
+    assert {name for name in before if before[name] != changed[name]} == {"text"}
+    assert fingerprints(replace(dataset, text=None))["text"] == "none"
