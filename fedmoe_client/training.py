@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import log
 
 import numpy as np
 import torch
@@ -120,8 +121,14 @@ def report(model: ResidualMoE, losses: Objective, gate_gradient: float) -> dict[
     weights, available = losses.views.weights.detach(), losses.views.available
     spoken = available[..., int(model.competes) :].any(dim=-1)
     # A user whose items lack every modality chose nothing, which counts as an even choice.
-    means = (weights[spoken].mean(dim=0) if spoken.any() else weights.new_full((len(names),), 1 / len(names))).tolist()
-    return numbers | {f"router-{name}": mean for name, mean in zip(names, means, strict=True)}
+    chosen = weights[spoken] if spoken.any() else weights.new_full((1, len(names)), 1 / len(names))
+    for name, mean in zip(names, chosen.mean(dim=0).tolist(), strict=True):
+        numbers[f"router-{name}"] = mean
+    for name, size in zip(model.experts, losses.views.sizes.tolist(), strict=True):
+        numbers[f"view-{name}"] = size
+    if len(names) > 1:  # 1: an even choice, 0: always the same expert
+        numbers["router-entropy"] = float(torch.special.entr(chosen).sum(dim=-1).mean()) / log(len(names))
+    return numbers
 
 
 def _weighted_means(reports: Iterable[tuple[int, dict[str, float]]]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from data.registry import Dataset
 from errors import FedMoEError
 from fedmoe_server.baselines import Splits, baselines_of, federated_metrics
 from fedmoe_server.run_folder import RESULT
-from settings import Settings
+from settings import GROUPS, Settings
 
 _METRICS = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
 
@@ -84,11 +84,12 @@ def _figures(run_dir: Path, settings: Settings) -> str:
 
 
 def _private(settings: Settings) -> str:
-    if set(settings.federation.shared) == set(type(settings.federation).model_fields["warmup"].default):
+    private = [group for group in GROUPS if group not in settings.federation.shared]
+    if not private:
         return ""
     return (
-        f"Only {', '.join(settings.federation.shared)} were aggregated after the warm-up. The other groups stayed with "
-        "the clients, and are here as the server last knew them: the figures of the global model are those to expect."
+        f"After the warm-up {', '.join(private)} stayed with the clients, and are here as the server last knew them: "
+        "the figures to expect are those of the global model."
     )
 
 

@@ -17,6 +17,7 @@ import yaml
 
 from errors import FedMoEError
 from fedmoe_server.client_ranks import read_client_ranks
+from fedmoe_server.diagnosis import RECENT, findings, signs
 from fedmoe_server.plots import BASELINE_LABEL, draw_gate, draw_loss, draw_ranking
 from fedmoe_server.progress import duration
 from fedmoe_server.run_folder import BASELINES, METRICS, RESULT, SETTINGS
@@ -46,6 +47,7 @@ def write_report(run_dir: Path) -> Path:
         parts = [
             _head(settings, records, result),
             _ranking(result, baselines, settings),
+            _diagnosis(records, result, baselines),
             _personalisation(run_dir),
             _pictures(drawn, settings),
             _cost(records, result),
@@ -130,6 +132,17 @@ def _is_ranking(key: str) -> bool:
 def _cutoff_first(key: str) -> tuple[int, str]:
     name, _, cutoff = key.partition("@")
     return int(cutoff), name
+
+
+def _diagnosis(records: Sequence[Mapping[str, Any]], result: Mapping[str, Any], baselines: Mapping[str, Any]) -> str:
+    """Return what the numbers say of the run's health, and the signs of the experts'."""
+    found = findings(records, result, baselines)
+    lines = [f"* {line}" for line in found] or ["Nothing stands out."]
+    parts = ["## Diagnosis", "\n".join(lines)]
+    rows = [[name, f"{first:.4g}", f"{last:.4g}"] for name, (first, last) in signs(records).items()]
+    if rows:
+        parts.append(_table(["", f"first {RECENT} rounds", f"last {RECENT} rounds"], rows))
+    return "\n\n".join(parts)
 
 
 def _personalisation(run_dir: Path) -> str:

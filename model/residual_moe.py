@@ -47,12 +47,14 @@ class Views:
     """What the experts say of the candidates of each segment.
 
     views ``[B, M, N, E, D]`` (normalised); weights: the router's ``[B, M, N, E']``, where the backbone competes its
-    own share first; available bool, of the shape of weights.
+    own share first; available bool, of the shape of weights; sizes ``[E]``: root mean square of an entry of each
+    expert's output before it is normalised, 0 for an expert that says nothing.
     """
 
     views: Tensor
     weights: Tensor
     available: Tensor
+    sizes: Tensor
 
 
 @dataclass(frozen=True)
@@ -121,15 +123,16 @@ class ResidualMoE(nn.Module):
     def expert_views(self, candidates: Tensor, vectors: Tensor, memory: Memory) -> Views:
         """Return the experts' views of candidates ``[B, N]`` (item vectors ``[B, N, D]``) and the router's weights."""
         assert self.router is not None
-        views, available = [], []
+        views, available, sizes = [], [], []
         for name, expert in self.experts.items():
             view, has_view = expert(candidates, vectors, memory)
+            sizes.append(view.detach().square().mean().sqrt())
             views.append(self.norms[name](view))
             available.append(has_view)
         if self.competes:
             available.insert(0, torch.ones_like(available[0]))
         stacked = torch.stack(available, dim=-1)
-        return Views(torch.stack(views, dim=-2), self.router(vectors, stacked), stacked)
+        return Views(torch.stack(views, dim=-2), self.router(vectors, stacked), stacked, torch.stack(sizes))
 
     def _score(self, states: Tensor, candidates: Tensor, memory: Memory) -> Scored:
         a = self.architecture

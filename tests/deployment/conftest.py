@@ -177,6 +177,17 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def simulated(root: Path, *more: str) -> Path:
+    """Run the same settings with sim.py and return the run folder."""
+    words = [*SMALL, *more, f"save_dir={root / 'simulated'}", "client_cpus=0.5"]
+    done = subprocess.run(
+        [sys.executable, "sim.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = (root / "simulated").iterdir()
+    return run_dir
+
+
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Federation]:
     made = Federation(tmp_path)

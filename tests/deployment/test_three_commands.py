@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import socket
 import ssl
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, SMALL, final_arrays, records
+from conftest import ROOT, SMALL, final_arrays, records, simulated
 
 from deployment.ports import listens, parse_address
 from fedmoe_client.store import ClientStore
@@ -21,17 +19,6 @@ pytestmark = pytest.mark.deployment
 PRIVATE = ("router", "gate", "norms")
 WARMUP = 2
 WIRETAP = Path(__file__).parent / "wiretap"
-
-
-def simulated(root: Path) -> Path:
-    """Run the same settings with sim.py and return the run folder."""
-    words = [*SMALL, f"save_dir={root / 'simulated'}", "client_cpus=0.5"]
-    done = subprocess.run(
-        [sys.executable, "sim.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    (run_dir,) = (root / "simulated").iterdir()
-    return run_dir
 
 
 def handshake(address: str, authority: Path, name: str = "127.0.0.1") -> ssl.SSLSocket:

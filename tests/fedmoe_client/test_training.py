@@ -120,7 +120,12 @@ def test_metrics_name_gate_and_router(small) -> None:  # type: ignore[no-untyped
     outcome = train_locally(model, items, settings, 0, 1)
     assert outcome.examples == len(items) - 1
     assert outcome.metrics["router-visual"] + outcome.metrics["router-semantic"] == pytest.approx(1.0)
-    assert set(outcome.metrics) == {"loss", "balance-loss", "gate", "gate-gradient", "router-visual", "router-semantic"}
+    assert 0 < outcome.metrics["router-entropy"] <= 1
+    assert outcome.metrics["view-visual"] > 0
+    assert set(outcome.metrics) == {
+        *("loss", "balance-loss", "gate", "gate-gradient", "router-visual", "router-semantic", "router-entropy"),
+        *("view-visual", "view-semantic"),
+    }
     settings, model, items = small("mixture=false")
     assert set(train_locally(model, items, settings, 0, 1).metrics) == {"loss"}
 
