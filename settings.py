@@ -206,6 +206,9 @@ class SimulationSettings(Section):
 
     engine: Literal["ray", "flower"] = Field("ray", description="ray: resident actors; flower: Flower's own runtime")
     hosts: CountOrZero = Field(0, description="actors of the ray engine; 0: one for each client's share of the CPUs")
+    ray_address: str | None = Field(
+        None, description="a Ray cluster to join, as host:6379 or auto; null: start Ray here"
+    )
     client_cpus: Positive = Field(1.0, description="CPUs of a client (client_resources num_cpus)")
     client_gpus: NonNegative = Field(0.0, description="GPUs of a client, a fraction shares one (num_gpus)")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where the client has a GPU")

@@ -70,7 +70,7 @@ class Supervisor:
             _lock(lock.fileno(), self._folder)
             end_all(self._folder)  # what a supervisor that was killed itself has left
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: setattr(self, "_stopping", True))
+                signal.signal(number, lambda *_: self.request_stop())
             try:
                 while not self._stopping:
                     for running in self._programs:
@@ -78,6 +78,10 @@ class Supervisor:
                     time.sleep(POLL)
             finally:
                 self._stop()
+
+    def request_stop(self) -> None:
+        """Let ``run`` end."""
+        self._stopping = True
 
     def _look(self, running: _Running) -> None:
         """Start a program that does not run, and look after one that does."""

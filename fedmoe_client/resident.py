@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import select
+import signal
 import socket
 import sys
 import time
@@ -103,7 +104,8 @@ class Resident:
             if "watch" in request:
                 self._watch(request["watch"])
             answer, found = _attempt(request, blobs)
-            send(connection, answer, found)
+            if request["do"] != "prepare":  # of which the caller does not wait for the end
+                send(connection, answer, found)
         except OSError as error:  # the caller is gone; the next one is another
             print(f"a caller went away: {error}", file=sys.stderr)
         return True
@@ -175,6 +177,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--idle", type=float, default=IDLE_SECONDS, help="end after so many seconds without a call")
     given = parser.parse_args(words)
     os.umask(0o077)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # in good order, the socket removed
     state_dir = given.state_dir.absolute()
     with _sole(state_dir) as alone, socket.socket(socket.AF_UNIX) as listener:
         if not alone:

@@ -24,20 +24,18 @@ def run_simulation(
     num_clients: int,
     run_config: RunConfig,
     resources: SimulationSettings,
-    *,
-    ray_address: str | None = None,
 ) -> None:
     """Run a ServerApp to its end with ``num_clients`` simulated clients.
 
     ``engine``: ``"ray"`` or ``"flower"``. ``client_app``: ``"module:attribute"`` or an object. ``run_config``: in the
-    context of the server and of every client. ``ray_address``: a Ray cluster to join (default: start Ray here).
+    context of the server and of every client.
     What the ServerApp raises comes out of this call. Raises FedMoEError for an unknown engine, resources that the
     machine does not have, or a client app that cannot be loaded.
     """
     if engine == "ray":
-        _run_ray(server_app, client_app, num_clients, run_config, resources, ray_address)
+        _run_ray(server_app, client_app, num_clients, run_config, resources)
     elif engine == "flower":
-        _run_flower(server_app, client_app, num_clients, run_config, resources, ray_address)
+        _run_flower(server_app, client_app, num_clients, run_config, resources)
     else:
         raise FedMoEError(f"simulation.engine '{engine}' is not known: use 'ray' or 'flower'")
 
@@ -48,7 +46,6 @@ def _run_ray(
     num_clients: int,
     run_config: RunConfig,
     resources: SimulationSettings,
-    ray_address: str | None,
 ) -> None:
     with (
         quiet(logging.WARNING),
@@ -59,7 +56,7 @@ def _run_ray(
             hosts=resources.hosts,
             client_cpus=resources.client_cpus,
             client_gpus=resources.client_gpus,
-            ray_address=ray_address,
+            ray_address=resources.ray_address,
         ) as grid,
     ):
         server_app(grid=grid, context=server_context(grid.run, run_config))
@@ -71,7 +68,6 @@ def _run_flower(
     num_clients: int,
     run_config: RunConfig,
     resources: SimulationSettings,
-    ray_address: str | None,
 ) -> None:
     if isinstance(client_app, str):
         load_client_app(client_app)  # a mistake should end the run, not fail each client
@@ -86,7 +82,7 @@ def _run_flower(
         except BaseException as error:  # raised again below, in the caller's thread
             raised.append(error)
 
-    owns_ray = start_ray(ray_address, worker_environment(resources.client_cpus))
+    owns_ray = start_ray(resources.ray_address, worker_environment(resources.client_cpus))
     try:
         number_of_hosts(0, num_clients, resources.client_cpus, resources.client_gpus)
         run = begin_run()

@@ -72,6 +72,15 @@ def test_unknown_engine_and_cluster() -> None:
     with pytest.raises(FedMoEError, match="simulation.engine 'spark' is not known"):
         run_simulation("spark", ServerApp(), "simulation_apps:app", 2, {}, RESOURCES)
     with pytest.raises(FedMoEError, match="cannot reach the Ray cluster at 127.0.0.1:9"):
-        run_simulation("ray", ServerApp(), "simulation_apps:app", 2, {}, RESOURCES, ray_address="127.0.0.1:9")
+        run_simulation(
+            "ray",
+            ServerApp(),
+            "simulation_apps:app",
+            2,
+            {},
+            RESOURCES.model_copy(update={"ray_address": "127.0.0.1:9"}),
+        )
     with pytest.raises(FedMoEError, match="address 'here' is no address: write host:port"):
-        run_simulation("flower", ServerApp(), "simulation_apps:app", 2, {}, RESOURCES, ray_address="here")
+        run_simulation(
+            "flower", ServerApp(), "simulation_apps:app", 2, {}, RESOURCES.model_copy(update={"ray_address": "here"})
+        )
