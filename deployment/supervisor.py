@@ -204,7 +204,7 @@ def _of(folder: Folder) -> list[psutil.Process]:
 
 
 def _still_there(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Wait for processes to end; return those that have not. One that nobody has asked for its status counts as ended."""
+    """Wait for processes to end; return those that have not. A zombie has."""
     deadline = time.monotonic() + seconds
     while True:
         processes = [process for process in processes if _runs(process)]
@@ -215,7 +215,7 @@ def _still_there(processes: list[psutil.Process], seconds: float) -> list[psutil
 
 def _runs(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -15,6 +15,7 @@ from deployment.ports import free_port, parse_address
 from deployment.supervisor import Program, Supervisor, running_supervisor, stop
 from errors import FedMoEError
 from fedmoe_client.client_folder import ClientFolder, node_config, supernode_command
+from fedmoe_client.launcher import install_launcher
 
 DEFAULT_FOLDER = Path("fedmoe-client")
 CONNECT_SECONDS = 40.0
@@ -44,6 +45,9 @@ def parser() -> argparse.ArgumentParser:
     up_parser.add_argument("--history", type=Path, help="your history file, or a folder of many users' files")
     up_parser.add_argument("--catalogue", type=Path, help="folder of the server's catalogue (default: the data set's)")
     up_parser.add_argument("--user", type=int, help="without --history: a user of the settings' own data set")
+    up_parser.add_argument(
+        "--plain", action="store_true", help="no resident process: load torch and the model for each message"
+    )
     up_parser.add_argument("--port", type=int, help="local port of the node (default: a free one)")
     up_parser.add_argument("--foreground", action="store_true", help="stay in the foreground (systemd, containers)")
     commands.add_parser("down", help="stop the client and all that it started")
@@ -152,12 +156,15 @@ def _node_config(folder: ClientFolder, given: argparse.Namespace) -> str:
             "history": given.history,
             "catalogue": given.catalogue,
             "state-dir": folder.state,
+            "warm": "false" if given.plain else None,
         }
     )
 
 
 def _take_part(folder: ClientFolder, given: argparse.Namespace, config: str, extra: list[str]) -> None:
     environment = folder.environment(os.environ)
+    if not given.plain:
+        environment["PATH"] = os.pathsep.join([str(install_launcher(folder.state)), environment["PATH"]])
     command = supernode_command(folder, given.server, given.port or free_port(), config, extra)
     node = Program("supernode", command, crashed=lambda: folder.release(given.server, environment))
     Supervisor(folder, [node], environment, _note).run()

@@ -24,9 +24,18 @@ def send(connection: socket.socket, content: Mapping[str, Any], blobs: Sequence[
         connection.sendall(blob)
 
 
-def receive(connection: socket.socket) -> tuple[dict[str, Any], list[bytes]]:
-    """Return one frame. Raises ConnectionError if the other side closed before its end."""
-    length = int.from_bytes(_exactly(connection, LENGTH), "little")
+def receive(connection: socket.socket, descriptors: list[int] | None = None) -> tuple[dict[str, Any], list[bytes]]:
+    """Return one frame. Raises ConnectionError if the other side closed before its end.
+
+    descriptors: a list to which the file descriptors are added that came with the frame; the caller closes them.
+    """
+    begin = b""
+    if descriptors is not None:
+        begin, found, _, _ = socket.recv_fds(connection, LENGTH, 2)
+        descriptors += found
+        if not begin:
+            raise ConnectionError("the other side closed the connection")
+    length = int.from_bytes(begin + _exactly(connection, LENGTH - len(begin)), "little")
     content: dict[str, Any] = json.loads(_exactly(connection, length))
     return content, [_exactly(connection, size) for size in content.pop("sizes")]
 

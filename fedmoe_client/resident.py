@@ -66,14 +66,19 @@ class _Watched:
 class Resident:
     """Answers the calls of one node."""
 
-    def __init__(self, listener: socket.socket, watched: int, idle_seconds: float = IDLE_SECONDS) -> None:
+    def __init__(self, listener: socket.socket, lock: int, watched: int, idle_seconds: float = IDLE_SECONDS) -> None:
+        """lock: the descriptor that holds the folder's lock; watched: id of the process to end with."""
         self._listener = listener
+        self._lock = lock
         self._watched = _Watched(watched)
         self._idle_seconds = idle_seconds
 
     def serve(self) -> None:
         """Answer calls until there is a reason to end."""
+        import fedmoe_client.forked
         import fedmoe_client.messages  # noqa: F401  torch and the rest, while the first caller waits
+
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks end by themselves
 
         deadline = time.monotonic() + self._idle_seconds
         while time.monotonic() < deadline:
@@ -94,8 +99,9 @@ class Resident:
 
     def _answer(self, connection: socket.socket) -> bool:
         """Answer one call; return whether to go on."""
+        descriptors: list[int] = []
         try:
-            request, blobs = receive(connection)
+            request, blobs = receive(connection, descriptors)
             if request.get("root", str(ROOT)) != str(ROOT):
                 return False  # without an answer: the caller starts its own version
             if request["do"] == "stop":
@@ -103,12 +109,27 @@ class Resident:
                 return False
             if "watch" in request:
                 self._watch(request["watch"])
+            if request["do"] == "clientapp":
+                send(connection, {})
+                self._fork(request, connection, descriptors)
+                return True
             answer, found = _attempt(request, blobs)
             if request["do"] != "prepare":  # of which the caller does not wait for the end
                 send(connection, answer, found)
         except OSError as error:  # the caller is gone; the next one is another
             print(f"a caller went away: {error}", file=sys.stderr)
+        finally:
+            for handle in descriptors:
+                os.close(handle)
         return True
+
+    def _fork(self, request: dict[str, Any], connection: socket.socket, outputs: list[int]) -> None:
+        from fedmoe_client.forked import handle_in_fork
+
+        own = [connection.fileno(), self._listener.fileno(), self._lock]
+        if self._watched.handle is not None:
+            own.append(self._watched.handle)
+        handle_in_fork(request["words"], request["watch"], outputs, own)
 
     def _watch(self, pid: int) -> None:
         if pid != self._watched.pid:
@@ -147,15 +168,15 @@ def _carry_out(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, A
 
 
 @contextmanager
-def _sole(state_dir: Path) -> Iterator[bool]:
-    """Hold the folder's lock with this process's id in it; yield False if another process has it."""
+def _sole(state_dir: Path) -> Iterator[int | None]:
+    """Hold the folder's lock with this process's id in it; yield its descriptor, None if another process has it."""
     with open(os.open(state_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
         if not _locked(file):
-            yield False
+            yield None
             return
         file.truncate(0)
         file.write(str(os.getpid()).encode())
-        yield True
+        yield file.fileno()
 
 
 def _locked(file: IO[bytes]) -> bool:
@@ -179,12 +200,12 @@ def main(words: list[str]) -> int:
     os.umask(0o077)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # in good order, the socket removed
     state_dir = given.state_dir.absolute()
-    with _sole(state_dir) as alone, socket.socket(socket.AF_UNIX) as listener:
-        if not alone:
+    with _sole(state_dir) as lock, socket.socket(socket.AF_UNIX) as listener:
+        if lock is None:
             return 0
         _bind(listener, state_dir)
         try:
-            Resident(listener, given.watch, given.idle).serve()
+            Resident(listener, lock, given.watch, given.idle).serve()
         finally:
             (state_dir / SOCKET).unlink(missing_ok=True)
     return 0

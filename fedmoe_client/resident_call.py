@@ -30,6 +30,7 @@ SOCKET, LOCK, LOG = "resident.sock", "resident.pid", "resident.log"
 LONGEST_ADDRESS = 100  # bytes, of at most 104 to 108 that systems allow
 START_SECONDS = 120.0
 STOP_SECONDS = 5.0
+NODE_PID = "FEDMOE_NODE_PID"  # set where the process that started the client app is not its parent
 ROOT = Path(__file__).parents[1]
 
 
@@ -174,7 +175,7 @@ def start(state_dir: Path) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             # -P: of modules only those on the path, not those of the folder that the node happens to run in.
-            [sys.executable, "-P", "-m", "fedmoe_client.resident", str(state_dir), "--watch", str(os.getppid())],
+            [sys.executable, "-P", "-m", "fedmoe_client.resident", str(state_dir), "--watch", str(_node_pid())],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=handle,
@@ -207,7 +208,12 @@ def _address(state_dir: Path) -> Iterator[str]:
 
 def _caller() -> dict[str, Any]:
     """Whose process to watch, and which code to run."""
-    return {"watch": os.getppid(), "root": str(ROOT)}
+    return {"watch": _node_pid(), "root": str(ROOT)}
+
+
+def _node_pid() -> int:
+    """Return the id of Flower's process that started this one."""
+    return int(os.environ.get(NODE_PID) or os.getppid())
 
 
 def _log_end(state_dir: Path) -> str:

@@ -126,14 +126,13 @@ def run(given: argparse.Namespace, extra: list[str]) -> int:
     from settings_loading import load_settings
 
     folder = ServerFolder(given.dir)
-    if given.resume is not None:
-        if given.words:
-            raise FedMoEError(
-                f"--resume goes on with the settings of {given.resume}: leave out {' '.join(given.words)}"
-            )
-        settings, warnings = settings_of_run(given.resume), []
-    else:
+    warnings: list[str] = []
+    if given.resume is None:
         settings, warnings = load_settings(given.words)
+    elif given.words:
+        raise FedMoEError(f"--resume goes on with the settings of {given.resume}: leave out {' '.join(given.words)}")
+    else:
+        settings = settings_of_run(given.resume)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     run_id, run_dir = submit(folder, settings, given.resume, extra)

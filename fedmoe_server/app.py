@@ -108,7 +108,8 @@ def run(
     deadline = None if deployed is None else settings.deployment.round_deadline or None
     loop = ServerLoop(grid, strategy, partial, schedule, settings, directory, tracker, store, deadline)
     with _quiet_flower(), _failure_recorded(tracker):
-        tracker.note(_headline(settings, dataset, state, folder))
+        known = str(dataset.interactions.num_users) if deployed is None else "the connected"
+        tracker.note(_headline(settings, dataset, state, folder, known))
         result: Result = loop.run(state)
         tracker.finish(result, earlier + time.monotonic() - started)
     report = write_report(folder)
@@ -163,8 +164,8 @@ def _clients_keep_state(schedule: AggregationSchedule, checkpoint: Checkpoint) -
     return done > 0 and any(schedule.private_names(number) for number in (1, done))
 
 
-def _headline(settings: Settings, dataset: Dataset, state: LoopState, folder: Path) -> str:
-    federation, users = settings.federation, dataset.interactions.num_users
+def _headline(settings: Settings, dataset: Dataset, state: LoopState, folder: Path, users: str) -> str:
+    federation = settings.federation
     verb = f"goes on after round {state.round}" if state.round else "starts"
     short = f", {dataset.dropped_users} users with fewer than {settings.data.min_items} items left out"
     return (

@@ -13,6 +13,7 @@ from errors import FedMoEError
 
 ClientIds = Callable[[], Mapping[int, int]]
 REASON_LENGTH = 300
+SENDING = 10.0  # seconds that a message may need on its way; the deadline counts from when all are sent
 NAMED = 3  # failures named in one line
 RAISED = re.compile(r"^<class '(?:[\w.]+\.)?(?P<type>\w+)'>:<'(?P<message>.*?)(?:'>)?$")
 PREFIX = re.compile(r"^client \d+: (train|evaluate|query): ")
@@ -76,7 +77,7 @@ def exchange(
     requests = list(messages)
     if timeout is not None:
         for message in requests:  # a node that comes back later must not begin with it any more
-            message.metadata.ttl = timeout
+            message.metadata.ttl = timeout + SENDING
     arrived = list(grid.send_and_receive(requests, timeout=timeout)) if requests else []
     replies = _answers(requests, arrived)
     reasons = {m.metadata.dst_node_id: "no reply in time" for m in requests}

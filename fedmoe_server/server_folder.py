@@ -113,9 +113,10 @@ class ServerFolder(Folder):
         try:
             answer: dict[str, Any] = json.loads(done.stdout)
         except ValueError:
-            answer = {"success": False, "error-message": " ".join((done.stderr or done.stdout).split())}
+            answer = {"success": False, "error-message": done.stderr or done.stdout}
         if not answer.get("success"):
-            raise FedMoEError(f"'flwr {' '.join(words[:2])}' failed: {answer.get('error-message', answer)}")
+            why = " ".join(str(answer.get("error-message", answer)).split())
+            raise FedMoEError(f"'flwr {' '.join(words[:2])}' failed: {why}")
         return answer
 
 

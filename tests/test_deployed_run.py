@@ -16,7 +16,6 @@ from flwr.supercore.task_identity import TaskIdentity
 from rich.console import Console
 from safetensors.numpy import load_file
 
-import sim
 from data.catalogue_folder import save_catalogue
 from data.registry import load_dataset
 from errors import FedMoEError
@@ -40,11 +39,16 @@ WORDS = (
 
 
 class Loopback(Grid):
-    """Hands each message to the client app of its node, whose state lies in a folder. Nodes answer in any order."""
+    """Hands each message to the client app of its node, whose state lies in a folder. Nodes answer in any order.
 
-    def __init__(self, folder: Path, session: int = 1) -> None:
+    simulated: a node is a user of the data set instead, and its state in Flower's context, as the engines do it; that
+    these agree with each other is for ``test_sim.py`` to show.
+    """
+
+    def __init__(self, folder: Path, session: int = 1, simulated: bool = False) -> None:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, session, 1
-        self.folder, self.session = folder, session
+        self.folder, self.session, self.simulated = folder, session, simulated
+        self.states: dict[int, RecordDict] = {user: RecordDict() for user in range(USERS)}
         self.settings, _ = load_settings(WORDS)
         self.dataset = load_dataset(self.settings.data, self.settings.seed)
         self.run_config = {**to_run_config(self.settings), "run_dir": str(folder / "run")}
@@ -89,24 +93,28 @@ class Loopback(Grid):
         if self.fail(message):
             return Message(Error(code=1, reason="the server is gone"), reply_to=message)
         user = message.metadata.dst_node_id - FIRST_NODE
-        node = {
-            "partition-id": user,
-            "history": str(self.folder / f"history-{user}.txt"),
-            "catalogue": str(self.folder / "catalogue"),
-            "state-dir": str(self.state_dir(user)),
-            "warm": False,
-        }
-        context = Context(self.session, message.metadata.dst_node_id, node, RecordDict(), dict(self.run_config))
-        return client_app(message, context)
+        node: dict[str, bool | int | float | str] = {"partition-id": user}
+        if not self.simulated:
+            node |= {
+                "history": str(self.folder / f"history-{user}.txt"),
+                "catalogue": str(self.folder / "catalogue"),
+                "state-dir": str(self.state_dir(user)),
+                "warm": False,
+            }
+        state = self.states[user]
+        return client_app(message, Context(self.session, FIRST_NODE + user, node, state, dict(self.run_config)))
 
     def state_dir(self, user: int) -> Path:
         return self.folder / f"state-{user}"
 
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "run"
+
     def serve(self, resume: bool = False) -> Path:
-        run_dir = self.folder / "run"
-        deployed = Deployed(self.folder / "clients.json")
+        deployed = None if self.simulated else Deployed(self.folder / "clients.json")
         console = Console(file=io.StringIO())
-        return run(self, self.settings, run_dir, run_dir if resume else None, console, deployed)
+        return run(self, self.settings, self.run_dir, self.run_dir if resume else None, console, deployed)
 
 
 def arrays_of(run_dir: Path) -> dict[str, bytes]:
@@ -133,12 +141,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Loopback:
 
 
 def test_deployment_equals_simulation(whole: Loopback, tmp_path: Path) -> None:
-    assert sim.main([*WORDS, f"save_dir={tmp_path}"]) == 0
-    (simulated,) = tmp_path.iterdir()
-    assert arrays_of(whole.folder / "run") == arrays_of(simulated)
-    results = [json.loads((run_dir / RESULT).read_text()) for run_dir in (whole.folder / "run", simulated)]
-    assert [result["test"] for result in results][0] == results[1]["test"]
-    assert results[0]["validation"] == results[1]["validation"]
+    simulated = Loopback(tmp_path / "simulation", simulated=True)
+    runs = [whole.run_dir, simulated.serve()]
+    assert arrays_of(runs[0]) == arrays_of(runs[1])
+    deployed_result, simulated_result = (json.loads((run_dir / RESULT).read_text()) for run_dir in runs)
+    for split in ("validation", "test"):
+        assert deployed_result[split] == simulated_result[split]
+    assert not any(whole.states.values())  # nothing is left with Flower
+    assert all(simulated.states.values())
 
 
 def test_a_server_that_dies_goes_on_with_its_clients_where_the_checkpoint_was(whole: Loopback, tmp_path: Path) -> None:
@@ -146,11 +156,11 @@ def test_a_server_that_dies_goes_on_with_its_clients_where_the_checkpoint_was(wh
     broken.fail = lambda message: message.content.get("config", {}).get("server-round", 0) == 6
     with pytest.raises(FedMoEError, match="round 6"):
         broken.serve()
-    assert json.loads((broken.folder / "run" / RESULT).read_text())["status"] == "failed"
+    assert json.loads((broken.run_dir / RESULT).read_text())["status"] == "failed"
     # The clients have trained in round 5, which the server has to do again: from its checkpoint after round 4.
     again = Loopback(tmp_path / "deployment", session=2)
     again.serve(resume=True)
-    assert arrays_of(again.folder / "run") == arrays_of(whole.folder / "run")
+    assert arrays_of(again.run_dir) == arrays_of(whole.run_dir)
     for user in range(USERS):
         assert private_of(again, user) == private_of(whole, user)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from conftest import SMALL, Federation, final_arrays, records, simulated, wait_for
+from real_processes import SMALL, Federation, final_arrays, records, simulated, wait_for
 
 pytestmark = pytest.mark.faults
 # A training that takes a few seconds, so that it can be hit.
@@ -91,7 +91,9 @@ def test_a_node_killed_in_a_round_comes_back_with_its_state(federation: Federati
     assert all(not row["failed"] for row in [*rows[:2], *rows[4:]])
     kept = json.loads(result(federation))["status"]
     assert kept == "completed"
-    report(f"node and its worker killed (SIGKILL): connected again after {back:.1f} s; round done after {gone_on:.1f} s")
+    report(
+        f"node and its worker killed (SIGKILL): connected again after {back:.1f} s; round done after {gone_on:.1f} s"
+    )
     lost = [row["round"] for row in rows if row["failed"]]
     report(f"rounds without its work: {lost}; reason: {failed_in(rows[2])[1]}")
 
@@ -178,9 +180,7 @@ def test_who_is_kept_out(federation: Federation, report: Report) -> None:
     federation.server("catalogue", *SMALL, "data.synthetic.clusters=7", "--out", federation.root / "other-catalogue")
     words = ("--server", federation.address, "--history", federation.history(2))
     federation.client(2, "up", *words, "--catalogue", federation.root / "other-catalogue")
-    said = federation.server(
-        "run", *SMALL, f"save_dir={federation.runs}", "wait_seconds=30", "min_clients=1", status=1
-    )
+    said = federation.server("run", *SMALL, f"save_dir={federation.runs}", "wait_seconds=30", "min_clients=1", status=1)
     assert "client 2 is left out: the client's text features is not the server's" in said or "features" in said
     report(next(line for line in said.splitlines() if "left out" in line))
 

@@ -41,7 +41,8 @@ from deployment.supervisor import Program, Supervisor
 folder = Folder(Path(sys.argv[1]))
 folder.make()
 crashed = lambda: Path(sys.argv[1], "crashed").write_text("yes")
-program = Program("parent", [sys.executable, "-c", Path(sys.argv[1], "parent.py").read_text(), sys.argv[1] + "/pids"], crashed)
+script = Path(sys.argv[1], "parent.py").read_text()
+program = Program("parent", [sys.executable, "-c", script, sys.argv[1] + "/pids"], crashed)
 Supervisor(folder, [program], folder.environment(os.environ), print).run()
 """
 
@@ -161,6 +162,8 @@ def test_a_background_start_waits_until_it_is_ready_or_says_why_not(folder: Fold
         words = ["up", "--server", "localhost:1", "--history", "missing.txt", "--dir", str(folder.path)]
         start_in_background(folder, "fedmoe_client", words, environment, lambda: False)
     port = free_port()
-    start_in_background(folder, "http.server", [str(port), "--bind", "127.0.0.1"], environment, lambda: listens("127.0.0.1", port))
+    start_in_background(
+        folder, "http.server", [str(port), "--bind", "127.0.0.1"], environment, lambda: listens("127.0.0.1", port)
+    )
     assert stop(folder)
     assert not listens("127.0.0.1", port)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, SMALL, final_arrays, records, simulated
+from real_processes import ROOT, SMALL, final_arrays, records, simulated
 
 from deployment.ports import listens, parse_address
 from fedmoe_client.store import ClientStore

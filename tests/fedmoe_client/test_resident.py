@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from errors import FedMoEError
 from fedmoe_client.app import app
 from fedmoe_client.forget import forget
+from fedmoe_client.frames import arrays_to_frame
 from fedmoe_client.resident_call import LOG, SOCKET, ask, call, perform_there, running, stop
 
 
@@ -150,6 +152,36 @@ def test_one_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(FedMoEError, match="does not start"):
         call(tmp_path, {"do": "stop"})
+
+
+def test_a_train_message_takes_at_most_half_of_the_plain_apps_time(resident: Deployment) -> None:
+    """Side by side, each in a process of its own, as Flower starts one for each message."""
+    message = resident.folder / "message"
+    about, blobs = arrays_to_frame(resident.arrays())
+    message.write_bytes(pickle.dumps((about, blobs, SHARED, resident.run_config)))
+    code = (
+        "import pickle, sys\n"
+        "from flwr.app import ConfigRecord, Context, Message, RecordDict\n"
+        "from flwr.supercore.task_identity import TaskIdentity\n"
+        "from fedmoe_client.app import app\n"
+        "from fedmoe_client.frames import arrays_from_frame\n"
+        "TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1\n"
+        f"about, blobs, shared, run_config = pickle.load(open({str(message)!r}, 'rb'))\n"
+        "config = ConfigRecord({'server-round': 4, 'shared': shared})\n"
+        "content = RecordDict({'arrays': arrays_from_frame(about, blobs), 'config': config})\n"
+        "node = eval(sys.argv[1])\n"
+        "reply = app(Message(content, 7, 'train'), Context(1, 7, node, RecordDict(), run_config))\n"
+        "assert reply.content['metrics']['num-examples'] > 0\n"
+    )
+
+    def seconds(**node: object) -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code, repr(resident.node(**node))], check=True, timeout=120)
+        return time.perf_counter() - started
+
+    plain = seconds(warm=False, state_dir=str(resident.folder / "plain"))
+    warm = min(seconds(warm=True) for _ in range(2))
+    assert warm < plain / 2, f"warm {warm:.2f} s, plain {plain:.2f} s"
 
 
 def test_forgetting_ends_it_and_erases_everything(resident: Deployment) -> None:
