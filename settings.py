@@ -55,8 +55,10 @@ class SyntheticSettings(Section):
 class DataSettings(Section):
     """Which histories and item features a run uses."""
 
-    dataset: Literal["ml-100k", "ml-1m", "synthetic", "file"] = Field(
-        "ml-100k", description="data set by name, or 'file' for data_file"
+    dataset: Literal["ml-100k", "ml-1m", "synthetic", "file", "catalogue"] = Field(
+        "ml-100k",
+        description="data set by name; 'file' for data_file; 'catalogue': items without histories, in data_dir, for a "
+        "server of real clients",
     )
     data_dir: Path | None = Field(None, description="folder of the data files; default: the cache folder")
     data_file: Path | None = Field(None, description="own histories: a path, or a name inside data_dir")
@@ -86,6 +88,8 @@ class DataSettings(Section):
     def _file_is_named(self) -> Self:
         if self.dataset == "file" and self.data_file is None:
             raise ValueError("dataset 'file' needs data_file: the path of your histories")
+        if self.dataset == "catalogue" and self.data_dir is None:
+            raise ValueError("dataset 'catalogue' needs data_dir: a folder made by 'fedmoe_server catalogue'")
         return self
 
 

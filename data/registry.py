@@ -75,6 +75,11 @@ def load_dataset(settings: DataSettings, seed: int, cache: Path | None = None) -
     cache = default_cache() if cache is None else cache
     if settings.data_dir is not None and not settings.data_dir.is_dir():
         raise FedMoEError(f"data.data_dir: {settings.data_dir} is no folder - correct it, or leave it out")
+    if settings.dataset == "catalogue":
+        from data.catalogue_folder import load_catalogue  # which knows the data sets of this module
+
+        assert settings.data_dir is not None  # the settings' own check
+        return load_catalogue(settings.data_dir)
     sources = _sources(settings, cache)
     folder = cache / "parsed" / f"{settings.dataset}-{_key(settings, seed, sources)}"
     if not folder.is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -55,6 +56,13 @@ class Folder:
                 inner.mkdir(exist_ok=True)
         except OSError as error:
             raise FedMoEError(f"folder {self.path} cannot be made ({error.strerror}): choose another --dir") from error
+
+    def clear_apps(self) -> None:
+        """Remove the apps that Flower has installed; it does so again when it needs one.
+
+        Flower never looks whether an installation is whole: one that a crash cut short would fail for ever.
+        """
+        shutil.rmtree(self.flower_home / "apps", ignore_errors=True)
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """Return the environment of every program of this folder: all that they write is to stay inside.

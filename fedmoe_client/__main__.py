@@ -162,6 +162,7 @@ def _node_config(folder: ClientFolder, given: argparse.Namespace) -> str:
 
 
 def _take_part(folder: ClientFolder, given: argparse.Namespace, config: str, extra: list[str]) -> None:
+    folder.clear_apps()
     environment = folder.environment(os.environ)
     if not given.plain:
         environment["PATH"] = os.pathsep.join([str(install_launcher(folder.state)), environment["PATH"]])

@@ -16,11 +16,9 @@ from fedmoe_client.client import FedMoEClient
 from fedmoe_client.history import OwnHistories, read_histories
 from fedmoe_client.identity import refuse_other
 from fedmoe_client.node import Node
-from fedmoe_client.state import PrivateParameters, StoredParameters, packed
+from fedmoe_client.state import GLOBAL, PrivateParameters, StoredParameters, packed
 from fedmoe_client.store import ClientStore, State
 from fedmoe_client.workbench import Workbench, workbench
-
-GLOBAL = "global"
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,7 @@ def recommendations(state_dir: str, top: int, history: str | None = None, user: 
 def _bench_with_own_model(store: ClientStore) -> tuple[Workbench, State | None]:
     """Return a workbench whose model is the last global one with the user's own private parameters in it."""
     from fedmoe_client.identity import refuse_other
-    from fedmoe_client.messages import GLOBAL
-    from fedmoe_client.state import latest_private, private_name
+    from fedmoe_client.state import GLOBAL, latest_private, private_name
     from fedmoe_client.workbench import workbench
 
     received = store.load(GLOBAL)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedmoe_client.store import ClientStore, State
 
+if TYPE_CHECKING:  # who only reads what a client keeps does not load Flower
+    from flwr.app import ArrayRecord, RecordDict
+
+GLOBAL = "global"  # the state that holds the arrays last received from the server
 _RECORD = "private"
 NamedArrays = dict[str, NDArray[np.float32]]
 # Older values are kept for a server that goes back to a checkpoint; large private groups must not fill the disk.
@@ -141,6 +144,8 @@ def kept_memory(state: State | None) -> dict[str, NDArray[np.int32]]:
 
 def packed(arrays: NamedArrays) -> ArrayRecord:
     """Return named arrays as the record that Flower keeps or sends, in their order."""
+    from flwr.app import Array, ArrayRecord
+
     record = ArrayRecord()  # filled one by one: made from a dict it would copy each array
     for name, array in arrays.items():
         record[name] = Array(array)

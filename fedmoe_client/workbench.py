@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
 from data.registry import Dataset
@@ -19,6 +19,9 @@ from model.groups import parameter_names
 from model.residual_moe import ResidualMoE
 from settings import Settings
 from settings_loading import from_run_config
+
+if TYPE_CHECKING:
+    from flwr.app import ArrayRecord
 
 
 class Workbench:

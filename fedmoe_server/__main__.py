@@ -186,6 +186,7 @@ def _in_folder(words: list[str]) -> list[str]:
 
 
 def _serve(folder: ServerFolder, addresses: Addresses, certificates: Certificates, extra: list[str]) -> None:
+    folder.clear_apps()
     folder.remember(addresses, certificates)
     if not folder.clients.exists():
         write_json(folder.clients, [])

@@ -1,6 +1,8 @@
 """``python -m fedmoe_server catalogue CONFIG --out FOLDER``: what clients need to know of the items, and no history.
 
-The folder is handed to the clients once, by whatever way files are handed out, and again when the catalogue changes.
+The items are those of the settings' data set or, with ``--items FILE``, those of a list. The folder is handed to the
+clients once, by whatever way files are handed out, and again when the catalogue changes; the server itself needs no
+more than that (``dataset=catalogue data_dir=FOLDER``).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.catalogue_folder import fingerprints, save_catalogue
+from data.item_list import catalogue_from_list
 from data.registry import load_dataset
 from errors import FedMoEError
 from settings_loading import load_settings
@@ -20,12 +23,16 @@ def main(words: Sequence[str]) -> int:
     """Write the catalogue of the settings' data set; return the exit status: 0 done, 2 something to put right."""
     parser = argparse.ArgumentParser("python -m fedmoe_server catalogue", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write, which must not exist yet")
+    parser.add_argument("--items", type=Path, help="list of items, 'id<tab>title' a line, instead of a data set")
     given, settings_words = parser.parse_known_args(list(words))
     try:
         settings, warnings = load_settings(settings_words)
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        dataset = load_dataset(settings.data, settings.seed)
+        if given.items is None:
+            dataset = load_dataset(settings.data, settings.seed)
+        else:
+            dataset = catalogue_from_list(given.items, settings.data)
         save_catalogue(dataset, given.out)
     except FedMoEError as error:
         print(f"error: {error}", file=sys.stderr)

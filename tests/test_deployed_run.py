@@ -165,6 +165,14 @@ def test_a_server_that_dies_goes_on_with_its_clients_where_the_checkpoint_was(wh
         assert private_of(again, user) == private_of(whole, user)
 
 
+def test_the_server_needs_no_history(whole: Loopback, tmp_path: Path) -> None:
+    grid = Loopback(tmp_path / "deployment")
+    words = [*WORDS, "dataset=catalogue", f"data_dir={grid.folder / 'catalogue'}"]
+    grid.settings, _ = load_settings(words)
+    grid.run_config |= to_run_config(grid.settings)
+    assert arrays_of(grid.serve()) == arrays_of(whole.run_dir)
+
+
 def test_nothing_private_is_on_the_wire(whole: Loopback) -> None:
     groups = parameter_groups(whole.settings, whole.dataset)
     shared = {name for group in whole.settings.federation.shared for name in groups[group]}

@@ -99,8 +99,8 @@ class Federation:
         for client in range(self.clients):
             assert "connected to" in self.client_up(client, **tap(client))
 
-    def client_up(self, client: int, **more: str) -> str:
-        words = ("--server", self.address, "--ca", self.authority, "--history", self.history(client))
+    def client_up(self, client: int, *more_words: str, **more: str) -> str:
+        words = ("--server", self.address, "--ca", self.authority, "--history", self.history(client), *more_words)
         return self.client(client, "up", *words, "--catalogue", self.root / "catalogue", **more)
 
     def history(self, client: int) -> Path:

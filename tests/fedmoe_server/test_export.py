@@ -127,6 +127,39 @@ def test_a_catalogue_holds_the_items_and_no_history(tmp_path: Path, capsys: pyte
     assert "did you mean" in capsys.readouterr().err
 
 
+def test_a_catalogue_is_made_of_a_list_where_there_are_no_histories(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = tmp_path / "films.tsv"
+    items.write_text("20\tHeat (1995), Action, Crime\n3\tBabe (1995), Comedy\n\n100\n")
+    np.save(tmp_path / "pictures.npy", np.eye(3, 8, dtype=np.float32))
+    (tmp_path / "item_ids.txt").write_text("3\n20\n100\n")
+    words = ["--items", str(items), f"visual_file={tmp_path / 'pictures.npy'}", "--out", str(tmp_path / "catalogue")]
+    assert fedmoe_server.catalogue.main(words) == 0
+    settings, _ = load_settings(["dataset=catalogue", f"data_dir={tmp_path / 'catalogue'}"])
+    found = load_dataset(settings.data, settings.seed)
+    assert found.interactions.item_ids.tolist() == ["", "3", "20", "100"]
+    assert found.titles == ["", "Babe (1995), Comedy", "Heat (1995), Action, Crime", ""]
+    assert found.text is not None
+    assert found.text.present.tolist() == [False, True, True, False]
+    assert found.visual is not None
+    assert found.visual.present.tolist() == [False, True, True, True]
+    capsys.readouterr()
+    for content, complaint in (
+        ("1\n1\n", "line 2: item 1 is there already"),
+        ("a b\n", "'a b' is no item id"),
+        ("", "no items"),
+    ):
+        items.write_text(content)
+        assert fedmoe_server.catalogue.main(["--items", str(items), "--out", str(tmp_path / "other")]) == 2
+        assert complaint in capsys.readouterr().err
+
+
+def test_a_catalogue_without_a_folder_is_refused() -> None:
+    with pytest.raises(FedMoEError, match="needs data_dir"):
+        load_settings(["dataset=catalogue"])
+
+
 def test_a_damaged_catalogue_is_refused(tmp_path: Path) -> None:
     settings, _ = load_settings(WORDS)
     fedmoe_server.catalogue.main([*WORDS, "--out", str(tmp_path / "catalogue")])
