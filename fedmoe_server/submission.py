@@ -39,7 +39,7 @@ def submit(folder: ServerFolder, settings: Settings, resume: Path | None, extra:
     if not listens(host, port):
         raise FedMoEError(f"the server of {folder.path} does not run: start it with 'python -m fedmoe_server up'")
     run_dir = (resume or new_run_dir(settings, datetime.now())).absolute()
-    values = to_run_config(settings) | {
+    values = to_run_config(_with_absolute_paths(settings)) | {
         "run_dir": str(run_dir),
         "resume": str(run_dir) if resume else "",
         "clients": str(folder.clients.absolute()),
@@ -52,6 +52,15 @@ def submit(folder: ServerFolder, settings: Settings, resume: Path | None, extra:
     app = write_bundle(folder.bundle)
     answer = folder.flwr("run", str(app), CONNECTION, "--run-config", str(config), *extra)
     return str(answer["run-id"]), run_dir
+
+
+def _with_absolute_paths(settings: Settings) -> Settings:
+    """Return settings whose data files are found from any folder: the server app works in the one of ``up``."""
+    names = ("data_dir", "data_file", "item_id_file", "visual_file", "text_file")
+    found = {name: Path(value) for name in names if (value := getattr(settings.data, name)) and Path(value).exists()}
+    tree = settings.model_dump(mode="json")
+    tree["data"] |= {name: str(path.absolute()) for name, path in found.items()}
+    return settings_from(tree)
 
 
 def settings_of_run(run_dir: Path) -> Settings:

@@ -16,6 +16,7 @@ from fedmoe_server.deployed import Deployed, progress_log
 from fedmoe_server.exchange import SENDING, exchange
 from fedmoe_server.submission import RunFailed, follow
 from settings import DeploymentSettings
+from settings_loading import settings_from
 
 
 class Nodes:
@@ -124,7 +125,9 @@ def test_late_and_repeated_replies_are_dropped(fakes: Any) -> None:
     assert outcome.replies == [good]
     assert outcome.dropped == 2
     assert [(failure.client, failure.reason) for failure in outcome.failures] == [(1, "no reply in time")]
-    assert {message.metadata.ttl for message in first} == {30.0 + SENDING}  # a node that comes later does not begin any more
+    assert {message.metadata.ttl for message in first} == {
+        30.0 + SENDING
+    }  # a node that comes later does not begin any more
 
 
 def test_an_answer_by_the_server_for_a_node_names_the_client(fakes: Any) -> None:
@@ -181,3 +184,13 @@ def test_a_server_that_does_not_come_back_ends_the_following(
     monkeypatch.setattr(submission, "UNREACHABLE", 0.1)
     with pytest.raises(RunFailed, match=r"has been away for 0 s \(connection refused\)"):
         follow(FollowedFolder(tmp_path, [FedMoEError("connection refused")]), "7", tmp_path / "r", print)  # type: ignore[arg-type]
+
+
+def test_data_files_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clicks.csv").write_text("")
+    monkeypatch.chdir(tmp_path)
+    given = settings_from({"data": {"dataset": "file", "data_file": "clicks.csv", "visual_file": "missing.npy"}})
+    sent = submission._with_absolute_paths(given)
+    assert sent.data.data_file == tmp_path / "clicks.csv"
+    assert (sent.data.visual_file, sent.data.text_file) == ("missing.npy", "titles")
+    assert sent.model_copy(update={"data": given.data}) == given

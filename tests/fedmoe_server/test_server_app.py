@@ -45,8 +45,8 @@ def test_a_run_leaves_its_folder_complete(fakes: Any, tmp_path: Path, capsys: py
     (folder,) = tmp_path.iterdir()
     assert folder.name.endswith("-test")
     assert files(folder) == {
-        "settings.yaml", "metrics.jsonl", "result.json", "report.md", "clients.csv", "loss.png", "ranking.png", "gate.png",
-        "tensorboard", "checkpoints",
+        "settings.yaml", "metrics.jsonl", "result.json", "report.md", "clients.csv",
+        "loss.png", "ranking.png", "gate.png", "tensorboard", "checkpoints",
     }  # fmt: skip
     out = capsys.readouterr().out
     assert out.startswith(

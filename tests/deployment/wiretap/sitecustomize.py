@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ if os.environ.get("WIRETAP") and any(word.endswith("flower-supernode") for word 
     from flwr.proto import fleet_pb2_grpc
 
     tap = Path(os.environ["WIRETAP"])
+    numbers = itertools.count()  # objects are sent by several threads at once
     connect = fleet_pb2_grpc.FleetStub.__init__
 
     def connect_and_tap(stub: Any, channel: Any) -> None:
@@ -21,7 +23,7 @@ if os.environ.get("WIRETAP") and any(word.endswith("flower-supernode") for word 
     def tapped(name: str, call: Any) -> Any:
         def send(request: Any, *words: Any, **options: Any) -> Any:
             content = request.object_content if name == "PushObject" else request.SerializeToString()
-            (tap / f"{len(list(tap.iterdir())):06d}.{name}").write_bytes(content)
+            (tap / f"{next(numbers):06d}.{name}").write_bytes(content)
             return call(request, *words, **options)
 
         return send
