@@ -178,8 +178,8 @@ def test_a_host_that_dies_is_started_again_from_the_snapshot(grid: RayGrid, tmp_
     shutil.rmtree(tmp_path / "checkpoint")  # an old checkpoint may be gone when its snapshot is needed
     send(grid, everyone())
     replies = send(grid, everyone(), exit=[3])
-    # Host 1 had answered for client 1 before client 3 ended it; 5, 7 and 9 were still waiting.
-    assert [client for client, reply in enumerate(replies) if reply.has_error()] == [3, 5, 7, 9]
+    # Client 3 ended host 1; 5, 7 and 9 were still waiting. Client 1 was done, but its reply may die on its way out.
+    assert {client for client, reply in enumerate(replies) if reply.has_error()} - {1} == {3, 5, 7, 9}
     assert str(replies[3].error.reason).startswith("client 3: train: host 1 died before it replied")
     assert "\n" not in str(replies[3].error.reason)
     assert visits(grid) == [3, 1] * 5
