@@ -9,6 +9,9 @@ Shapes: B windows, N candidates, C context items, M segments, A attention size, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,20 +25,25 @@ from model.memory import Memory
 _REACH = 60.0
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, usable: Tensor, memory: Memory, heads: int) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, usable: Tensor, memory: Memory, heads: int
+) -> tuple[Tensor, Tensor]:
     """Multi-head attention of every candidate over every segment's memory; where nothing is usable, zero.
 
-    query ``[B, N, A]``, key ``[B, C, A]``, value ``[B, C, D]``, usable bool ``[B, N, C]`` -> ``[B, M, N, D]``.
+    query ``[B, N, A]``, key ``[B, C, A]``, value ``[B, C, D]``, usable bool ``[B, C, N]`` -> what was attended to
+    ``[B, M, N, D]``, and where there was anything, bool ``[B, M, N]``.
 
     The logits do not depend on the segment. So the exponentials are taken once, the numerator and (as one more
     column of ones) the denominator of the softmax are summed once a block, and a segment adds up its blocks.
     """
     query, key, value = (_split_heads(tensor, heads) for tensor in (query, key, value))
-    logits = (query @ key.transpose(2, 3)) * query.shape[-1] ** -0.5  # [B, H, N, C]
-    exponentials = logits.clamp(-_REACH, _REACH).exp() * usable.unsqueeze(1)
-    summed = _sum_segments(exponentials, functional.pad(value, (0, 1), value=1.0), memory)
-    attended = summed[..., :-1] / summed[..., -1:].clamp_min(torch.finfo(value.dtype).tiny)  # [B, H, M, N, D / H]
-    return attended.permute(0, 2, 3, 1, 4).flatten(3)
+    logits = key @ (query * query.shape[-1] ** -0.5).transpose(2, 3)  # [B, H, C, N]
+    # In place and behind autograd's back: what exp turns into 0 has no gradient either, and the reach is not met.
+    functional.hardtanh_(logits.detach(), -_REACH, _REACH).masked_fill_(~usable.unsqueeze(1), -torch.inf)
+    summed = _sum_segments(logits.exp(), functional.pad(value, (0, 1), value=1.0), memory)
+    numerator, total = summed.split([value.shape[-1], 1], dim=-1)
+    attended = numerator * total.clamp_min(torch.finfo(value.dtype).tiny).reciprocal()  # [B, H, M, N, D / H]
+    return attended.permute(0, 2, 3, 1, 4).flatten(3), total[:, 0, ..., 0] > 0
 
 
 def _split_heads(tensor: Tensor, heads: int) -> Tensor:
@@ -44,30 +52,30 @@ def _split_heads(tensor: Tensor, heads: int) -> Tensor:
 
 
 def _sum_segments(weights: Tensor, value: Tensor, memory: Memory) -> Tensor:
-    """Return ``sum_c weights_nc * value_c`` over each segment's memory: ``[B, H, M, N, D / H + 1]``.
+    """Return ``sum_c weights_cn * value_c`` over each segment's memory: ``[B, H, M, N, D / H + 1]``.
 
-    weights ``[B, H, N, C]``, value ``[B, H, C, D / H + 1]``.
+    weights ``[B, H, C, N]``, value ``[B, H, C, D / H + 1]``.
     """
-    batch, heads, candidates = weights.shape[:3]
-    blocked = weights.view(batch, heads, candidates, -1, memory.block).transpose(2, 3)  # [B, H, blocks, N, R]
-    blocks = blocked @ value.view(batch, heads, -1, memory.block, value.shape[-1])
-    return torch.stack([blocks[:, :, m : m + memory.blocks].sum(dim=2) for m in range(memory.segments)], dim=2)
+    batch, heads = weights.shape[:2]
+    blocked = weights.view(batch, heads, -1, memory.block, weights.shape[-1])  # [B, H, blocks, R, N]
+    blocks = blocked.transpose(3, 4) @ value.reshape(batch, heads, -1, memory.block, value.shape[-1])
+    each = blocks.unbind(dim=2)
+    return torch.stack([sum_of(each[m : m + memory.blocks]) for m in range(memory.segments)], dim=2)
+
+
+def sum_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Return ``tensors[0] + tensors[1] + ...``; there is at least one."""
+    return reduce(torch.add, tensors)
 
 
 def usable_memory(candidates: Tensor, memory: Memory, present: Tensor) -> Tensor:
-    """Return bool ``[B, N, C]``: both have the modality, and the context item is no padding and not the candidate.
+    """Return bool ``[B, C, N]``: both have the modality, and the context item is no padding and not the candidate.
 
     candidates: item ids ``[B, N]``; present: bool ``[V + 1]``, false at padding.
     """
-    other: Tensor = candidates.unsqueeze(2) != memory.items.unsqueeze(1)
-    usable: Tensor = other & present[memory.items].unsqueeze(1) & present[candidates].unsqueeze(2)
+    other: Tensor = candidates.unsqueeze(1) != memory.items.unsqueeze(2)
+    usable: Tensor = other & present[memory.items].unsqueeze(2) & present[candidates].unsqueeze(1)
     return usable
-
-
-def has_view(usable: Tensor, memory: Memory) -> Tensor:
-    """Return bool ``[B, M, N]``: does the segment's memory hold anything usable? usable: bool ``[B, N, C]``."""
-    in_block = usable.view(*usable.shape[:2], -1, memory.block).any(dim=-1)  # [B, N, blocks]
-    return in_block.unfold(2, memory.blocks, 1).any(dim=-1).transpose(1, 2)
 
 
 class VisualExpert(nn.Module):
@@ -86,10 +94,10 @@ class VisualExpert(nn.Module):
         features = self._features[0]
         usable = usable_memory(candidates, memory, features.present)
         pictures = features.values[memory.items]
-        mixed = attend(
+        mixed, has_view = attend(
             self.query(features.values[candidates]), self.key(pictures), self.value(pictures), usable, memory, heads=1
         )
-        return self.output(mixed), has_view(usable, memory)
+        return self.output(mixed), has_view
 
 
 class SemanticExpert(nn.Module):
@@ -112,5 +120,5 @@ class SemanticExpert(nn.Module):
         features = self._features[0]
         usable = usable_memory(candidates, memory, features.present)
         texts = features.values[memory.items]
-        mixed = attend(self.query(vectors), self.key(texts), self.value(texts), usable, memory, self.heads)
-        return self.output(mixed), has_view(usable, memory)
+        mixed, has_view = attend(self.query(vectors), self.key(texts), self.value(texts), usable, memory, self.heads)
+        return self.output(mixed), has_view

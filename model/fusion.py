@@ -2,7 +2,8 @@
 
 ``final_{t,c} = share_c * seq_t + auxiliary_{m(t),c}`` depends on the position t and the candidate c, yet it is never
 built for every pair: its dot product with the item vector ``e_c`` splits into ``seq_t . e_c``, one matrix product, and
-``auxiliary_{m,c} . e_c``, which all positions of a segment m share. Its norm, for the cosine, splits likewise.
+``auxiliary_{m,c} . e_c``, which all positions of a segment m share and which mixes the experts' own products with
+``e_c``. Its norm, for the cosine, splits likewise.
 
 * residual (default): share = 1, auxiliary = g * (w_vis * LN(vis) + w_sem * LN(sem))
 * competitive (the old three-way mixture): share = w_seq, auxiliary = w_vis * vis + w_sem * sem
@@ -27,8 +28,7 @@ Score = Literal["dot", "cosine"]
 
 def mixed_view(views: Tensor, weights: Tensor) -> Tensor:
     """Return ``sum_e w_e * view_e`` ``[B, M, N, D]`` of views ``[B, M, N, E, D]`` and weights ``[B, M, N, E]``."""
-    mixed: Tensor = weights.unsqueeze(-2) @ views
-    return mixed.squeeze(-2)
+    return (weights.unsqueeze(-1) * views).sum(dim=-2)
 
 
 def sequence_scores(states: Tensor, vectors: Tensor, score: Score) -> Tensor:
@@ -37,17 +37,26 @@ def sequence_scores(states: Tensor, vectors: Tensor, score: Score) -> Tensor:
 
 
 def representation_scores(
-    states: Tensor, vectors: Tensor, auxiliary: Tensor, share: Tensor | None, memory: Memory, score: Score
+    states: Tensor,
+    vectors: Tensor,
+    views: Tensor,
+    weights: Tensor,
+    share: Tensor | None,
+    memory: Memory,
+    score: Score,
 ) -> Tensor:
-    """Return the scores ``[B, L, N]`` of ``final = share * states + auxiliary``.
+    """Return the scores ``[B, L, N]`` of ``final = share * states + sum_e weights_e * views_e``.
 
-    states ``[B, L, D]``, vectors ``[B, N, D]``, auxiliary ``[B, M, N, D]``, share ``[B, M, N]`` or None for 1.
+    states ``[B, L, D]``, vectors ``[B, N, D]``, views ``[B, M, N, E, D]``, weights ``[B, M, N, E]`` (times the gate,
+    where there is one), share ``[B, M, N]`` or None for 1.
     """
     products = states @ vectors.transpose(1, 2)
     shares = 1.0 if share is None else memory.by_position(share)
-    dot = shares * products + memory.by_position((auxiliary * vectors.unsqueeze(1)).sum(dim=-1))
+    agreement = (views * vectors[:, None, :, None]).sum(dim=-1)  # [B, M, N, E]
+    dot = shares * products + memory.by_position((weights * agreement).sum(dim=-1))
     if score == "dot":
         return dot
+    auxiliary = mixed_view(views, weights)
     every = auxiliary.transpose(1, 2) @ states.unsqueeze(1).transpose(2, 3)  # [B, N, M, L]
     crossed = torch.take_along_dim(every, memory.segment[:, None, None], dim=2).squeeze(2).transpose(1, 2)
     states_squared = states.square().sum(dim=-1, keepdim=True)

@@ -44,11 +44,12 @@ class Memory:
         return (behind >= 0) & (behind < self.blocks)
 
     def by_position(self, values: Tensor) -> Tensor:
-        """Return ``[B, L, ...]``: each position's row of values ``[B, M, ...]``."""
+        """Return ``[B, L, N]``: each position's row of values ``[B, M, N]``."""
         if self.segments == self.segment.shape[1] == 1:  # ranking; a gather would tie an exported program to one N
             return values
-        index = self.segment.view(*self.segment.shape, *[1] * (values.dim() - 2))
-        return torch.take_along_dim(values, index, dim=1)
+        # A product with rows of 0 and 1 is exact, and its gradient, unlike a gather's, is one more product.
+        chosen = self.segment.unsqueeze(-1) == torch.arange(self.segments, device=self.segment.device)  # [B, L, M]
+        return chosen.to(values.dtype) @ values
 
 
 def window_memory(context: Tensor, length: int, size: int, refresh: int) -> Memory:

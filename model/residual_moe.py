@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.experts import SemanticExpert, VisualExpert
-from model.fusion import mixed_view, representation_scores, score_level_scores, sequence_scores
+from model.fusion import representation_scores, score_level_scores, sequence_scores
 from model.items import FixedFeatures, ItemVectors
 from model.memory import Memory, latest_memory, window_memory
 from model.router import ItemRouter
@@ -132,7 +132,8 @@ class ResidualMoE(nn.Module):
         if self.competes:
             available.insert(0, torch.ones_like(available[0]))
         stacked = torch.stack(available, dim=-1)
-        return Views(torch.stack(views, dim=-2), self.router(vectors, stacked), stacked, torch.stack(sizes))
+        joined = torch.stack(views, dim=-2) if len(views) > 1 else views[0].unsqueeze(-2)
+        return Views(joined, self.router(vectors, stacked), stacked, torch.stack(sizes))
 
     def _score(self, states: Tensor, candidates: Tensor, memory: Memory) -> Scored:
         a = self.architecture
@@ -142,13 +143,12 @@ class ResidualMoE(nn.Module):
         said = self.expert_views(candidates, vectors, memory)
         if self.gate is None:
             share, weights = said.weights[..., 0], said.weights[..., 1:]
-            auxiliary = mixed_view(said.views, weights)
-            scores = representation_scores(states, vectors, auxiliary, share, memory, a.score)
+            scores = representation_scores(states, vectors, said.views, weights, share, memory, a.score)
         elif a.fusion == "score":
             scores = score_level_scores(states, vectors, said.views, said.weights, self.gate.value, memory, a.score)
         else:
-            auxiliary = self.gate.value * mixed_view(said.views, said.weights)
-            scores = representation_scores(states, vectors, auxiliary, None, memory, a.score)
+            weights = self.gate.value * said.weights
+            scores = representation_scores(states, vectors, said.views, weights, None, memory, a.score)
         return Scored(scores, said)
 
 

@@ -31,6 +31,8 @@ class ItemRouter(nn.Module):
         available: bool ``[B, M, N, E]``; an expert without a view of the candidate gets 0 and the others sum to 1.
         Where no expert has one, all weights are 0.
         """
+        if available.shape[-1] == 1:  # a softmax over one expert is 1, and has no gradient
+            return available.to(vectors.dtype)
         logits = self.layers(vectors).unsqueeze(1).expand(available.shape)
         weights = logits.masked_fill(~available, -1e9).softmax(dim=-1)
         kept: Tensor = weights * available

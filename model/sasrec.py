@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.dropout import Dropout
+
 
 class SelfAttention(nn.Module):
     """Causal multi-head self-attention that never looks at padding."""
@@ -16,7 +18,7 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.query_key_value = nn.Linear(dim, 3 * dim)
         self.output = nn.Linear(dim, dim)
 
@@ -27,9 +29,11 @@ class SelfAttention(nn.Module):
             part.view(batch, length, self.heads, dim // self.heads).transpose(1, 2)
             for part in self.query_key_value(states).split(dim, dim=-1)
         )
-        mixed = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=allowed, dropout_p=self.dropout if self.training else 0.0
-        )
+        if self.training and self.dropout.probability > 0.0:
+            logits = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
+            mixed = self.dropout(logits.masked_fill(~allowed, -torch.inf).softmax(dim=-1)) @ value
+        else:
+            mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
         attended: Tensor = self.output(mixed.transpose(1, 2).reshape(batch, length, dim))
         return attended
 
@@ -42,8 +46,8 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = SelfAttention(dim, heads, dropout)
         self.feed_forward_norm = nn.LayerNorm(dim)
-        self.feed_forward = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.feed_forward = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), Dropout(dropout), nn.Linear(dim, dim))
+        self.dropout = Dropout(dropout)
 
     def forward(self, states: Tensor, allowed: Tensor) -> Tensor:
         """Return ``[B, L, D]``."""
@@ -59,7 +63,7 @@ class SASRec(nn.Module):
         super().__init__()
         self.positions = nn.Embedding(max_seq_len, dim)
         self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(blocks))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         nn.init.normal_(self.positions.weight, std=0.02)
 
     def forward(self, vectors: Tensor, present: Tensor) -> Tensor:

@@ -36,12 +36,12 @@ def test_sequence_scores() -> None:
 
 def test_residual() -> None:
     # Auxiliary with g = .5: (.125, .375) . (1, 1) = .5 and (.5, 1) . (2, 0) = 1, added to SASRec's scores.
-    found = representation_scores(STATES, VECTORS, 0.5 * mixed_view(VIEWS, WEIGHTS), None, MEMORY, "dot")
+    found = representation_scores(STATES, VECTORS, VIEWS, 0.5 * WEIGHTS, None, MEMORY, "dot")
     assert found.tolist() == [[[1.5, 3.0], [2.5, 1.0]]]
 
 
 def test_residual_by_cosine() -> None:
-    found = representation_scores(STATES, VECTORS, 0.5 * mixed_view(VIEWS, WEIGHTS), None, MEMORY, "cosine")
+    found = representation_scores(STATES, VECTORS, VIEWS, 0.5 * WEIGHTS, None, MEMORY, "cosine")
     # Position 1, candidate 2: final = (1, 0) + (.5, 1) = (1.5, 1), e = (2, 0).
     assert found[0, 0, 1].item() == pytest.approx(math.sqrt(2) * 1.5 / math.hypot(1.5, 1.0))
     # Position 2, candidate 1: final = (0, 2) + (.125, .375), e = (1, 1).
@@ -52,7 +52,7 @@ def test_residual_by_cosine() -> None:
 def test_competitive() -> None:
     # The backbone's share: .4 of candidate 1, .2 of candidate 2; the experts' weights are what they are.
     share = torch.tensor([[[0.4, 0.2]]])
-    found = representation_scores(STATES, VECTORS, mixed_view(VIEWS, WEIGHTS), share, MEMORY, "dot")[0]
+    found = representation_scores(STATES, VECTORS, VIEWS, WEIGHTS, share, MEMORY, "dot")[0]
     assert found[0].tolist() == pytest.approx([0.4 * 1 + 1.0, 0.2 * 2 + 2.0])
     assert found[1].tolist() == pytest.approx([0.4 * 2 + 1.0, 0.2 * 0 + 2.0])
 

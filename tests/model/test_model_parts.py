@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from errors import FedMoEError
-from model.experts import attend, has_view, usable_memory
+from model.experts import attend, usable_memory
 from model.groups import parameter_names
 from model.losses import bpr_loss, gbce_loss, softmax_loss
 from model.memory import Memory, latest_memory, window_memory
@@ -55,21 +55,22 @@ def test_attention_equals_the_plain_softmax(seed: int, refresh: int, heads: int,
     present[0] = False
     usable = usable_memory(candidates, memory, present)
     logits = scale * torch.einsum("bnhd,bchd->bhnc", query.view(2, 7, heads, -1), key.view(2, size, heads, -1))
-    allowed = usable.unsqueeze(1) & memory.visible()[None, :, None]
+    allowed = usable.transpose(1, 2).unsqueeze(1) & memory.visible()[None, :, None]
     masked = (logits * (8 // heads) ** -0.5).unsqueeze(2).masked_fill(~allowed.unsqueeze(1), -1e9)
     weights = masked.softmax(dim=-1) * allowed.any(dim=-1)[:, None, :, :, None]
     expected = torch.einsum("bhmnc,bchd->bmnhd", weights, value.view(2, size, heads, -1)).flatten(3)
-    found = attend(scale * query, key, value, usable, memory, heads)
+    found, has_view = attend(scale * query, key, value, usable, memory, heads)
     if scale < 10:  # beyond logits of 60 weights are levelled, so that sums stay finite
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert found.isfinite().all()
-    assert torch.equal(has_view(usable, memory), allowed.any(dim=-1))
+    assert torch.equal(has_view, allowed.any(dim=-1))
 
 
 def test_usable_memory_by_hand() -> None:
     memory = Memory(torch.tensor([[0, 3, 4, 5]]), torch.zeros(1, 1, dtype=torch.int64), block=4, blocks=1)
     present = torch.tensor([False, True, True, True, True, False])  # item 5 has no picture
-    assert usable_memory(torch.tensor([[3, 1, 5]]), memory, present).tolist() == [
+    usable = usable_memory(torch.tensor([[3, 1, 5]]), memory, present)
+    assert usable.transpose(1, 2).tolist() == [
         [[False, False, True, False], [False, True, True, False], [False, False, False, False]]
     ]
 
