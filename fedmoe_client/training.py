@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import log
 
 import numpy as np
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 
 from data.sampling import generator
 from fedmoe_client.batches import window_batches
-from fedmoe_client.objective import Objective, objective
+from fedmoe_client.objective import Losses, Objective, objective
+from fedmoe_client.step_report import step_report
 from model.residual_moe import ResidualMoE
 from settings import Settings, TrainingSettings
 
@@ -107,28 +107,22 @@ def clip_gradients(model: ResidualMoE, training: TrainingSettings) -> float:
 
 
 def report(model: ResidualMoE, losses: Objective, gate_gradient: float) -> dict[str, float]:
-    """Return a step's numbers; their names depend on the model alone, so that all clients report the same."""
-    ranking = float(losses.ranking.detach())
-    if not np.isfinite(ranking):
-        raise FloatingPointError(f"the loss is {ranking}: lower training.learning_rate or training.clip_norm")
-    numbers = {"loss": ranking}
-    if losses.views is None:
-        return numbers
-    numbers["balance-loss"] = float(losses.balance.detach())
+    """Return a step's numbers, see ``step_report``. Raises FloatingPointError if the loss is not finite."""
+    require_finite(float(losses.ranking.detach()))
+    detached = Losses(losses.total.detach(), losses.ranking.detach(), losses.balance.detach())
+    scores = losses.scores.map(Tensor.detach)
+    numbers = {
+        name: float(value) for name, value in step_report(scores, detached, list(model.experts), model.competes).items()
+    }
     if model.gate is not None:
         numbers |= {"gate": float(model.gate.value.detach()), "gate-gradient": gate_gradient}
-    names = ["sequence"] * model.competes + list(model.experts)
-    weights, available = losses.views.weights.detach(), losses.views.available
-    spoken = available[..., int(model.competes) :].any(dim=-1)
-    # A user whose items lack every modality chose nothing, which counts as an even choice.
-    chosen = weights[spoken] if spoken.any() else weights.new_full((1, len(names)), 1 / len(names))
-    for name, mean in zip(names, chosen.mean(dim=0).tolist(), strict=True):
-        numbers[f"router-{name}"] = mean
-    for name, size in zip(model.experts, losses.views.sizes.tolist(), strict=True):
-        numbers[f"view-{name}"] = size
-    if len(names) > 1:  # 1: an even choice, 0: always the same expert
-        numbers["router-entropy"] = float(torch.special.entr(chosen).sum(dim=-1).mean()) / log(len(names))
     return numbers
+
+
+def require_finite(ranking: float) -> None:
+    """Raise FloatingPointError, with what to try, if a step's loss is not finite."""
+    if not np.isfinite(ranking):
+        raise FloatingPointError(f"the loss is {ranking}: lower training.learning_rate or training.clip_norm")
 
 
 def _weighted_means(reports: Iterable[tuple[int, dict[str, float]]]) -> dict[str, float]:

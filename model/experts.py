@@ -41,7 +41,7 @@ def attend(
     # In place and behind autograd's back: what exp turns into 0 has no gradient either, and the reach is not met.
     functional.hardtanh_(logits.detach(), -_REACH, _REACH).masked_fill_(~usable.unsqueeze(1), -torch.inf)
     summed = _sum_segments(logits.exp(), functional.pad(value, (0, 1), value=1.0), memory)
-    numerator, total = summed.split([value.shape[-1], 1], dim=-1)
+    numerator, total = torch.split(summed, [value.shape[-1], 1], dim=-1)
     attended = numerator * total.clamp_min(torch.finfo(value.dtype).tiny).reciprocal()  # [B, H, M, N, D / H]
     return attended.permute(0, 2, 3, 1, 4).flatten(3), total[:, 0, ..., 0] > 0
 

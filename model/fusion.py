@@ -66,13 +66,16 @@ def representation_scores(
 
 
 def score_level_scores(
-    states: Tensor, vectors: Tensor, views: Tensor, weights: Tensor, gate: Tensor, memory: Memory, score: Score
+    states: Tensor, vectors: Tensor, views: Tensor, weights: Tensor, memory: Memory, score: Score
 ) -> Tensor:
-    """Return the scores ``[B, L, N]`` of score-level fusion for views ``[B, M, N, E, D]``, weights ``[B, M, N, E]``."""
+    """Return the scores ``[B, L, N]`` of score-level fusion.
+
+    views ``[B, M, N, E, D]``, weights ``[B, M, N, E]``: the router's times the gate.
+    """
     dim = vectors.shape[-1]
     cosines = functional.cosine_similarity(views, vectors[:, None, :, None], dim=-1)
     auxiliary = (weights * cosines).sum(dim=-1) * dim**0.5
-    scores: Tensor = sequence_scores(states, vectors, score) + gate * memory.by_position(auxiliary)
+    scores: Tensor = sequence_scores(states, vectors, score) + memory.by_position(auxiliary)
     return scores
 
 

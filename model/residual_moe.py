@@ -47,14 +47,14 @@ class Views:
     """What the experts say of the candidates of each segment.
 
     views ``[B, M, N, E, D]`` (normalised); weights: the router's ``[B, M, N, E']``, where the backbone competes its
-    own share first; available bool, of the shape of weights; sizes ``[E]``: root mean square of an entry of each
+    own share first; available bool, of the shape of weights; power ``[B, E]``: mean square of an entry of each
     expert's output before it is normalised, 0 for an expert that says nothing.
     """
 
     views: Tensor
     weights: Tensor
     available: Tensor
-    sizes: Tensor
+    power: Tensor
 
 
 @dataclass(frozen=True)
@@ -123,17 +123,17 @@ class ResidualMoE(nn.Module):
     def expert_views(self, candidates: Tensor, vectors: Tensor, memory: Memory) -> Views:
         """Return the experts' views of candidates ``[B, N]`` (item vectors ``[B, N, D]``) and the router's weights."""
         assert self.router is not None
-        views, available, sizes = [], [], []
+        views, available, power = [], [], []
         for name, expert in self.experts.items():
             view, has_view = expert(candidates, vectors, memory)
-            sizes.append(view.detach().square().mean().sqrt())
+            power.append(view.detach().square().mean(dim=(1, 2, 3)))
             views.append(self.norms[name](view))
             available.append(has_view)
         if self.competes:
             available.insert(0, torch.ones_like(available[0]))
         stacked = torch.stack(available, dim=-1)
         joined = torch.stack(views, dim=-2) if len(views) > 1 else views[0].unsqueeze(-2)
-        return Views(joined, self.router(vectors, stacked), stacked, torch.stack(sizes))
+        return Views(joined, self.router(vectors, stacked), stacked, torch.stack(power, dim=-1))
 
     def _score(self, states: Tensor, candidates: Tensor, memory: Memory) -> Scored:
         a = self.architecture
@@ -145,7 +145,8 @@ class ResidualMoE(nn.Module):
             share, weights = said.weights[..., 0], said.weights[..., 1:]
             scores = representation_scores(states, vectors, said.views, weights, share, memory, a.score)
         elif a.fusion == "score":
-            scores = score_level_scores(states, vectors, said.views, said.weights, self.gate.value, memory, a.score)
+            weights = self.gate.value * said.weights
+            scores = score_level_scores(states, vectors, said.views, weights, memory, a.score)
         else:
             weights = self.gate.value * said.weights
             scores = representation_scores(states, vectors, said.views, weights, None, memory, a.score)

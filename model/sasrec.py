@@ -56,12 +56,20 @@ class Block(nn.Module):
         return states + transformed
 
 
+class Positions(nn.Embedding):
+    """A learned vector for each position of a window."""
+
+    def forward(self, length: int) -> Tensor:  # type: ignore[override]
+        """Return the vectors ``[length, D]`` of the last positions."""
+        return self.weight[-length:]
+
+
 class SASRec(nn.Module):
     """The backbone: item vectors in, one state a position out. Its final LayerNorm belongs to the mixture."""
 
     def __init__(self, dim: int, blocks: int, heads: int, dropout: float, max_seq_len: int) -> None:
         super().__init__()
-        self.positions = nn.Embedding(max_seq_len, dim)
+        self.positions = Positions(max_seq_len, dim)
         self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(blocks))
         self.dropout = Dropout(dropout)
         nn.init.normal_(self.positions.weight, std=0.02)
@@ -73,8 +81,7 @@ class SASRec(nn.Module):
         Positions are counted from the end, so that the latest item is always at the last one.
         """
         length, dim = vectors.shape[1:]
-        positions = self.positions.weight[-length:]
-        states: Tensor = self.dropout(vectors * dim**0.5 + positions) * present.unsqueeze(-1)
+        states: Tensor = self.dropout(vectors * dim**0.5 + self.positions(length)) * present.unsqueeze(-1)
         allowed = attention_mask(present)
         for block in self.blocks:
             states = block(states, allowed)

@@ -59,6 +59,6 @@ def test_competitive() -> None:
 
 def test_score_level() -> None:
     # sqrt(2) * cosine of the views with e: candidate 1: 1 and 1; candidate 2: 0 and 1.
-    found = score_level_scores(STATES, VECTORS, VIEWS, WEIGHTS, torch.tensor(0.5), MEMORY, "dot")[0]
+    found = score_level_scores(STATES, VECTORS, VIEWS, 0.5 * WEIGHTS, MEMORY, "dot")[0]
     assert found[0].tolist() == pytest.approx([1 + 0.5 * 1.0, 2 + 0.5 * 0.5])
     assert found[1].tolist() == pytest.approx([2 + 0.5 * 1.0, 0 + 0.5 * 0.5])
