@@ -30,7 +30,8 @@ class Workbench:
     def __init__(self, settings: Settings, dataset: Dataset) -> None:
         self.settings = settings
         self.dataset = dataset
-        self.model: ResidualMoE = build_model(settings.model, dataset, settings.seed).to(_device(settings))
+        self.device = _device(settings)
+        self.model: ResidualMoE = build_model(settings.model, dataset, settings.seed).to(self.device)
         self.parameters = dict(self.model.named_parameters())
         self._decoded: dict[str, tuple[bytes, NDArray[np.float32]]] = {}
         self.groups = parameter_names(self.model)
@@ -91,8 +92,8 @@ class Workbench:
                 self.parameters[name].copy_(torch.from_numpy(array))
 
     def take(self, names: Collection[str]) -> dict[str, NDArray[np.float32]]:
-        """Return copies of some parameters of the model."""
-        return {name: self.parameters[name].detach().cpu().numpy().copy() for name in names}
+        """Return copies of some parameters as the model has them now, a substituted one included."""
+        return {name: self.model.get_parameter(name).detach().cpu().numpy().copy() for name in names}
 
 
 def workbench(run_config: Mapping[str, bool | int | float | str], catalogue: Path | None = None) -> Workbench:

@@ -96,7 +96,10 @@ def test_private_parameters_stay_where_they_are(tmp_path: Path, monkeypatch: pyt
     def audited(self: PartialAggregation, server_round: int, replies: Iterable[Message]) -> Any:
         replies = list(replies)
         received[server_round] = {
-            name for reply in replies for record in reply.content.array_records.values() for name in record
+            name.removesuffix("/rows")
+            for reply in replies
+            for record in reply.content.array_records.values()
+            for name in record
         }
         return aggregate(self, server_round, replies)
 
