@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -73,16 +73,11 @@ class FedMoEClient(NumPyClient):
         server, own = self._start(parameters, shared)
         trained, touched, outcome = self._train(server | own, shared, config)
         table = (server | own)[TABLE]
-        arrays: list[NDArray[Any]] = [trained[name] for name in shared]
-        if TABLE in shared and bench.settings.federation.item_updates == "auto" and travels_as_rows(table, touched):
-            arrays[shared.index(TABLE)] = trained[TABLE][1:]
-            arrays.append(touched[1:])
-        elif TABLE in shared:
-            arrays[shared.index(TABLE)] = in_table(table, touched, trained[TABLE])
-        else:
+        sent = to_send(bench, trained, touched, table, shared)
+        if TABLE not in shared:
             trained[TABLE] = in_table(table, touched, trained[TABLE])
         self.private.save({name: array for name, array in trained.items() if name not in set(shared)})
-        return arrays, outcome.examples, _scalars(outcome)
+        return list(sent.values()), outcome.examples, _scalars(outcome)
 
     def reply_names(self, shared: Sequence[str], arrays: NDArrays) -> list[str]:
         """Return the names of the arrays that ``fit`` returned; shared: the groups that it was given."""
@@ -114,7 +109,7 @@ class FedMoEClient(NumPyClient):
         The users are trained on one after the other, in an order that is drawn anew each round.
         """
         bench, server_round = self.workbench, int(config["server-round"])
-        users = [self._steps(user, server_round) for user in self._ordered_users(server_round)]
+        users = [self.steps(user, server_round) for user in self._ordered_users(server_round)]
         num_items = bench.dataset.interactions.num_items
         touched = touched_items((batch for steps in users for batch in steps.batches), num_items)
         bench.load({name: array for name, array in start.items() if name != TABLE})
@@ -133,7 +128,7 @@ class FedMoEClient(NumPyClient):
         order = generator(self.workbench.settings.seed, "users of a silo", server_round, self.client)
         return [self.users[position] for position in order.permutation(len(self.users))]
 
-    def _steps(self, user: int, server_round: int) -> LocalSteps:
+    def steps(self, user: int, server_round: int) -> LocalSteps:
         """Draw a user's steps, with decoys among the negatives where the settings ask for them."""
         bench = self.workbench
         settings, num_items = bench.settings, bench.dataset.interactions.num_items
@@ -173,6 +168,26 @@ class FedMoEClient(NumPyClient):
         cutoffs = settings.evaluation.cutoffs
         means = metrics_of(float(found[0]), cutoffs) if len(found) == 1 else mean_metrics(found, cutoffs)
         return {"rank": float(found.mean()), **means}
+
+
+def to_send(
+    bench: Workbench,
+    trained: Mapping[str, NDArray[np.float32]],
+    touched: NDArray[np.int64],
+    table: NDArray[np.float32],
+    shared: Sequence[str],
+) -> dict[str, NDArray[Any]]:
+    """Return what goes to the server, by name: of the item table its touched rows and their ids where that is smaller.
+
+    trained: all arrays, the item table's touched rows ``[R, D]`` alone; touched: their ids ``[R]``, 0 first; table:
+    what it was before ``[V + 1, D]``; shared: names of the shared parameters, in the model's order.
+    """
+    sent: dict[str, NDArray[Any]] = {name: trained[name] for name in shared}
+    if TABLE not in sent:
+        return sent
+    if bench.settings.federation.item_updates == "auto" and travels_as_rows(table, touched):
+        return sent | {TABLE: trained[TABLE][1:], ROWS: touched[1:]}
+    return sent | {TABLE: in_table(table, touched, trained[TABLE])}
 
 
 def _merged(outcomes: Sequence[Outcome]) -> Outcome:

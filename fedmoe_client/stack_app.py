@@ -1,0 +1,164 @@
+"""Train messages of many simulated clients, carried out in stacks. An engine hands them over all at once.
+
+What a client does is what ``fedmoe_client.app`` does for it alone: the same arrays and metrics go to the server and the
+same private parameters stay in its context. Where the server needs the mean alone, it is taken here, and no client's
+update is ever put together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from errors import FedMoEError
+from fedmoe_client.app import app
+from fedmoe_client.client import FedMoEClient, to_send
+from fedmoe_client.node import node_from
+from fedmoe_client.stack_mean import UpdateSum
+from fedmoe_client.stacked import Member, StackTrainer, Trained, stacks_of
+from fedmoe_client.state import PrivateParameters, packed
+from fedmoe_client.sub_catalogue import TABLE
+from fedmoe_client.workbench import Workbench, workbench
+
+RAISED = 3  # Flower's code for "the client app raised"
+
+
+@dataclass
+class _Round:
+    """The messages of one call, which share the server's arrays and the round's config."""
+
+    bench: Workbench
+    trainer: StackTrainer
+    messages: Sequence[Message]
+    contexts: Sequence[Context]
+    config: Mapping[str, Any]
+    server: Mapping[str, Tensor]
+    shared: list[str]
+    places: dict[int, int] = field(default_factory=dict)  # client -> place of its message
+
+
+def train(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool) -> list[Message]:
+    """Carry out train messages of one round; the contexts' states advance.
+
+    Returns a reply for each message; or, where ``reduce`` is set, fewer: each but the errors a weighted mean of as many
+    clients as its metric ``num-clients`` says.
+
+    Raises FedMoEError if these settings' clients cannot be stacked: they must be trained one by one.
+    """
+    this = _begin(messages, contexts)
+    members = [_member(this, place) for place in range(len(messages))]
+    replies: dict[int, Message] = {}
+    total = _sum(this) if reduce else None
+    for stack in stacks_of(members, this.bench.settings.simulation.stack_windows):
+        try:
+            trained = this.trainer.train(stack, this.server, int(this.config["server-round"]))
+        except (FloatingPointError, FedMoEError):  # one of them at fault: the others must not pay for it
+            for member in stack:
+                place = this.places[member.client]
+                replies[place] = _alone(messages[place], contexts[place])
+            continue
+        _keep_private(this, trained)
+        if total is not None:
+            total.add(trained)
+        else:
+            for place, reply in _each(this, trained):
+                replies[place] = reply
+    found = [reply for _, reply in sorted(replies.items())]
+    return [_mean_reply(this, total), *found] if total is not None and total.clients else found
+
+
+def _begin(messages: Sequence[Message], contexts: Sequence[Context]) -> _Round:
+    bench = workbench(contexts[0].run_config)
+    config = dict(messages[0].content.config_records["config"])
+    arrays = messages[0].content.array_records["arrays"]
+    bench.check({name: array.shape for name, array in arrays.items()})
+    server = {
+        name: torch.from_numpy(array).to(bench.device)
+        for name, array in zip(bench.names, bench.decode(arrays), strict=True)
+    }
+    shared = bench.names_in(list(config["shared"]))
+    _require_stackable(bench, shared, config)
+    return _Round(bench, _trainer(bench), messages, contexts, config, server, shared)
+
+
+def _sum(this: _Round) -> UpdateSum:
+    rows_travel = this.bench.settings.federation.item_updates == "auto"
+    return UpdateSum({name: this.server[name] for name in this.shared}, rows_travel)
+
+
+def _require_stackable(bench: Workbench, shared: Sequence[str], config: Mapping[str, Any]) -> None:
+    training = bench.settings.training
+    if training.loss == "softmax":
+        raise FedMoEError(
+            "training.loss = softmax runs over the whole catalogue, which clients cannot share in a stack"
+        )
+    if TABLE not in shared:
+        raise FedMoEError("the group 'embedding' is private, and a table of its own for each client does not stack")
+    if config.get("proximal-mu", 0.0) and training.local_epochs > 1:
+        raise FedMoEError("fedprox with local_epochs above 1 is not stacked")
+
+
+@lru_cache(maxsize=1)
+def _trainer(bench: Workbench) -> StackTrainer:
+    return StackTrainer(bench.model, bench.settings.training)
+
+
+def _member(this: _Round, place: int) -> Member:
+    """Draw a client's steps and fetch its own parameters."""
+    context = this.contexts[place]
+    number = node_from(context.node_config).sole_number
+    this.places[number] = place
+    private = PrivateParameters(context.state)
+    client = FedMoEClient(this.bench, number, private)
+    own = {name: torch.from_numpy(array) for name, array in private.load().items() if name not in this.shared}
+    return Member(number, client.steps(number, int(this.config["server-round"])), own)
+
+
+def _keep_private(this: _Round, trained: Trained) -> None:
+    private = [name for name in this.bench.names if name not in this.shared]
+    values = {name: trained.parameters[name].cpu().numpy() for name in private}
+    for row, member in enumerate(trained.members):
+        state = PrivateParameters(this.contexts[this.places[member.client]].state)
+        state.save({name: value[row].copy() for name, value in values.items()})
+
+
+def _each(this: _Round, trained: Trained) -> Iterator[tuple[int, Message]]:
+    """Yield the place and the reply of each client of a stack."""
+    table = this.server[TABLE].cpu().numpy()
+    values = {name: trained.parameters[name].cpu().numpy() for name in this.shared}
+    touched = trained.touched.cpu().numpy()
+    for row, member in enumerate(trained.members):
+        size = np.count_nonzero(touched[row]) + 1  # rows beyond the client's own are padding
+        own = {name: value[row] for name, value in values.items()}
+        sent = to_send(this.bench, own | {TABLE: own[TABLE][:size]}, touched[row, :size], table, this.shared)
+        numbers = {name: float(value[row]) for name, value in trained.metrics.items()}
+        metrics = MetricRecord({"num-examples": member.steps.examples, **numbers})
+        place = this.places[member.client]
+        content = RecordDict({"arrays": packed(sent), "metrics": metrics})
+        yield place, Message(content=content, reply_to=this.messages[place])
+
+
+def _mean_reply(this: _Round, total: UpdateSum) -> Message:
+    """Return the mean of all stacked clients; ``num-bytes``: what their replies would have weighed one by one."""
+    metrics = MetricRecord({"num-examples": total.examples, **total.metrics()})
+    counts = {"num-clients": total.clients, "num-bytes": total.bytes + total.clients * metrics.count_bytes()}
+    numbers = MetricRecord({**dict(metrics.items()), **counts})
+    return Message(content=RecordDict({"arrays": packed(total.mean()), "metrics": numbers}), reply_to=this.messages[0])
+
+
+def _alone(message: Message, context: Context) -> Message:
+    before = RecordDict(dict(context.state.items()))
+    try:
+        return app(message, context)
+    except Exception as error:
+        context.state = before
+        number = node_from(context.node_config).sole_number
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return Message(Error(RAISED, f"client {number}: train: {reason}"), reply_to=message)
