@@ -214,11 +214,18 @@ class EvaluationSettings(Section):
 class SimulationSettings(Section):
     """Which engine executes the clients, and with what."""
 
-    engine: Literal["ray", "flower"] = Field("ray", description="ray: resident actors; flower: Flower's own runtime")
+    engine: Literal["ray", "vectorized", "flower"] = Field(
+        "ray", description="ray: resident actors; vectorized: the same, clients in stacks; flower: Flower's own runtime"
+    )
     hosts: CountOrZero = Field(0, description="actors of the ray engine; 0: one for each client's share of the CPUs")
     ray_address: str | None = Field(
         None, description="a Ray cluster to join, as host:6379 or auto; null: start Ray here"
     )
+    aggregate_in_hosts: bool = Field(
+        True, description="actors merge their clients' replies, where the strategy needs no more than weighted means"
+    )
+    stack_size: Count = Field(16, description="clients that the vectorized engine trains at once")
+    state_memory: Count = Field(512, description="MiB of private state in each actor's memory; the rest is on disk")
     client_cpus: Positive = Field(1.0, description="CPUs of a client (client_resources num_cpus)")
     client_gpus: NonNegative = Field(0.0, description="GPUs of a client, a fraction shares one (num_gpus)")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where the client has a GPU")

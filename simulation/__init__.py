@@ -1,11 +1,13 @@
 """Engines that execute a round's clients. They know Flower and Ray, nothing of the model or the data.
 
-``run_simulation`` runs a ServerApp against one of two engines: ``ray`` (``RayGrid``: clients resident in a few Ray
-actors) or ``flower`` (Flower's own simulation runtime, the reference). The apps cannot tell which one it is, and
-their results are the same to the last bit.
+``run_simulation`` runs a ServerApp against one of three engines: ``ray`` (``RayGrid``: clients resident in a few Ray
+actors), ``vectorized`` (the same, where many clients' train messages are executed at once) or ``flower`` (Flower's own
+simulation runtime, the reference). The apps cannot tell which one it is, and the results of ``ray`` and ``flower`` are
+the same to the last bit.
 """
 
 from simulation.engines import run_simulation
 from simulation.ray_grid import RayGrid
+from simulation.reduction import Reduced, Reducer
 
-__all__ = ["RayGrid", "run_simulation"]
+__all__ = ["RayGrid", "Reduced", "Reducer", "run_simulation"]

@@ -10,15 +10,11 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from io import BytesIO
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from flwr.app import RecordDict
-
 from errors import FedMoEError
-from simulation.flower_runtime import records_from_bytes, records_to_bytes
 
 MAGIC = b"fedmoe clients 1\n"
 FRAME = struct.Struct("<QQ")
@@ -26,38 +22,40 @@ END = 2**64 - 1
 INDEX = "clients.json"
 
 
-def write_clients(path: Path, states: Mapping[int, RecordDict]) -> int:
-    """Write the states by client id, in its order, and flush them to the disk; return their number."""
+def write_clients(path: Path, states: Iterable[tuple[int, bytes]]) -> int:
+    """Write (client id, serialised state), in the given order, and flush them to the disk; return their number."""
+    count = 0
     with path.open("wb") as file:
         file.write(MAGIC)
-        for client_id in sorted(states):
-            data = records_to_bytes(states[client_id])
+        for client_id, data in states:
             file.write(FRAME.pack(client_id, len(data)))
             file.write(data)
-        file.write(FRAME.pack(END, len(states)))
+            count += 1
+        file.write(FRAME.pack(END, count))
         file.flush()
         os.fsync(file.fileno())
-    return len(states)
+    return count
 
 
-def read_clients(source: str | bytes, wanted: Callable[[int], bool]) -> Iterator[tuple[int, RecordDict]]:
-    """Yield (client id, state) of the wanted clients of a file, given by its path or its contents.
+def read_clients(source: Path | BinaryIO, wanted: Callable[[int], bool]) -> Iterator[tuple[int, bytes]]:
+    """Yield (client id, serialised state) of the wanted clients of a file, given by its path or open at its beginning.
 
     Raises FedMoEError naming the file if it cannot be read, is cut short or is not such a file.
     """
-    name = source if isinstance(source, str) else "the snapshot in memory"
     try:
-        with open(source, "rb") if isinstance(source, str) else BytesIO(source) as file:
-            yield from _read_frames(file, wanted)
-    except FedMoEError:
-        raise
-    except Exception as error:  # protobuf's DecodeError derives from Exception alone
+        if isinstance(source, Path):
+            with source.open("rb") as file:
+                yield from _read_frames(file, wanted)
+        else:
+            yield from _read_frames(source, wanted)
+    except (OSError, ValueError, OverflowError, MemoryError) as error:  # the last two: a length that makes no sense
+        name = source if isinstance(source, Path) else getattr(source, "name", "the snapshot")
         raise FedMoEError(
             f"clients' state in {name} cannot be read ({error}): restore the file or start from another checkpoint"
         ) from error
 
 
-def _read_frames(file: BinaryIO, wanted: Callable[[int], bool]) -> Iterator[tuple[int, RecordDict]]:
+def _read_frames(file: BinaryIO, wanted: Callable[[int], bool]) -> Iterator[tuple[int, bytes]]:
     if file.read(len(MAGIC)) != MAGIC:
         raise ValueError("not a file of clients' state")
     count = 0
@@ -68,7 +66,7 @@ def _read_frames(file: BinaryIO, wanted: Callable[[int], bool]) -> Iterator[tupl
                 raise ValueError(f"{count} clients where {length} were written")
             return
         if wanted(client_id):
-            yield client_id, records_from_bytes(_exactly(file, length))
+            yield client_id, _exactly(file, length)
         else:
             file.seek(length, os.SEEK_CUR)
         count += 1

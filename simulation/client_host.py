@@ -1,100 +1,60 @@
-"""What executes clients: one call of a ClientApp, and the host that keeps many clients resident.
+"""The host: keeps many clients resident and executes their messages, one by one or a stack at once.
 
-Neither imports torch, Ray, the model or the data: those come with the ClientApp, if it wants them.
+Imports neither torch, Ray, the model nor the data: those come with the client app, if it wants them.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import pickle
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from errors import FedMoEError
+from simulation.client_call import RunConfig, call_client, client_error, load_client_app, load_named, one_line
 from simulation.client_files import read_clients, write_clients
 from simulation.flower_runtime import (
-    CLIENT_RAISED,
     NUM_PARTITIONS,
     PARTITION_ID,
     Metadata,
     Record,
     copy_records,
-    error_reply,
     make_message,
+    records_from_bytes,
+    records_to_bytes,
 )
+from simulation.pinning import Pinning
+from simulation.reduction import Reducer, clients_in, take_bytes_up
+from simulation.state_table import StateTable
 
-RunConfig = dict[str, bool | int | float | str]
-
-
-@lru_cache(maxsize=8)
-def load_client_app(reference: str) -> ClientApp:
-    """Import ``"module:attribute"`` and return the ClientApp found there. Raises FedMoEError if there is none."""
-    module_name, _, attributes = reference.partition(":")
-    if not module_name or not attributes:
-        raise FedMoEError(f"client app '{reference}': write it as 'module:attribute', as in 'fedmoe_client.app:app'")
-    try:
-        found: object = importlib.import_module(module_name)
-        for attribute in attributes.split("."):
-            found = getattr(found, attribute)
-    except Exception as error:
-        raise FedMoEError(f"client app '{reference}' cannot be loaded: {one_line(error)}") from error
-    if not isinstance(found, ClientApp):
-        raise FedMoEError(f"client app '{reference}' is a {type(found).__name__}, not a flwr.clientapp.ClientApp")
-    return found
+# Trains a stack of clients at once: (messages, contexts, reduce) -> replies. One for each message; or, where reduce is
+# true, any number, each the mean of several clients (metric num-clients) or an error. States are left in the contexts.
+Stacked = Callable[[Sequence[Message], Sequence[Context], bool], list[Message]]
 
 
-def one_line(error: BaseException) -> str:
-    """Return ``Type: message`` of an exception on a single line."""
-    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+@dataclass(frozen=True)
+class HostSettings:
+    """What every host of a grid is started with.
 
-
-def call_client(app: ClientApp, message: Message, context: Context) -> Message:
-    """Execute one message on one client and return its reply.
-
-    A client that raises, or returns something that is no reply to the message, gives an error reply that names the
-    client, the stage and the exception; its private state is then what it was before the call.
-    """
-    client_id = context.node_config[PARTITION_ID]
-    before = copy_records(context.state)
-    try:
-        reply = app(message, context)
-        if not isinstance(reply, Message) or reply.metadata.reply_to_message_id != message.metadata.message_id:
-            raise TypeError(f"the client app returned {type(reply).__name__}, not a Message with reply_to=message")
-        return reply
-    except (Exception, SystemExit) as error:  # whatever a client raises is its own failure, not its host's
-        context.state = before
-        return error_reply(
-            message, CLIENT_RAISED, f"client {client_id}: {message.metadata.message_type}: {one_line(error)}"
-        )
-
-
-class ConfiguredClient(ClientApp):
-    """A ClientApp as Flower's own runtime needs it: gives each call the run config and reports errors by client.
-
-    That runtime hands clients an empty run config and insists on getting the same one back.
+    Attributes:
+        app: ``"module:attribute"`` or a pickled ClientApp.
+        num_clients: clients of the whole grid.
+        run_id, run_config: in every client's context.
+        stacked: ``"module:attribute"`` of a function that executes train messages in stacks; None: one by one.
+        state_memory: bytes of private state that a host keeps in memory.
     """
 
-    def __init__(self, app: str | ClientApp, run_config: RunConfig) -> None:
-        super().__init__()
-        self._source = app
-        self._run_config = run_config
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        """Execute one message."""
-        app = load_client_app(self._source) if isinstance(self._source, str) else self._source
-        before = context.run_config
-        context.run_config = dict(self._run_config)
-        try:
-            return call_client(app, message, context)
-        finally:
-            context.run_config = before
+    app: str | bytes
+    num_clients: int
+    run_id: int
+    run_config: RunConfig
+    stacked: str | None = None
+    state_memory: int = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -106,80 +66,232 @@ class Job:
     content: Mapping[str, Record | int]
 
 
+@dataclass(frozen=True)
+class Work:
+    """Messages to execute in one call, in their order.
+
+    Attributes:
+        jobs: the messages.
+        deadline: none is begun after it (Unix time, s); None: no deadline.
+        reducer: key of the received factory of the reducer that takes the replies; None: the replies themselves travel.
+        last: whether the reducer is to return what it has.
+    """
+
+    jobs: Sequence[Job]
+    deadline: float | None = None
+    reducer: int | None = None
+    last: bool = False
+
+
+@dataclass
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        replies: one for each message, None for those not begun; with a reducer what it returned, if it was the last
+            work.
+        changed: (client id, serialised private state) of the clients whose state changed; empty: nothing is kept.
+        bytes_up: payload bytes of all replies that the reducer took, if it was the last work.
+        notes: what the user should be told, once.
+    """
+
+    replies: list[Message | None] = field(default_factory=list)
+    changed: list[tuple[int, bytes]] = field(default_factory=list)
+    bytes_up: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Merging:
+    """A reducer at work, and the payload bytes of what it took."""
+
+    reducer: Reducer
+    bytes_up: int = 0
+
+
 class ClientHost:
     """Executes clients one after the other and keeps their private state between rounds (run as a Ray actor)."""
 
-    def __init__(self, app: str | bytes, num_clients: int, run_id: int, run_config: RunConfig) -> None:
-        """Remember the arguments; ``load`` imports the app, so that its errors come out of a normal call.
-
-        ``app``: ``"module:attribute"`` or a pickled ClientApp.
-        """
-        self._source = app
-        self._num_clients = num_clients
-        self._run_id = run_id
-        self._run_config = run_config
-        self._states: dict[int, RecordDict] = {}  # only of clients that keep something
-        self._shared: dict[int, Record] = {}
+    def __init__(self, settings: HostSettings) -> None:
+        """Remember the settings; ``load`` imports the app, so that its errors come out of a normal call."""
+        self._settings = settings
+        self._states = StateTable(settings.state_memory)
+        self._shared: dict[int, object] = {}
+        self._merging: dict[int, _Merging] = {}
+        self._stacked: Stacked | None = None
 
     def load(self) -> int:
         """Import the ClientApp and return this host's process id. Raises FedMoEError if that fails."""
-        if isinstance(self._source, str):
-            self._app = load_client_app(self._source)
-            return os.getpid()
-        try:
-            self._app = pickle.loads(self._source)
-        except Exception as error:
-            raise FedMoEError(
-                f"the ClientApp object cannot be sent to the clients' hosts ({one_line(error)}): "
-                "name it as 'module:attribute' instead"
-            ) from error
+        if self._settings.stacked is not None:
+            self._stacked = load_named(self._settings.stacked, "stacked client function")  # type: ignore[assignment]
+        source = self._settings.app
+        self._app = load_client_app(source) if isinstance(source, str) else _unpickled(source)
         return os.getpid()
 
-    def receive(self, key: int, record: Record) -> None:
-        """Keep a record that many messages of a round carry, until ``forget``."""
-        self._shared[key] = record
+    def receive(self, key: int, shared: object) -> None:
+        """Keep a record that many messages of a round carry, or a reducer's factory, until ``forget``."""
+        self._shared[key] = shared
 
     def forget(self, keys: Sequence[int]) -> None:
-        """Drop records of a round that is over."""
+        """Drop what belongs to a round that is over."""
         for key in keys:
             self._shared.pop(key, None)
+            self._merging.pop(key, None)
 
-    def execute(self, jobs: Sequence[Job], deadline: float | None) -> list[Message | None]:
-        """Execute messages in the given order; ``None`` for those not begun by ``deadline`` (Unix time, s)."""
-        return [None if deadline is not None and time.time() > deadline else self._execute(job) for job in jobs]
-
-    def _execute(self, job: Job) -> Message:
-        content = RecordDict()
-        for name, record in job.content.items():
-            content[name] = self._shared[record] if isinstance(record, int) else record
-        # A copy: whatever a client does to its message, the next one gets the original.
-        message = make_message(metadata=job.metadata, content=copy_records(content))
-        context = Context(
-            run_id=self._run_id,
-            node_id=job.metadata.dst_node_id,
-            node_config={PARTITION_ID: job.client_id, NUM_PARTITIONS: self._num_clients},
-            state=self._states.get(job.client_id, RecordDict()),
-            run_config=dict(self._run_config),
-        )
-        reply = call_client(self._app, message, context)
-        if len(context.state):
-            self._states[job.client_id] = context.state
+    def execute(self, work: Work) -> Outcome:
+        """Execute messages; keep the private state of their clients, and hand over what changed of it."""
+        outcome = Outcome()
+        stack = self._stacked is not None and all(job.metadata.message_type == "train" for job in work.jobs)
+        replies: Iterable[Message | None] | None = self._in_a_stack(work, outcome) if stack else None
+        if replies is None:
+            replies = self._one_by_one(work, outcome)
+        if work.reducer is None:
+            outcome.replies.extend(replies)
         else:
-            self._states.pop(job.client_id, None)
-        return reply
+            self._reduce(work, work.reducer, replies, outcome)
+        return outcome
+
+    def _one_by_one(self, work: Work, outcome: Outcome) -> Iterator[Message | None]:
+        contents = self._contents(work.jobs)
+        for job in work.jobs:
+            if _too_late(work):
+                yield None
+                continue
+            message, context = self._call(job, contents)
+            reply = call_client(self._app, message, context)
+            try:
+                self._keep(job.client_id, context.state, outcome)
+            except ValueError as error:  # a number that Flower's wire format has no room for
+                reply = client_error(message, context, error)
+            yield reply
+
+    def _in_a_stack(self, work: Work, outcome: Outcome) -> list[Message | None] | None:
+        """Execute all messages at once; None: that failed, nothing has changed, and they have to go one by one."""
+        assert self._stacked is not None
+        if _too_late(work):
+            return [None] * len(work.jobs)
+        contents = self._contents(work.jobs)
+        calls = [self._call(job, contents) for job in work.jobs]
+        messages, contexts = [message for message, _ in calls], [context for _, context in calls]
+        reduce = work.reducer is not None
+        try:
+            replies = _matched(messages, self._stacked(messages, contexts, reduce), reduce)
+            states = [_serialised(context.state) for context in contexts]
+        except Exception as error:  # one bad client must not cost the others their round
+            outcome.notes.append(f"clients are trained one by one where a stack of them fails: {one_line(error)}")
+            return None
+        for job, state in zip(work.jobs, states, strict=True):
+            self._keep_bytes(job.client_id, state, outcome)
+        return replies
+
+    def _reduce(self, work: Work, key: int, replies: Iterable[Message | None], outcome: Outcome) -> None:
+        if key not in self._merging:
+            factory: Callable[[], Reducer] = self._shared[key]  # type: ignore[assignment]
+            self._merging[key] = _Merging(factory())
+        merging = self._merging[key]
+        for reply in replies:
+            if reply is not None:
+                merging.bytes_up += take_bytes_up(reply)
+                merging.reducer.add(reply)
+        if work.last:
+            outcome.replies.extend(merging.reducer.replies())
+            outcome.bytes_up = merging.bytes_up
+
+    def _contents(self, jobs: Sequence[Job]) -> dict[int, RecordDict]:
+        """Return ``id()`` of a job's content -> the content with its shared records; usually all jobs have the same."""
+        contents: dict[int, RecordDict] = {}
+        for job in jobs:
+            if id(job.content) not in contents:
+                content = contents[id(job.content)] = RecordDict()
+                for name, record in job.content.items():
+                    content[name] = self._shared[record] if isinstance(record, int) else record  # type: ignore[assignment]
+        return contents
+
+    def _call(self, job: Job, contents: Mapping[int, RecordDict]) -> tuple[Message, Context]:
+        """Return what a client is called with."""
+        settings = self._settings
+        # A copy: whatever a client does to its message, the next one gets the original.
+        message = make_message(metadata=job.metadata, content=copy_records(contents[id(job.content)]))
+        state = self._states.get(job.client_id)
+        context = Context(
+            run_id=settings.run_id,
+            node_id=job.metadata.dst_node_id,
+            node_config={PARTITION_ID: job.client_id, NUM_PARTITIONS: settings.num_clients},
+            state=records_from_bytes(state) if state else RecordDict(),
+            run_config=dict(settings.run_config),
+        )
+        return message, context
+
+    def _keep(self, client_id: int, state: RecordDict, outcome: Outcome) -> None:
+        self._keep_bytes(client_id, _serialised(state), outcome)
+
+    def _keep_bytes(self, client_id: int, state: bytes, outcome: Outcome) -> None:
+        if state == (self._states.get(client_id) or b""):
+            return
+        outcome.changed.append((client_id, state))
+        self._put(client_id, state)
+
+    def _put(self, client_id: int, state: bytes) -> None:
+        if state:
+            self._states.put(client_id, state)
+        else:
+            self._states.drop(client_id)
 
     def save(self, path: str) -> int:
         """Write the private state of all clients that have any to a file; return how many."""
-        return write_clients(Path(path), self._states)
+        return write_clients(Path(path), self._states.items())
 
-    def restore(self, sources: Sequence[str | bytes], index: int, hosts: int) -> int:
-        """Replace all private state by that of the clients of this host (client id % ``hosts`` == ``index``).
+    def restore(self, paths: Sequence[str], pinning: Pinning, host: int) -> int:
+        """Replace all private state by that of the clients that ``pinning`` gives to ``host``.
 
-        ``sources``: paths, or the contents, of files that ``save`` wrote. Returns the number of clients found.
-        Raises FedMoEError for a file that is damaged.
+        ``paths``: files that ``save`` wrote. Returns the number of clients found. Raises FedMoEError for a file that
+        is damaged.
         """
-        states: dict[int, RecordDict] = {}
-        for source in sources:
-            states.update(read_clients(source, lambda client_id: client_id % hosts == index))
-        self._states = states
-        return len(states)
+        self._states.clear()
+        for path in paths:
+            self.adopt(read_clients(Path(path), lambda client_id: bool(pinning[client_id] == host)))
+        return len(self._states)
+
+    def adopt(self, states: Iterable[tuple[int, bytes]]) -> int:
+        """Keep the serialised states of some clients; return the number of clients that now have any."""
+        for client_id, state in states:
+            self._put(client_id, state)
+        return len(self._states)
+
+    def clear(self) -> None:
+        """Forget all private state."""
+        self._states.clear()
+
+
+def _unpickled(source: bytes) -> ClientApp:
+    try:
+        app: ClientApp = pickle.loads(source)
+    except Exception as error:
+        raise FedMoEError(
+            f"the ClientApp object cannot be sent to the clients' hosts ({one_line(error)}): "
+            "name it as 'module:attribute' instead"
+        ) from error
+    return app
+
+
+def _too_late(work: Work) -> bool:
+    return work.deadline is not None and time.time() > work.deadline
+
+
+def _serialised(state: RecordDict) -> bytes:
+    return records_to_bytes(state) if len(state) else b""
+
+
+def _matched(messages: Sequence[Message], replies: Sequence[Message], reduce: bool) -> list[Message | None]:
+    """Check that replies stand for all messages; in the order of the messages unless they are reduced."""
+    if reduce:
+        clients = sum(clients_in(reply) for reply in replies)
+        if clients != len(messages):
+            raise ValueError(f"the stacked function answered for {clients} clients of {len(messages)}")
+        return list(replies)
+    by_message = {reply.metadata.reply_to_message_id: reply for reply in replies}
+    if len(replies) != len(messages) or any(message.metadata.message_id not in by_message for message in messages):
+        raise ValueError(
+            f"the stacked function gave {len(replies)} replies that do not match its {len(messages)} messages"
+        )
+    return [by_message[message.metadata.message_id] for message in messages]

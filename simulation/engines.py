@@ -1,4 +1,4 @@
-"""Running a ServerApp against one of the two engines."""
+"""Running a ServerApp against one of the engines."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import ray
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
+from numpy.typing import ArrayLike
 
 from errors import FedMoEError
 from settings import SimulationSettings
-from simulation.client_host import ConfiguredClient, RunConfig, load_client_app
+from simulation.client_call import ConfiguredClient, RunConfig, load_client_app, load_named
 from simulation.flower_runtime import begin_run, quiet, run_flower_runtime, server_context
 from simulation.ray_cluster import number_of_hosts, start_ray, worker_environment
 from simulation.ray_grid import RayGrid
@@ -24,20 +25,35 @@ def run_simulation(
     num_clients: int,
     run_config: RunConfig,
     resources: SimulationSettings,
+    loads: ArrayLike | None = None,
+    stacked: str | None = None,
 ) -> None:
     """Run a ServerApp to its end with ``num_clients`` simulated clients.
 
-    ``engine``: ``"ray"`` or ``"flower"``. ``client_app``: ``"module:attribute"`` or an object. ``run_config``: in the
-    context of the server and of every client.
+    Args:
+        engine: ``"ray"``, ``"vectorized"`` (the same, with train messages executed in stacks) or ``"flower"``.
+        server_app: the server.
+        client_app: ``"module:attribute"`` or an object.
+        num_clients: clients 0, 1, 2 ...
+        run_config: in the context of the server and of every client.
+        resources: what the engine may use.
+        loads: what a call of each client costs, ``[num_clients]``, see ``RayGrid``; Flower's runtime has no use for it.
+        stacked: ``"module:attribute"`` of the function that executes stacks, see ``RayGrid``.
+
     What the ServerApp raises comes out of this call. Raises FedMoEError for an unknown engine, resources that the
     machine does not have, or a client app that cannot be loaded.
     """
     if engine == "ray":
-        _run_ray(server_app, client_app, num_clients, run_config, resources)
+        _run_ray(server_app, client_app, num_clients, run_config, resources, loads, None)
+    elif engine == "vectorized":
+        if stacked is None:
+            raise FedMoEError(f"simulation.engine 'vectorized': {client_app} has no function for stacks: use 'ray'")
+        load_named(stacked, "stacked client function")  # a mistake should end the run, not slow it down
+        _run_ray(server_app, client_app, num_clients, run_config, resources, loads, stacked)
     elif engine == "flower":
         _run_flower(server_app, client_app, num_clients, run_config, resources)
     else:
-        raise FedMoEError(f"simulation.engine '{engine}' is not known: use 'ray' or 'flower'")
+        raise FedMoEError(f"simulation.engine '{engine}' is not known: use 'ray', 'vectorized' or 'flower'")
 
 
 def _run_ray(
@@ -46,6 +62,8 @@ def _run_ray(
     num_clients: int,
     run_config: RunConfig,
     resources: SimulationSettings,
+    loads: ArrayLike | None,
+    stacked: str | None,
 ) -> None:
     with (
         quiet(logging.WARNING),
@@ -57,6 +75,9 @@ def _run_ray(
             client_cpus=resources.client_cpus,
             client_gpus=resources.client_gpus,
             ray_address=resources.ray_address,
+            loads=loads,
+            stacked=stacked,
+            state_memory=resources.state_memory << 20,
         ) as grid,
     ):
         server_app(grid=grid, context=server_context(grid.run, run_config))

@@ -1,43 +1,37 @@
 """A Flower Grid whose clients live in a few Ray actors, the hosts.
 
-Node id = client id + ``FIRST_NODE_ID``; client id = Flower's ``partition-id``; a client's host is its id modulo the
-number of hosts and never changes, because the host keeps the client's private state (``Context.state``). A record
-that several messages carry - the round's model - is put in Ray's object store once and read once per host. Messages
-go out in chunks, replies come back in chunks and are returned in the order of the requests.
+Node id = client id + ``FIRST_NODE_ID``; client id = Flower's ``partition-id``; a client's host never changes during a
+run, because the host keeps the client's private state (``Context.state``). A record that several messages carry - the
+round's model - is put in Ray's object store once and read once per host. Messages go out in chunks, a few at a time;
+replies come back in chunks and are returned in the order of the requests, or merged where the clients live.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 import ray
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from ray.exceptions import RayError, RayTaskError
+from numpy.typing import ArrayLike
 
 from errors import FedMoEError
+from simulation.client_call import RunConfig
 from simulation.client_files import read_index, write_index
-from simulation.client_host import Job, RunConfig
+from simulation.client_host import HostSettings
 from simulation.dispatch import FIRST_NODE_ID, ClientIds, batches, chunk_size, shared_records
-from simulation.flower_runtime import (
-    CLIENT_RAISED,
-    HOST_DIED,
-    Run,
-    begin_run,
-    error_reply,
-    number_message,
-)
+from simulation.flower_runtime import Run, begin_run, number_message
+from simulation.pinning import pin_clients
 from simulation.ray_cluster import number_of_hosts, start_ray
-from simulation.ray_host import Chunk, HostDied, HostSettings, RayHost, first_line, pickled_app
-
-logger = logging.getLogger(__name__)
+from simulation.ray_fleet import RayFleet
+from simulation.ray_host import Call, Chunk, pickled_app
+from simulation.reduction import Reduced, Reducer
 
 
 class RayGrid(Grid):
@@ -53,23 +47,34 @@ class RayGrid(Grid):
         client_cpus: float = 1.0,
         client_gpus: float = 0.0,
         ray_address: str | None = None,
+        loads: ArrayLike | None = None,
+        stacked: str | None = None,
+        state_memory: int = 512 << 20,
     ) -> None:
         """Start Ray, unless it runs already, and the hosts; they import the client app in the background.
 
-        ``client_app``: ``"module:attribute"``, or an object that can be pickled. ``run_config``: in every client's
-        context. ``hosts``: number of actors, 0: as many as fit, at ``client_cpus`` and ``client_gpus`` each.
-        ``ray_address``: a cluster to join instead of starting Ray here. Raises FedMoEError if the hosts do not fit.
+        Args:
+            client_app: ``"module:attribute"``, or an object that can be pickled.
+            num_clients: clients 0, 1, 2 ...
+            run_config: in every client's context.
+            hosts: number of actors, 0: as many as fit, at ``client_cpus`` and ``client_gpus`` each.
+            ray_address: a cluster to join instead of starting Ray here; the hosts are spread over its machines.
+            loads: what a call of each client costs, ``[num_clients]``; hosts get clients of the same total cost.
+                None: client id modulo hosts. Results are the same whatever the loads.
+            stacked: ``"module:attribute"`` of a function that executes many train messages at once, see
+                ``client_host.Stacked``; None: one by one.
+            state_memory: bytes of private state that each host keeps in memory; the rest is on its disk.
+
+        Raises FedMoEError if the hosts do not fit, or the loads do not.
         """
         if num_clients < 1:
             raise FedMoEError(f"a simulation needs at least one client, not {num_clients}")
         self._client_ids = ClientIds(num_clients)
+        self._stacked = stacked is not None
         self._run = begin_run()
-        self._numbers = itertools.count(1)
-        self._record_keys = itertools.count(1)
-        self._replies: dict[str, Message] = {}
-        self._snapshot: list[BinaryIO] = []
-        self._hosts: list[RayHost] = []
-        self._loaded = False
+        self._numbers = itertools.count(1)  # of messages
+        self._keys = itertools.count(1)  # of calls and what their messages share
+        self._fleet: RayFleet | None = None
         self._owns_ray = start_ray(ray_address)
         try:
             settings = HostSettings(
@@ -77,11 +82,12 @@ class RayGrid(Grid):
                 num_clients=num_clients,
                 run_id=self._run.run_id,
                 run_config=dict(run_config),
-                client_cpus=client_cpus,
-                client_gpus=client_gpus,
+                stacked=stacked,
+                state_memory=state_memory,
             )
             count = number_of_hosts(hosts, num_clients, client_cpus, client_gpus)
-            self._hosts.extend(RayHost(index, settings) for index in range(count))
+            pinning = pin_clients(num_clients, count, loads)
+            self._fleet = RayFleet(settings, pinning, count, client_cpus, client_gpus)
         except BaseException:
             self.close()
             raise
@@ -113,14 +119,17 @@ class RayGrid(Grid):
         Raises FedMoEError for a node that does not exist, or when the client app cannot be loaded.
         """
         requests = list(messages)
-        self._send(requests, None)
+        self._send(requests, self._call(requests))
         return [request.metadata.message_id for request in requests]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return, once, the replies that have come to these messages, in the order of the ids; does not wait."""
-        while self._collect(0.0):
+        """Return, once, the replies that have come to these messages, in the order of the ids; does not wait.
+
+        Hosts get a few chunks at a time, and the next ones here: who pushes should pull now and then.
+        """
+        while self._hosts.collect(0.0):
             pass
-        return [self._replies.pop(number) for number in message_ids if number in self._replies]
+        return self._hosts.pop_replies(list(message_ids))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return their replies in the order of the messages.
@@ -131,17 +140,11 @@ class RayGrid(Grid):
         """
         requests = list(messages)
         deadline = None if timeout is None else time.time() + timeout
-        chunks = self._send(requests, deadline)
-        waiting = list(chunks)
-        while waiting:
-            if waiting[-1].done:
-                waiting.pop()
-            elif not self._collect(None if deadline is None else max(0.0, deadline - time.time())):
-                break
-        for chunk in chunks:
-            chunk.wanted = False
-        numbers = [request.metadata.message_id for request in requests]
-        return [self._replies.pop(number) for number in numbers if number in self._replies]
+        call = self._call(requests, deadline)
+        self._wait(self._send(requests, call), deadline)
+        if deadline is not None:
+            self._hosts.give_up(call)
+        return self._hosts.pop_replies([request.metadata.message_id for request in requests])
 
     # --- beyond Flower's Grid --------------------------------------------------------------------------------------
 
@@ -149,26 +152,29 @@ class RayGrid(Grid):
         """Return node id -> client id for every node."""
         return self._client_ids
 
+    def send_and_reduce(self, messages: Iterable[Message], reducer: Callable[[], Reducer]) -> Reduced:
+        """Send messages and return what is left of their replies after each host has merged those of its clients.
+
+        ``reducer`` makes the object that merges; it is pickled and called once on each host, which adds the replies in
+        the order of the clients' ids. Waits for all; each client's reply is in a merged one, or an error.
+        """
+        requests = sorted(messages, key=lambda request: request.metadata.dst_node_id)
+        call = self._call(requests)
+        call.reducer = next(self._keys)
+        call.shared[call.reducer] = ray.put(reducer)
+        self._wait(self._send(requests, call), None)
+        return Reduced(call.replies, call.bytes_up)
+
     def save_clients(self, folder: Path) -> int:
         """Write the private state of every client that has any into ``folder``; return the number of clients.
 
         A file per host and ``clients.json``. The grid keeps the files open: a host that dies later starts again
-        from them, wherever they have been moved meanwhile. On a cluster all machines must see the folder.
+        from them and from what has changed since, wherever they have been moved meanwhile. On a cluster all machines
+        must see the folder.
         """
-        self._wait_until_loaded()
         folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"clients-{host.index:05d}.bin" for host in self._hosts]
-        doing = f"saving clients' state in {folder}"
-        references = [host.save(str(path)) for host, path in zip(self._hosts, paths, strict=True)]
-        counts: dict[str, int] = {}
-        for host, path, reference in zip(self._hosts, paths, references, strict=True):
-            try:
-                counts[path.name] = host.result(reference, doing)
-            except HostDied as error:
-                self._revive(host, str(error))
-                counts[path.name] = host.result(host.save(str(path)), doing)
+        counts = self._hosts.save(folder)
         write_index(folder, len(self._client_ids), counts)
-        self._keep_snapshot(paths)
         return sum(counts.values())
 
     def load_clients(self, folder: Path) -> int:
@@ -177,22 +183,12 @@ class RayGrid(Grid):
         The number of hosts may be another one than when it was written. Raises FedMoEError for a missing or damaged
         file, or one of a federation of another size; the state is then undefined and the run should stop.
         """
-        paths = read_index(folder, len(self._client_ids))
-        self._wait_until_loaded()
-        sources = [str(path) for path in paths]
-        references = [host.restore(sources, len(self._hosts)) for host in self._hosts]
-        ray.wait(references, num_returns=len(references))  # or Ray complains of the errors that nobody asks for
-        doing = f"loading clients' state from {folder}"
-        count = sum(host.result(reference, doing) for host, reference in zip(self._hosts, references, strict=True))
-        self._keep_snapshot(paths)
-        return count
+        return self._hosts.load(folder, read_index(folder, len(self._client_ids)))
 
     def close(self) -> None:
         """End the hosts, and Ray if this grid has started it. May be called more than once."""
-        for host in self._hosts:
-            host.stop()
-        self._hosts.clear()
-        self._keep_snapshot([])
+        if self._fleet is not None:
+            self._fleet.close()
         if self._owns_ray:
             self._owns_ray = False
             ray.shutdown()
@@ -207,118 +203,53 @@ class RayGrid(Grid):
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
-    def _wait_until_loaded(self) -> None:
-        if not self._hosts:
-            raise FedMoEError("the simulation's grid has been closed: start a new run")
-        if not self._loaded:
-            for host in self._hosts:
-                host.wait_until_loaded()
-            self._loaded = True
+    @property
+    def _hosts(self) -> RayFleet:
+        assert self._fleet is not None
+        return self._fleet
 
-    def _send(self, requests: Sequence[Message], deadline: float | None) -> list[Chunk]:
-        self._wait_until_loaded()
-        by_host: dict[int, list[Message]] = {}
+    def _call(self, requests: Sequence[Message], deadline: float | None = None) -> Call:
+        """Number the requests and put what they share in the object store."""
+        self._hosts.wait_until_loaded()
         for request in requests:
             node_id = request.metadata.dst_node_id
             if node_id not in self._client_ids:
                 last = FIRST_NODE_ID + len(self._client_ids) - 1
                 raise FedMoEError(f"a message is addressed to node {node_id}: the nodes are {FIRST_NODE_ID} to {last}")
-            by_host.setdefault(self._client_ids[node_id] % len(self._hosts), []).append(request)
             number_message(request, str(next(self._numbers)))
-
-        keys: dict[int, int] = {}
-        references = {}
-        largest = 1
+        keys, shared = {}, {}
         for identity, record in shared_records([request.content for request in requests]).items():
             if isinstance(record, ArrayRecord):  # the others are small and travel inside the chunks
-                keys[identity] = next(self._record_keys)
-                references[keys[identity]] = ray.put(record)
-                largest = max(largest, record.count_bytes())
-        chunks = []
-        for index, batch in sorted(by_host.items()):
-            host = self._hosts[index]
-            host.share(references)
-            size = 1 if deadline is not None else chunk_size(len(batch), largest)
-            for part in batches(batch, size):
-                chunks.append(host.submit(part, [self._job(request, keys) for request in part], deadline))
-            host.forget(list(references))
-        return chunks
+                keys[identity] = next(self._keys)
+                shared[keys[identity]] = ray.put(record)
+        return Call(next(self._keys), shared, keys, deadline)
 
-    def _job(self, request: Message, keys: Mapping[int, int]) -> Job:
-        content = {name: keys.get(id(record), record) for name, record in request.content.items()}
-        return Job(self._client_ids[request.metadata.dst_node_id], request.metadata, content)
+    def _send(self, requests: Sequence[Message], call: Call) -> list[Chunk]:
+        """Cut the requests into chunks for their clients' hosts, and let these begin."""
+        by_host: dict[int, list[Message]] = {}
+        for request in requests:
+            host = int(self._hosts.pinning[self._client_ids[request.metadata.dst_node_id]])
+            by_host.setdefault(host, []).append(request)
+        chunks = {}
+        for host, batch in sorted(by_host.items()):
+            parts = batches(batch, self._chunk_size(batch, call))
+            chunks[host] = [Chunk(call, p, [self._client_ids[r.metadata.dst_node_id] for r in p]) for p in parts]
+            chunks[host][-1].last = True
+        self._hosts.add(chunks)
+        return [chunk for part in chunks.values() for chunk in part]
 
-    # --- receiving -------------------------------------------------------------------------------------------------
+    def _chunk_size(self, batch: Sequence[Message], call: Call) -> int:
+        if call.deadline is not None:
+            return 1  # each reply counts as soon as it is there
+        # Replies are about as large as what was sent.
+        size = None if call.reducer is not None else sum(record.count_bytes() for record in batch[0].content.values())
+        return chunk_size(len(batch), size, self._stacked and batch[0].metadata.message_type == "train")
 
-    def _collect(self, timeout: float | None) -> bool:
-        """Wait for the next chunk of any host and keep its replies; return False if none came in time."""
-        # A host works in order, so the next chunk to be ready is the first one of some host.
-        heads = {host.queue[0].reference: host for host in self._hosts if host.queue}
-        if not heads:
-            return False
-        ready, _ = ray.wait(list(heads), num_returns=1, timeout=timeout)
-        for reference in ready:
-            host = heads[reference]
-            try:
-                replies = ray.get(reference)
-            except RayTaskError as error:
-                self._fail(host.queue.popleft(), CLIENT_RAISED, f"its host failed: {first_line(error.cause)}")
-            except RayError as error:
-                self._revive(host, first_line(error))
-            else:
-                chunk = host.queue.popleft()
-                chunk.done = True
-                if chunk.wanted:
-                    self._replies.update(
-                        (request.metadata.message_id, self._numbered(reply))
-                        for request, reply in zip(chunk.requests, replies, strict=True)
-                        if reply is not None
-                    )
-        return bool(ready)
-
-    def _numbered(self, reply: Message) -> Message:
-        number_message(reply, str(next(self._numbers)))
-        return reply
-
-    def _fail(self, chunk: Chunk, code: int, reason: str) -> None:
-        chunk.done = True
-        if not chunk.wanted:
-            return
-        for request in chunk.requests:
-            metadata = request.metadata
-            client_id = self._client_ids[metadata.dst_node_id]
-            reply = error_reply(request, code, f"client {client_id}: {metadata.message_type}: {reason}")
-            self._replies[metadata.message_id] = self._numbered(reply)
-
-    # --- hosts that die --------------------------------------------------------------------------------------------
-
-    def _revive(self, host: RayHost, reason: str) -> None:
-        """Answer what a dead host still owed with errors and start it again, from the last snapshot if there is one.
-
-        Raises FedMoEError if it does not come up again.
-        """
-        chunks = list(host.queue)
-        host.queue.clear()
-        for chunk in chunks:
-            self._fail(chunk, HOST_DIED, f"host {host.index} died before it replied ({reason})")
-        host.stop()
-        host.start()
-        host.wait_until_loaded()
-        contents: list[str | bytes] = []
-        for file in self._snapshot:
-            file.seek(0)
-            contents.append(file.read())
-        doing = "restoring its clients' state"
-        restored = host.result(host.restore(contents, len(self._hosts)), doing) if contents else 0
-        logger.warning(
-            "host %d died and was started again; %d of its clients have their state of the last checkpoint (%s)",
-            host.index,
-            restored,
-            reason,
-        )
-
-    def _keep_snapshot(self, paths: Sequence[Path]) -> None:
-        # Open files survive that the caller renames the checkpoint's folder, and that it deletes an old checkpoint.
-        for file in self._snapshot:
-            file.close()
-        self._snapshot = [path.open("rb") for path in paths]
+    def _wait(self, chunks: Sequence[Chunk], deadline: float | None) -> None:
+        """Wait until all chunks are done, or for the deadline."""
+        waiting = list(chunks)
+        while waiting:
+            if waiting[-1].done:
+                waiting.pop()
+            elif not self._hosts.collect(None if deadline is None else max(0.0, deadline - time.time())):
+                return

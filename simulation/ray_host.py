@@ -1,9 +1,9 @@
-"""The driver's side of one host: its actor, the chunks it was given, and how it is started again after a death."""
+"""The driver's side of one host: its actor, the chunks it has yet to do, and how it is started."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,93 +14,203 @@ from ray import cloudpickle
 from ray.exceptions import RayError, RayTaskError
 
 from errors import FedMoEError
-from simulation.client_host import ClientHost, Job, RunConfig
+from simulation.client_host import ClientHost, HostSettings, Job, Work
 from simulation.ray_cluster import worker_environment
 
+IN_FLIGHT = 2  # chunks that an actor has at once: one it works on, and the next, so that it need not wait for it
+ADOPTED_BYTES = 32 << 20  # of clients' state in one call
+LOADING_LOOK = 2.0  # seconds between two looks whether there is still room for a host that does not come up
 
-@dataclass(frozen=True)
-class HostSettings:
-    """What every host of a grid is started with."""
 
-    app: str | bytes
-    num_clients: int
-    run_id: int
-    run_config: RunConfig
-    client_cpus: float
-    client_gpus: float
+@dataclass
+class Call:
+    """One exchange of messages with any number of hosts.
+
+    Attributes:
+        key: its number.
+        shared: key -> reference of a record that many messages carry, or of the reducer's factory.
+        record_keys: ``id()`` of a record of the messages -> its key in ``shared``.
+        deadline: see ``Work``.
+        reducer: key of the reducer's factory; None: all replies come back.
+        wanted: False once nobody waits for the replies.
+        replies, bytes_up: what reducers returned so far.
+    """
+
+    key: int
+    shared: dict[int, Any]
+    record_keys: dict[int, int]
+    deadline: float | None = None
+    reducer: int | None = None
+    wanted: bool = True
+    replies: list[Message] = field(default_factory=list)
+    bytes_up: int = 0
 
 
 @dataclass
 class Chunk:
-    """Requests that a host executes in one call.
+    """Messages of a call that a host executes at once, with the number of each one's client.
 
-    ``wanted``: False once nobody waits for the replies. ``done``: replied to, be it with errors.
+    ``last``: of its call and host. ``done``: its replies, errors among them, are there.
     """
 
+    call: Call
     requests: Sequence[Message]
-    reference: Any
-    wanted: bool = True
+    client_ids: Sequence[int]
+    last: bool = False
     done: bool = False
+    reference: Any = None
+
+    def work(self) -> Work:
+        """Return it as it travels: records that are shared as their keys."""
+        keys = self.call.record_keys
+        contents = {id(request.content): request.content for request in self.requests}
+        travelling = {
+            identity: {name: keys.get(id(record), record) for name, record in content.items()}
+            for identity, content in contents.items()
+        }
+        jobs = [
+            Job(client_id, request.metadata, travelling[id(request.content)])
+            for client_id, request in zip(self.client_ids, self.requests, strict=True)
+        ]
+        return Work(jobs, self.call.deadline, self.call.reducer, self.last)
 
 
-@dataclass
 class RayHost:
-    """One Ray actor with the clients whose id modulo the number of hosts is ``index``."""
+    """One Ray actor and what it owes. It executes its chunks in the order in which it got them.
 
-    index: int
-    settings: HostSettings
-    queue: deque[Chunk] = field(default_factory=deque)
+    Attributes:
+        working: chunks that the actor has, oldest first.
+        deaths: how often the actor has died since it last owed nothing.
+    """
 
-    def __post_init__(self) -> None:
-        self.start()
-
-    def start(self) -> None:
+    def __init__(self, index: int, settings: HostSettings, client_cpus: float, client_gpus: float) -> None:
         """Start the actor, without waiting for it."""
-        settings = self.settings
+        self.index = index
+        self._settings = settings
+        self._client_cpus = client_cpus
+        self._client_gpus = client_gpus
+        self.working: deque[Chunk] = deque()
+        self.deaths = 0
+        self._waiting: deque[Chunk] = deque()
+        self._merged: list[Chunk] = []  # done, but their replies are in the actor's reducer yet
+        self.start(crowded=False)
+
+    # --- the actor -------------------------------------------------------------------------------------------------
+
+    def start(self, crowded: bool) -> None:
+        """Start the actor. ``crowded``: beside the others of a machine, which is left with too little for all."""
         actor_class: Any = ray.remote(ClientHost)
         self._actor: Any = actor_class.options(
-            num_cpus=settings.client_cpus,
-            num_gpus=settings.client_gpus,
-            max_restarts=0,  # a restarted actor has lost its clients' state: the grid starts it again itself
-            runtime_env={"env_vars": worker_environment(settings.client_cpus)},
-        ).remote(settings.app, settings.num_clients, settings.run_id, settings.run_config)
+            num_cpus=0 if crowded else self._client_cpus,
+            num_gpus=0 if crowded else self._client_gpus,
+            scheduling_strategy="SPREAD",  # over the machines of a cluster, as many as fit on each
+            max_restarts=0,  # a restarted actor has lost its clients' state: the fleet starts it again itself
+            runtime_env={"env_vars": worker_environment(self._client_cpus)},
+        ).remote(self._settings)
+        self._crowded = crowded
+        self._known: set[int] = set()  # calls whose shared records the actor has
         self._loading = self._actor.load.remote()
 
-    def wait_until_loaded(self) -> None:
-        """Wait for the ClientApp's import. Raises FedMoEError if it fails, or if the actor dies of it."""
+    def wait_until_loaded(self, fits: Callable[[], bool]) -> None:
+        """Wait for the ClientApp's import; ``fits``: whether the cluster has, by now, room for all hosts.
+
+        Raises FedMoEError if the import fails, or (HostDied) if the actor dies of it.
+        """
+        while not ray.wait([self._loading], timeout=LOADING_LOOK)[0]:
+            if not self._crowded and not fits():
+                self.stop()
+                self.start(crowded=True)
         self._get(self._loading, "loading the client app")
 
-    def share(self, records: Mapping[int, Any]) -> None:
-        """Hand over references of records that later jobs name by key; each is deserialised once."""
-        for key, reference in records.items():
-            self._actor.receive.options(num_returns=0).remote(key, reference)
+    def stop(self) -> None:
+        """End the actor at once."""
+        ray.kill(self._actor)
 
-    def forget(self, keys: Sequence[int]) -> None:
-        """Let the host drop shared records, once it has done what it was given so far."""
-        self._actor.forget.options(num_returns=0).remote(list(keys))
+    # --- chunks ----------------------------------------------------------------------------------------------------
 
-    def submit(self, requests: Sequence[Message], jobs: Sequence[Job], deadline: float | None) -> Chunk:
-        """Queue a chunk; the host executes its chunks in the order they were submitted."""
-        chunk = Chunk(requests, self._actor.execute.remote(list(jobs), deadline))
-        self.queue.append(chunk)
+    @property
+    def idle(self) -> bool:
+        """Whether it owes nothing."""
+        return not self.working and not self._waiting
+
+    def add(self, chunks: Sequence[Chunk]) -> None:
+        """Have chunks executed after those that it has got."""
+        self._waiting.extend(chunks)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Hand chunks to the actor, a few at a time: their replies take up memory until they are read."""
+        while self._waiting and len(self.working) < IN_FLIGHT:
+            chunk = self._waiting.popleft()
+            if chunk.call.key not in self._known:
+                self._known.add(chunk.call.key)
+                for key, reference in chunk.call.shared.items():
+                    self._actor.receive.options(num_returns=0).remote(key, reference)
+            chunk.reference = self._actor.execute.remote(chunk.work())
+            self.working.append(chunk)
+
+    def finish(self) -> Chunk:
+        """Take the oldest chunk off the actor's list, its outcome having come."""
+        chunk = self.working.popleft()
+        chunk.done = True
+        if chunk.last:
+            self._forget(chunk.call)
+        elif chunk.call.reducer is not None:
+            self._merged.append(chunk)
+        if self.idle:
+            self.deaths = 0
+        self.go_on()
         return chunk
+
+    def give_up(self, call: Call) -> None:
+        """Do no more of a call; what the actor is at it finishes."""
+        self._waiting = deque(chunk for chunk in self._waiting if chunk.call is not call)
+        self._forget(call)
+
+    def unfinished(self) -> list[Chunk]:
+        """Take everything off the list that is not done for good, and return it in order; begin all calls anew."""
+        chunks = [*self._merged, *self.working, *self._waiting]
+        for call in {chunk.call.key: chunk.call for chunk in chunks}.values():
+            self._forget(call)
+        self._merged, self.working, self._waiting = [], deque(), deque()
+        for chunk in chunks:
+            chunk.done = False
+        return chunks
+
+    def _forget(self, call: Call) -> None:
+        self._merged = [chunk for chunk in self._merged if chunk.call is not call]
+        if call.key in self._known:
+            self._known.remove(call.key)
+            self._actor.forget.options(num_returns=0).remote(list(call.shared))
+
+    # --- private state ---------------------------------------------------------------------------------------------
 
     def save(self, path: str) -> Any:
         """Begin to write the clients' state; pass what is returned to ``result``."""
         return self._actor.save.remote(path)
 
-    def restore(self, sources: Sequence[str | bytes], hosts: int) -> Any:
-        """Begin to replace the clients' state; pass what is returned to ``result``."""
-        return self._actor.restore.remote(list(sources), self.index, hosts)
+    def restore(self, paths: Sequence[str], pinning: Any) -> Any:
+        """Begin to replace the clients' state by that in files; pass what is returned to ``result``."""
+        return self._actor.restore.remote(list(paths), pinning, self.index)
+
+    def replace(self, states: Iterator[tuple[int, bytes]]) -> int:
+        """Replace the clients' state; return the number of clients. Raises FedMoEError (HostDied) if that fails."""
+        doing = "restoring its clients' state"
+        self._get(self._actor.clear.remote(), doing)
+        batch: list[tuple[int, bytes]] = []
+        size = 0
+        for client_id, state in states:
+            batch.append((client_id, state))
+            size += len(state)
+            if size > ADOPTED_BYTES:
+                self._get(self._actor.adopt.remote(batch), doing)
+                batch, size = [], 0
+        return self.result(self._actor.adopt.remote(batch), doing)
 
     def result(self, reference: Any, doing: str) -> int:
         """Wait for ``save`` or ``restore`` and return its number of clients. Raises FedMoEError if it failed."""
         count: int = self._get(reference, doing)
         return count
-
-    def stop(self) -> None:
-        """End the actor at once."""
-        ray.kill(self._actor)
 
     def _get(self, reference: Any, doing: str) -> Any:
         try:
@@ -114,7 +224,7 @@ class RayHost:
 
 
 class HostDied(FedMoEError):
-    """The actor's process is gone, and with it what its clients kept since the last snapshot."""
+    """The actor's process is gone, and with it what it had not handed over."""
 
 
 def first_line(error: BaseException) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -55,6 +58,47 @@ def train(message: Message, context: Context) -> Message:
     if listed(config, "lock", client_id):
         content.__dict__["lock"] = threading.Lock()
     return Message(content, reply_to=message)
+
+
+def train_stack(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool) -> list[Message]:
+    """What ``train`` does, for many clients at once; merged, it tells of 1,000 bytes a client."""
+    replies = [train(message, context) for message, context in zip(messages, contexts, strict=True)]
+    if not reduce:
+        return [reply for reply in reversed(replies) if reply is not None]
+    summing = Summing()
+    for reply in replies:
+        summing.add(reply)
+    merged = summing.replies()
+    merged[0].content["metrics"]["bytes-up"] = 1000 * len(replies)
+    return merged
+
+
+class Summing:
+    """A reducer: the sums of the arrays and of the metrics, in double precision."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, np.ndarray] = {}
+        self.metrics: Counter[str] = Counter()
+        self.first: Message | None = None
+        self.errors: list[Message] = []
+
+    def add(self, reply: Message) -> None:
+        if reply.has_error():
+            self.errors.append(reply)
+            return
+        self.first = self.first or reply
+        metrics = dict(reply.content["metrics"])
+        self.metrics.update({"num-clients": 1} | metrics)
+        for name, array in reply.content["arrays"].items():
+            self.arrays[name] = self.arrays.get(name, 0) + array.numpy().astype(np.float64)
+
+    def replies(self) -> list[Message]:
+        if self.first is None:
+            return self.errors
+        arrays = ArrayRecord({name: Array(value) for name, value in self.arrays.items()})
+        merged = copy.copy(self.first)
+        merged.content = RecordDict({"arrays": arrays, "metrics": MetricRecord(dict(self.metrics))})
+        return [merged, *self.errors]
 
 
 def visits(context: Context) -> int:

@@ -11,18 +11,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simulation_apps as apps
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from errors import FedMoEError
-from simulation.client_host import ClientHost, Job, load_client_app
+from simulation.client_call import load_client_app
+from simulation.client_host import ClientHost, HostSettings, Job, Work
 from simulation.flower_runtime import begin_run, copy_records, number_message, records_from_bytes, records_to_bytes
+from simulation.reduction import clients_in
 
 
-def new_host() -> ClientHost:
-    host = ClientHost("simulation_apps:app", 4, 1, {"colour": "green"})
+def settings(app: str | bytes = "simulation_apps:app", stacked: str | None = None) -> HostSettings:
+    return HostSettings(app, 4, 1, {"colour": "green"}, stacked)
+
+
+def new_host(stacked: str | None = None) -> ClientHost:
+    host = ClientHost(settings(stacked=stacked))
     host.load()
     return host
+
+
+def execute(host: ClientHost, jobs: list[Job], deadline: float | None = None) -> list[Message | None]:
+    return host.execute(Work(jobs, deadline)).replies
 
 
 def job(client_id: int, kind: str = "train", **config: object) -> Job:
@@ -67,27 +77,108 @@ def test_shared_records_until_forgotten() -> None:
     plain = job(0)
     shared = Job(0, plain.metadata, {"arrays": 1, "config": plain.content["config"]})
     spoil = job(1, spoil=[1]).content["config"]
-    first, second, third = host.execute([plain, Job(1, plain.metadata, {"arrays": 1, "config": spoil}), shared], None)
+    first, second, third = execute(host, [plain, Job(1, plain.metadata, {"arrays": 1, "config": spoil}), shared])
     assert first is not None and second is not None and third is not None
     assert second.has_content() and first.content["arrays"] == third.content["arrays"]
     host.forget([1, 5])
     with pytest.raises(KeyError):
-        host.execute([shared], None)
+        execute(host, [shared])
 
 
 def test_only_clients_with_state_are_kept(tmp_path: Path) -> None:
     host = new_host()
-    host.execute([job(0), job(1, stateless=[1]), job(2, **{"raise": [2]})], None)
+    execute(host, [job(0), job(1, stateless=[1]), job(2, **{"raise": [2]})])
     path = str(tmp_path / "file")
     assert host.save(path) == 1
-    assert host.restore([path], 1, 2) == 0
-    assert host.restore([Path(path).read_bytes()], 0, 2) == 1
-    replies = host.execute([job(0, "evaluate"), job(1, "evaluate")], None)
+    assert host.restore([path], np.arange(4) % 2, 1) == 0
+    assert host.restore([path], np.arange(4) % 2, 0) == 1
+    replies = execute(host, [job(0, "evaluate"), job(1, "evaluate")])
     assert [reply.content["config"]["visits"] for reply in replies if reply is not None] == [1, 0]
 
 
+def test_what_changed_is_handed_over() -> None:
+    host = new_host()
+    outcome = host.execute(Work([job(0), job(1, stateless=[1]), job(2, **{"raise": [2]}), job(3)]))
+    assert [client for client, _ in outcome.changed] == [0, 3]
+    assert host.execute(Work([job(0, "evaluate")])).changed == [], "an evaluation has changed nothing"
+    other = new_host()
+    assert other.adopt(outcome.changed) == 2
+    contents = [[reply.content for reply in execute(h, [job(3)]) if reply] for h in (host, other)]
+    assert contents[0] == contents[1]
+    assert other.adopt([(0, b"")]) == 1, "a client that keeps nothing any more"
+    other.clear()
+    assert other.adopt([]) == 0
+
+
+def test_replies_are_merged_in_the_host() -> None:
+    host = new_host()
+    host.receive(7, apps.Summing)
+    jobs = [job(client, **{"raise": [1]}) for client in range(4)]
+    assert host.execute(Work(jobs[:2], reducer=7)).replies == []
+    outcome = host.execute(Work(jobs[2:], reducer=7, last=True))
+    merged, error = outcome.replies
+    assert merged is not None and error is not None and clients_in(merged) == 3
+    assert error.error.reason == "client 1: train: RuntimeError: out of luck"
+    single = [reply for reply in execute(new_host(), jobs) if reply is not None and reply.has_content()]
+    expected = np.sum([reply.content["arrays"]["w"].numpy() for reply in single], axis=0)
+    np.testing.assert_allclose(merged.content["arrays"]["w"].numpy(), expected, rtol=1e-6)
+    assert outcome.bytes_up == sum(r.count_bytes() for reply in single for r in reply.content.values())
+    host.forget([7])
+    with pytest.raises(KeyError):
+        host.execute(Work(jobs, reducer=7))
+
+
+@pytest.mark.parametrize("reduce", [False, True])
+def test_a_stack_is_executed_at_once(reduce: bool) -> None:
+    host, single = new_host("simulation_apps:train_stack"), new_host()
+    jobs = [job(client) for client in (2, 0, 3)]
+    host.receive(7, apps.Summing)
+    for _ in range(2):
+        outcome = host.execute(Work(jobs, reducer=7 if reduce else None, last=True))
+        expected = [reply for reply in execute(single, jobs) if reply is not None]
+        assert outcome.notes == [] and [client for client, _ in outcome.changed] == [2, 0, 3]
+        if reduce:
+            host.forget([7])
+            host.receive(7, apps.Summing)
+            assert outcome.bytes_up == 3 * 1000, "the stacked function says what its clients would have sent"
+            assert outcome.replies[0] is not None and clients_in(outcome.replies[0]) == 3
+            assert "bytes-up" not in outcome.replies[0].content["metrics"]
+        else:
+            assert [reply.content["arrays"] for reply in outcome.replies if reply] == [
+                reply.content["arrays"] for reply in expected
+            ]
+    assert execute(host, [job(0, "evaluate")])[0].content["config"]["visits"] == 2  # type: ignore[union-attr]
+    assert execute(host, jobs, time.time() - 1) == [None] * 3
+
+
+@pytest.mark.parametrize("fault", ["raise", "nothing"])
+def test_a_stack_that_fails_goes_one_by_one(fault: str) -> None:
+    host, single = new_host("simulation_apps:train_stack"), new_host()
+    jobs = [job(client, **{fault: [1]}) for client in range(3)]
+    outcome = host.execute(Work(jobs))
+    assert [reply.has_error() for reply in outcome.replies if reply] == [False, True, False]
+    assert len(outcome.notes) == 1 and "one by one where a stack of them fails" in outcome.notes[0]
+    expected = single.execute(Work(jobs))
+    assert outcome.changed == expected.changed
+    assert outcome.replies[2].content == expected.replies[2].content  # type: ignore[union-attr]
+
+
+def test_a_state_that_has_no_wire_format_fails_its_client() -> None:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        context.state["config"] = ConfigRecord({"huge": 2**70})
+        return Message(RecordDict(), reply_to=message)
+
+    host = new_host()
+    host._app = app
+    reply = execute(host, [job(2)])[0]
+    assert reply is not None and str(reply.error.reason).startswith("client 2: train: ValueError")
+
+
 def test_nothing_begins_after_the_deadline() -> None:
-    assert new_host().execute([job(0)], time.time() - 1) == [None]
+    assert execute(new_host(), [job(0)], time.time() - 1) == [None]
 
 
 def test_a_client_cannot_change_the_run_config_of_the_next() -> None:
@@ -99,9 +190,9 @@ def test_a_client_cannot_change_the_run_config_of_the_next() -> None:
         context.run_config["colour"] = "gone"  # type: ignore[attr-defined]
         return Message(RecordDict({"config": config}), reply_to=message)
 
-    host = ClientHost("simulation_apps:app", 4, 1, {"colour": "green"})
+    host = new_host()
     host._app = app
-    replies = host.execute([job(0, "query"), job(0, "query")], None)
+    replies = execute(host, [job(0, "query"), job(0, "query")])
     assert [reply.content["config"]["colour"] for reply in replies if reply is not None] == ["green", "green"]
 
 
@@ -122,7 +213,7 @@ def test_an_app_that_cannot_be_loaded_is_named(reference: str, message: str) -> 
 
 def test_an_app_object_that_does_not_arrive() -> None:
     with pytest.raises(FedMoEError, match="cannot be sent to the clients' hosts"):
-        ClientHost(pickle.dumps(apps.app)[:20], 1, 1, {}).load()
+        ClientHost(settings(pickle.dumps(apps.app)[:20])).load()
 
 
 def test_the_package_does_not_import_torch() -> None:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import simulation_apps as apps
 from flwr.app import RecordDict
 
-from simulation.dispatch import CHUNK_BYTES, CHUNK_MESSAGES, ClientIds, batches, chunk_size, shared_records
+from simulation.dispatch import (
+    CHUNK_BYTES,
+    CHUNK_MESSAGES,
+    MERGED_MESSAGES,
+    STACKED_MESSAGES,
+    ClientIds,
+    batches,
+    chunk_size,
+    shared_records,
+)
 from simulation.flower_runtime import begin_run
 
 
 def test_a_million_ids_need_no_table() -> None:
     ids = ClientIds(1_000_000)
     assert (len(ids), ids[2], ids[1_000_001], next(iter(ids))) == (1_000_000, 0, 999_999, 2)
+    back = ids.inverse()
+    assert (len(back), back[0], back[999_999], ids[back[12]]) == (1_000_000, 2, 1_000_001, 12)
+    assert 1_000_000 not in back
+    assert np.array_equal(np.asarray(back), np.arange(1_000_000)) and np.asarray(ids)[0] == 2
+    assert list(ClientIds(3).values()) == [0, 1, 2] and 2 in ClientIds(3).values()
     for nobody in (0, 1, 1_000_002):
         with pytest.raises(KeyError):
             ids[nobody]
@@ -32,6 +47,26 @@ def test_a_million_ids_need_no_table() -> None:
 )
 def test_chunk_size(messages: int, content_bytes: int, size: int) -> None:
     assert chunk_size(messages, content_bytes) == size
+
+
+@pytest.mark.parametrize(
+    ("messages", "reply_bytes", "stacked", "size"),
+    [
+        (1, None, False, 1),
+        (MERGED_MESSAGES, None, False, MERGED_MESSAGES),
+        (MERGED_MESSAGES + 1, None, False, MERGED_MESSAGES // 2 + 1),
+        (STACKED_MESSAGES, None, True, STACKED_MESSAGES),
+        (302, None, True, 151),
+        (302, 1, True, 151),
+        (302, CHUNK_BYTES // 100, True, 76),
+        (302, CHUNK_BYTES * 2, True, 1),
+        (3, 0, False, 1),
+    ],
+)
+def test_chunk_size_of_merged_replies_and_stacks(
+    messages: int, reply_bytes: int | None, stacked: bool, size: int
+) -> None:
+    assert chunk_size(messages, reply_bytes, stacked) == size
 
 
 def test_batches() -> None:

@@ -1,0 +1,46 @@
+"""Clients are dealt out to hosts evenly."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from errors import FedMoEError
+from simulation.pinning import pin_clients
+
+
+def test_without_loads_it_is_the_id_modulo_hosts() -> None:
+    assert pin_clients(5, 2).tolist() == [0, 1, 0, 1, 0]
+
+
+def test_by_hand() -> None:
+    # 7 | 5; then 4 to the second (9), 3 to the first (10), 1 to the second (10).
+    assert pin_clients(5, 2, [5, 3, 7, 1, 4]).tolist() == [1, 0, 0, 1, 1]
+    assert pin_clients(4, 2, [0, 0, 0, 0]).tolist() == [0, 1, 0, 1]
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=60), st.integers(1, 7))
+def test_hosts_differ_by_one_client_at_most(loads: list[int], hosts: int) -> None:
+    pinning = pin_clients(len(loads), hosts, loads)
+    assert ((pinning >= 0) & (pinning < hosts)).all()
+    sums = np.bincount(pinning, weights=loads, minlength=hosts)
+    assert sums.max() - sums.min() <= max(loads)
+
+
+def test_a_million_clients_take_no_time() -> None:
+    loads = np.random.default_rng(0).pareto(1.5, 1_000_000) * 20
+    began = time.process_time()
+    pinning = pin_clients(len(loads), 4, loads)
+    assert time.process_time() - began < 5  # about a half second on an idle machine
+    sums = np.bincount(pinning, weights=loads)
+    assert sums.max() / sums.min() < 1.0001
+
+
+@pytest.mark.parametrize("loads", [[1, 2], [1, 2, -1], [1, 2, np.nan], [[1, 2, 3]]])
+def test_what_is_no_load(loads: object) -> None:
+    with pytest.raises(FedMoEError, match="loads"):
+        pin_clients(3, 2, loads)  # type: ignore[arg-type]
