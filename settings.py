@@ -224,7 +224,7 @@ class SimulationSettings(Section):
     aggregate_in_hosts: bool = Field(
         True, description="actors merge their clients' replies, where the strategy needs no more than weighted means"
     )
-    stack_size: Count = Field(16, description="clients that the vectorized engine trains at once")
+    stack_size: Count = Field(24, description="windows that the vectorized engine trains at once")
     state_memory: Count = Field(512, description="MiB of private state in each actor's memory; the rest is on disk")
     client_cpus: Positive = Field(1.0, description="CPUs of a client (client_resources num_cpus)")
     client_gpus: NonNegative = Field(0.0, description="GPUs of a client, a fraction shares one (num_gpus)")

@@ -44,7 +44,11 @@ class WindowScores(NamedTuple):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> WindowScores:
         """Apply a function to every tensor."""
-        return WindowScores(*(None if tensor is None else change(tensor) for tensor in self))  # type: ignore[arg-type]
+        return WindowScores(*(change(tensor) for tensor in self.tensors()))
+
+    def tensors(self) -> list[Tensor]:
+        """Return those that there are; ``WindowScores(*tensors)`` puts them together again."""
+        return [tensor for tensor in self if tensor is not None]
 
 
 class Losses(NamedTuple):

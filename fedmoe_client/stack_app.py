@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ def train(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool
     members = [_member(this, place) for place in range(len(messages))]
     replies: dict[int, Message] = {}
     total = _sum(this) if reduce else None
-    for stack in stacks_of(members, this.bench.settings.simulation.stack_windows):
+    for stack in stacks_of(members, this.bench.settings.simulation.stack_size):
         try:
             trained = this.trainer.train(stack, this.server, int(this.config["server-round"]))
         except (FloatingPointError, FedMoEError):  # one of them at fault: the others must not pay for it
@@ -83,7 +83,7 @@ def _begin(messages: Sequence[Message], contexts: Sequence[Context]) -> _Round:
         name: torch.from_numpy(array).to(bench.device)
         for name, array in zip(bench.names, bench.decode(arrays), strict=True)
     }
-    shared = bench.names_in(list(config["shared"]))
+    shared = bench.names_in(cast(list[str], config["shared"]))
     _require_stackable(bench, shared, config)
     return _Round(bench, _trainer(bench), messages, contexts, config, server, shared)
 
@@ -96,9 +96,7 @@ def _sum(this: _Round) -> UpdateSum:
 def _require_stackable(bench: Workbench, shared: Sequence[str], config: Mapping[str, Any]) -> None:
     training = bench.settings.training
     if training.loss == "softmax":
-        raise FedMoEError(
-            "training.loss = softmax runs over the whole catalogue, which clients cannot share in a stack"
-        )
+        raise FedMoEError("training.loss = softmax runs over the whole catalogue, which does not stack")
     if TABLE not in shared:
         raise FedMoEError("the group 'embedding' is private, and a table of its own for each client does not stack")
     if config.get("proximal-mu", 0.0) and training.local_epochs > 1:
@@ -126,7 +124,7 @@ def _keep_private(this: _Round, trained: Trained) -> None:
     values = {name: trained.parameters[name].cpu().numpy() for name in private}
     for row, member in enumerate(trained.members):
         state = PrivateParameters(this.contexts[this.places[member.client]].state)
-        state.save({name: value[row].copy() for name, value in values.items()})
+        state.save({name: np.array(value[row]) for name, value in values.items()})
 
 
 def _each(this: _Round, trained: Trained) -> Iterator[tuple[int, Message]]:
@@ -136,7 +134,7 @@ def _each(this: _Round, trained: Trained) -> Iterator[tuple[int, Message]]:
     touched = trained.touched.cpu().numpy()
     for row, member in enumerate(trained.members):
         size = np.count_nonzero(touched[row]) + 1  # rows beyond the client's own are padding
-        own = {name: value[row] for name, value in values.items()}
+        own = {name: np.asarray(value[row]) for name, value in values.items()}
         sent = to_send(this.bench, own | {TABLE: own[TABLE][:size]}, touched[row, :size], table, this.shared)
         numbers = {name: float(value[row]) for name, value in trained.metrics.items()}
         metrics = MetricRecord({"num-examples": member.steps.examples, **numbers})

@@ -19,7 +19,7 @@ from torch import Tensor
 from fedmoe_client.stacked import Trained
 from fedmoe_client.sub_catalogue import ROWS, TABLE, travels_as_rows
 
-HEADER = 128  # bytes of an array's serialised form beside its values
+HEADER = 128  # bytes of an array's serialised form beside its values and its name
 
 
 class UpdateSum:
@@ -75,11 +75,10 @@ class UpdateSum:
     def _bytes_of_replies(self, touched: Tensor) -> int:
         """Return the bytes of the arrays that the clients of a stack would have sent, one by one."""
         table = self._server[TABLE]
-        others = sum(each.nbytes + HEADER for name, each in self._server.items() if name != TABLE)
+        always = sum(each.nbytes + HEADER + len(name) for name, each in self._server.items()) - table.nbytes
         row = table[0].nbytes + 8
-        rows = (touched > 0).sum(dim=1).tolist()
-        sizes = [
-            row * count + 2 * HEADER if self._rows_travel and row * count < table.nbytes else table.nbytes + HEADER
-            for count in rows
-        ]
-        return sum(sizes) + len(rows) * others
+        total = 0
+        for count in (touched > 0).sum(dim=1).tolist():
+            alone = self._rows_travel and row * count < table.nbytes
+            total += always + (row * count + HEADER + len(ROWS) if alone else table.nbytes)
+        return total

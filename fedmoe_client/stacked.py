@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fedmoe_client.batches import WindowBatch
-from fedmoe_client.objective import Losses, losses_of, window_scores
+from fedmoe_client.objective import Losses, WindowScores, losses_of, window_scores
 from fedmoe_client.step_report import step_report
 from fedmoe_client.sub_catalogue import TABLE, renumbered, touched_items
 from fedmoe_client.training import LocalSteps, decayed, optimizer_over, warmed_up
@@ -84,12 +84,10 @@ class StackTrainer:
         parameters = _start(members, server, touched)
         optimizer = optimizer_over(parameters, self._decayed, self.training, warmed_up(self.training, server_round))
         torch.manual_seed(members[0].steps.dropout_seed)
-        windows = torch.stack(
-            [(batch.targets > 0).view(len(members), -1).sum(dim=1) for batch in batches]
-        )  # [steps, C]
+        targets = torch.stack([(batch.targets > 0).view(len(members), -1).sum(dim=1) for batch in batches])
         reports = [self._step(parameters, batch, touched, optimizer) for batch in batches]
         means = {
-            name: (torch.stack([report[name] for report in reports]) * windows).sum(dim=0) / windows.sum(dim=0)
+            name: (torch.stack([report[name] for report in reports]) * targets).sum(dim=0) / targets.sum(dim=0)
             for name in reports[0]
         }
         return Trained(members, {name: each.detach() for name, each in parameters.items()}, touched, means)
@@ -101,7 +99,9 @@ class StackTrainer:
         clients = len(touched)
         self._model.load(parameters, touched, len(batch.context) // clients)
         scores = window_scores(self._model, batch, self.num_items).by_client(clients)
-        losses: Losses = _over_clients(lambda each: losses_of(each, self.num_items, self.training))(scores)
+        losses: Losses = vmap(lambda *each: losses_of(WindowScores(*each), self.num_items, self.training))(
+            *scores.tensors()
+        )
         if not bool(losses.ranking.isfinite().all()):
             raise FloatingPointError("a loss in the stack is not finite")
         optimizer.zero_grad()
@@ -109,9 +109,9 @@ class StackTrainer:
         gate = parameters.get("gate.value")
         gradient = None if gate is None or gate.grad is None else gate.grad.clone()
         clip_each(parameters, self.training)
-        numbers: dict[str, Tensor] = _over_clients(
-            lambda each, loss: step_report(each, loss, self.experts, self.competes)
-        )(scores.map(Tensor.detach), Losses(*(loss.detach() for loss in losses)))
+        numbers: dict[str, Tensor] = vmap(
+            lambda loss, *each: step_report(WindowScores(*each), loss, self.experts, self.competes)
+        )(Losses(*(loss.detach() for loss in losses)), *scores.map(Tensor.detach).tensors())
         optimizer.step()
         if gate is not None and gradient is not None:
             numbers |= {"gate": gate.detach().clone(), "gate-gradient": gradient}
@@ -125,21 +125,12 @@ def clip_each(parameters: Mapping[str, Tensor], training: TrainingSettings) -> N
         gate.grad.clamp_(-training.clip_gate, training.clip_gate)
     if not training.clip_norm:
         return
-    gradients = [
-        each.grad.flatten(1) if each.grad.dim() > 1 else each.grad.unsqueeze(1)
-        for each in parameters.values()
-        if each.grad is not None
-    ]
+    gradients = [each.grad.reshape(len(each), -1) for each in parameters.values() if each.grad is not None]
     norms = torch.stack([torch.linalg.vector_norm(gradient, dim=1) for gradient in gradients]).norm(dim=0)  # [C]
     factors = (training.clip_norm / (norms + 1e-6)).clamp_max(1.0).unsqueeze(1)
     if bool((factors < 1.0).any()):
         for gradient in gradients:
             gradient.mul_(factors)
-
-
-def _over_clients(function):  # type: ignore[no-untyped-def]
-    """Map a function of one client's tensors over the leading dimension."""
-    return vmap(function)
 
 
 def _joined(members: Sequence[Member], num_items: int) -> tuple[Tensor, list[WindowBatch]]:
@@ -173,8 +164,8 @@ def _start(members: Sequence[Member], server: Mapping[str, Tensor], touched: Ten
     for name, shared in server.items():
         if name == TABLE:
             start = shared.index_select(0, touched.flatten()).view(*touched.shape, -1)
-        elif name in members[0].own:
-            start = torch.stack([member.own[name] for member in members])
+        elif any(name in member.own for member in members):
+            start = torch.stack([member.own.get(name, shared) for member in members])
         else:
             start = shared.expand(len(members), *shared.shape).clone()
         found[name] = start.requires_grad_()

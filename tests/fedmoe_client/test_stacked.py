@@ -1,0 +1,161 @@
+"""Clients in stacks: the same replies and the same private parameters as one by one, and their mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from errors import FedMoEError
+from fedmoe_client import stack_app
+from fedmoe_client.app import app
+from fedmoe_client.stacked import Member, stacks_of
+from fedmoe_client.training import LocalSteps
+from fedmoe_client.workbench import workbench
+from model.build import initial_arrays
+from settings import GROUPS
+from settings_loading import load_settings, to_run_config
+from strategies.reply_mean import ReplyMean
+
+WORDS = (
+    "dataset=synthetic users=14 data.synthetic.items=40 dim=8 attention_dim=8 blocks=1 max_seq_len=6 memory_size=6 "
+    "memory_refresh=3 num_negatives=5 learning_rate=0.5 dropout=0"
+).split()
+SHARED = ["embedding", "backbone", "visual_expert", "semantic_expert"]
+CASES = [
+    "clip_norm=0.2",
+    "item_representation=id local_epochs=2 batch_size=2",
+    "fusion=competitive score=cosine loss=bpr",
+    "fusion=score loss=gbce decoy_rows=2",
+    "mixture=false weight_decay=0.1 momentum=0.5 local_epochs=2",
+    "visual_file=noise text_file=null norm_sequence=false item_updates=dense",
+]
+
+
+def messages_of(
+    run_config: dict[str, Any], shared: list[str], server_round: int, states: dict[int, RecordDict]
+) -> tuple[list[Message], list[Context]]:
+    """Return a train message and a context for each of the clients, all with the same arrays."""
+    bench = workbench(run_config)
+    arrays = ArrayRecord({name: Array(each) for name, each in initial_arrays(bench.settings, bench.dataset).items()})
+    config = ConfigRecord({"server-round": server_round, "shared": shared})
+    messages, contexts = [], []
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    for client, state in states.items():
+        messages.append(Message(RecordDict({"arrays": arrays, "config": config}), client + 1, "train"))
+        node = {"partition-id": client, "num-partitions": 14}
+        contexts.append(Context(1, client + 1, node, state, dict(run_config)))
+    return messages, contexts
+
+
+def values_of(record: ArrayRecord) -> dict[str, np.ndarray]:
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def assert_same(found: ArrayRecord, expected: ArrayRecord) -> None:
+    assert list(found) == list(expected)
+    for name, value in values_of(found).items():
+        np.testing.assert_allclose(value, expected[name].numpy(), atol=1e-6, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("words", CASES)
+def test_a_stack_is_its_clients_one_by_one(words: str) -> None:
+    run_config = to_run_config(load_settings([*WORDS, *words.split()])[0])
+    alone = {client: RecordDict() for client in range(14)}
+    stacked = {client: RecordDict() for client in range(14)}
+    for server_round in (1, 2):  # in the second one, clients have private parameters of their own
+        messages, contexts = messages_of(run_config, SHARED, server_round, alone)
+        expected = [app(message, context) for message, context in zip(messages, contexts, strict=True)]
+        found = stack_app.train(*messages_of(run_config, SHARED, server_round, stacked), reduce=False)
+        assert len(found) == len(expected)
+        for reply, like in zip(found, expected, strict=True):
+            assert reply.metadata.dst_node_id == like.metadata.dst_node_id
+            assert_same(reply.content.array_records["arrays"], like.content.array_records["arrays"])
+            assert dict(reply.content["metrics"]) == pytest.approx(dict(like.content["metrics"]), abs=1e-4)
+    for client, state in alone.items():
+        if "private" in state:
+            assert_same(stacked[client]["private"], state["private"])
+        assert len(stacked[client]) == len(state)
+
+
+def test_adam_is_each_clients_own() -> None:
+    # But for a few entries: where a true gradient is zero, Adam makes a whole step of its rounding error.
+    run_config = to_run_config(load_settings([*WORDS, "optimizer=adam", "learning_rate=0.01"])[0])
+    messages, contexts = messages_of(run_config, SHARED, 1, {client: RecordDict() for client in range(4)})
+    found = stack_app.train(messages, contexts, reduce=False)
+    for reply, message, context in zip(found, messages, contexts, strict=True):
+        like = app(message, context).content
+        assert reply.content["metrics"]["loss"] == pytest.approx(like["metrics"]["loss"], rel=1e-5)
+        rows, expected = (content["arrays"]["items.ids.weight"].numpy() for content in (reply.content, like))
+        assert np.mean(np.abs(rows - expected) > 1e-5) < 0.01
+
+
+@pytest.mark.parametrize("words", ["stack_size=1", "stack_size=100", "item_updates=dense"])
+def test_the_mean_of_a_stack_is_that_of_its_replies(words: str) -> None:
+    run_config = to_run_config(load_settings([*WORDS, *words.split()])[0])
+    bench = workbench(run_config)
+    server = {name: Array(each) for name, each in initial_arrays(bench.settings, bench.dataset).items()}
+    replies = []
+    for reduce in (False, True):
+        messages, contexts = messages_of(run_config, list(GROUPS), 1, {client: RecordDict() for client in range(14)})
+        mean = ReplyMean(server)
+        for reply in stack_app.train(messages, contexts, reduce):
+            mean.add(reply)
+        replies.append(mean.replies())
+    [one_by_one], [at_once] = replies
+    assert_same(at_once.content["arrays"], one_by_one.content["arrays"])
+    expected, found = (dict(reply.content["metrics"]) for reply in (one_by_one, at_once))
+    assert found.pop("num-bytes") == pytest.approx(expected.pop("num-bytes"), rel=0.02)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert found["num-clients"] == 14
+
+
+def test_dropout_differs_between_rounds_and_is_the_same_again() -> None:
+    run_config = to_run_config(load_settings([*WORDS, "dropout=0.5"])[0])
+    results = []
+    for server_round in (1, 1, 2):
+        messages, contexts = messages_of(run_config, list(GROUPS), server_round, {c: RecordDict() for c in range(5)})
+        [mean] = stack_app.train(messages, contexts, reduce=True)
+        results.append(mean.content["arrays"]["items.ids.weight"].numpy().tobytes())
+    assert results[0] == results[1] != results[2]
+
+
+def test_a_client_that_fails_costs_itself_alone() -> None:
+    run_config = to_run_config(load_settings(WORDS)[0])
+    states = {client: RecordDict() for client in range(5)}
+    messages, contexts = messages_of(run_config, SHARED, 1, states)
+    gate = {"gate.value": np.array(np.nan, np.float32)}
+    stack_app.PrivateParameters(states[3]).save(gate)
+    replies = stack_app.train(messages, contexts, reduce=True)
+    failed = [reply for reply in replies if reply.has_error()]
+    assert [reply.error.reason[:40] for reply in failed] == ["client 3: train: FloatingPointError: the"]
+    assert sum(reply.content["metrics"].get("num-clients", 1) for reply in replies if reply.has_content()) == 4
+    assert list(states[3]["private"]) == ["gate.value"]  # as it was
+
+
+@pytest.mark.parametrize(
+    ("words", "shared", "complaint"),
+    [
+        ("loss=softmax", SHARED, "training.loss = softmax"),
+        ("dropout=0", ["backbone"], "group 'embedding' is private"),
+    ],
+)
+def test_what_cannot_be_stacked_is_said(words: str, shared: list[str], complaint: str) -> None:
+    run_config = to_run_config(load_settings([*WORDS, *words.split()])[0])
+    messages, contexts = messages_of(run_config, shared, 1, {0: RecordDict(), 1: RecordDict()})
+    with pytest.raises(FedMoEError, match=complaint):
+        stack_app.train(messages, contexts, reduce=True)
+
+
+def test_stacks_hold_clients_of_one_shape() -> None:
+    def member(client: int, *windows: int) -> Member:
+        batches: list[Any] = [type("Batch", (), {"context": torch.zeros(count, 3)}) for count in windows]
+        return Member(client, LocalSteps(batches, 1, 0), {})
+
+    members = [member(0, 2), member(1, 1), member(2, 2), member(3, 2), member(4, 9), member(5, 2, 1)]
+    stacks = [[each.client for each in stack] for stack in stacks_of(members, 4)]
+    assert stacks == [[1], [0, 2], [3], [5], [4]]
