@@ -151,7 +151,8 @@ class FedMoEClient(NumPyClient):
     def _proximal(self, shared: list[str], mu: float) -> Proximal | None:
         if mu == 0.0:
             return None
-        tensors = [self.workbench.model.get_parameter(name) for name in shared]
+        used = self.workbench.used()
+        tensors = [used[name] for name in shared]
         return Proximal(mu, tensors, [tensor.detach().clone() for tensor in tensors])
 
     def _metrics(self, split: Split) -> dict[str, float]:

@@ -107,9 +107,8 @@ def _check_one(
 
 def _checked_content(content: RecordDict, expected: Mapping[str, Array] | None) -> RecordDict:
     """Return a new record of the same content, the arrays checked and in the order of ``expected``."""
-    rebuilt = RecordDict({key: record.copy() for key, record in content.items()})
     if expected is None:
-        return rebuilt
+        return RecordDict({key: record.copy() for key, record in content.items()})
     if len(content.array_records) != 1:
         raise _Refused(f"it holds {len(content.array_records)} array records, one is needed")
     record = next(iter(content.array_records.values()))
@@ -124,10 +123,8 @@ def _checked_content(content: RecordDict, expected: Mapping[str, Array] | None) 
         arrays[name] = (
             _checked_array(name, record[name], like) if ids is None else _checked_rows(name, ids, record[name], like)
         )
-    # Fixed keys: Flower demands the same record keys in all replies.
-    del rebuilt[next(iter(content.array_records))]
-    rebuilt["arrays"] = arrays
-    return rebuilt
+    others = {key: record.copy() for key, record in content.items() if not isinstance(record, ArrayRecord)}
+    return RecordDict({"arrays": arrays, **others})  # a fixed key: Flower demands the same ones in all replies
 
 
 def _checked_array(name: str, array: Array, like: Array) -> Decoded:

@@ -112,7 +112,9 @@ def test_private_parameters_stay_where_they_are(tmp_path: Path, monkeypatch: pyt
     assert received[2] == set(later)
     assert received[3] == received[4] == received[5] == set(later) - private
     assert all(earlier[name].tobytes() == later[name].tobytes() for name in private)
-    assert all(earlier[name].tobytes() != later[name].tobytes() for name in set(later) - private)
+    # What is added to all keys alike does not change an attention: no client moves these, so neither does their mean.
+    moved = {name for name in set(later) - private if not name.endswith(".key.bias")}
+    assert all(earlier[name].tobytes() != later[name].tobytes() for name in moved)
     gates = [json.loads(line)["train"]["gate"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert len(set(gates[2:])) == 3
     assert later["gate.value"] != pytest.approx(gates[4], abs=1e-9)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deployed_client import WORDS, Deployment
 from flwr.app import RecordDict
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -19,6 +20,7 @@ from errors import FedMoEError
 from fedmoe_client.batches import WindowBatch
 from fedmoe_client.client import FedMoEClient
 from fedmoe_client.decoys import decoy_items, with_decoys
+from fedmoe_client.messages import perform
 from fedmoe_client.state import PrivateParameters
 from fedmoe_client.store import ClientStore
 from fedmoe_client.workbench import Workbench
@@ -97,3 +99,13 @@ def test_the_secret_is_kept_until_the_client_forgets(tmp_path: Path) -> None:
 def test_more_decoys_than_negatives_are_refused() -> None:
     with pytest.raises(FedMoEError, match=r"decoy_rows \(9\) may be at most half of training.num_negatives \(16\)"):
         load_settings(["num_negatives=16", "decoy_rows=9"])
+
+
+def test_a_deployed_client_draws_its_decoys_from_its_own_secret(tmp_path: Path) -> None:
+    tables = []
+    for name in ("one", "other"):
+        deployment = Deployment(tmp_path / name, words=[*WORDS, "decoy_rows=2", "item_updates=dense"])
+        arrays, _ = perform(deployment.task("train", 1))
+        assert arrays is not None and (deployment.state_dir / "secret.json").exists()
+        tables.append(arrays["items.ids.weight"].numpy())
+    assert not np.array_equal(*tables)

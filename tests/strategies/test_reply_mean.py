@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import (
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from strategy_fakes import content, f32, grid_of, model, record, run_rounds, schedule, values
+from strategy_fakes import content, f32, grid_of, model, ordered, record, run_rounds, schedule, values
 
 from strategies import (
     AggregationSchedule,
@@ -203,7 +203,8 @@ def test_a_strategy_cannot_tell_rows_from_tables(name: str) -> None:
     ends = []
     for answer in (embedding_of_rows, embedding_of_tables):
         partial = PartialAggregation(build_strategy(name, {}), schedule(0))
-        ends.append(values(run_rounds(partial, grid_of(3, answer), model(), [1, 2])))
+        grid = grid_of(3, answer)
+        ends.append(values(run_rounds(ordered(partial, grid), grid, model(), [1, 2])))
     for parameter in ends[0]:
         np.testing.assert_allclose(ends[0][parameter], ends[1][parameter], rtol=0, atol=1e-6)
 
