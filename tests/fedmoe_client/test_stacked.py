@@ -86,7 +86,8 @@ def test_adam_is_each_clients_own() -> None:
     # But for a few entries: where a true gradient is zero, Adam makes a whole step of its rounding error.
     run_config = to_run_config(load_settings([*WORDS, "optimizer=adam", "learning_rate=0.01"])[0])
     messages, contexts = messages_of(run_config, SHARED, 1, {client: RecordDict() for client in range(4)})
-    found = stack_app.train(messages, contexts, reduce=False)
+    _, others = messages_of(run_config, SHARED, 1, {client: RecordDict() for client in range(4)})
+    found = stack_app.train(messages, others, reduce=False)
     for reply, message, context in zip(found, messages, contexts, strict=True):
         like = app(message, context).content
         assert reply.content["metrics"]["loss"] == pytest.approx(like["metrics"]["loss"], rel=1e-5)
