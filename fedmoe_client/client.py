@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 from flwr.client import NumPyClient
@@ -12,10 +13,21 @@ from numpy.typing import NDArray
 
 from data.sampling import generator
 from data.splits import Split, training_part
+from fedmoe_client.decoys import decoy_items, with_decoys
 from fedmoe_client.evaluation import Histories, mean_metrics, metrics_of, model_scorer, ranks
 from fedmoe_client.history import OwnHistories
 from fedmoe_client.state import Private
-from fedmoe_client.training import Outcome, Proximal, train_locally
+from fedmoe_client.sub_catalogue import (
+    ROWS,
+    TABLE,
+    in_table,
+    renumbered,
+    substituted,
+    substitutes,
+    touched_items,
+    travels_as_rows,
+)
+from fedmoe_client.training import LocalSteps, Outcome, Proximal, draw_steps, train_steps
 from fedmoe_client.workbench import Workbench
 
 
@@ -25,21 +37,33 @@ class FedMoEClient(NumPyClient):
     Arrays come and go in the order of ``workbench.names``.
     """
 
-    def __init__(self, workbench: Workbench, client: int, private: Private, own: OwnHistories | None = None) -> None:
+    def __init__(
+        self,
+        workbench: Workbench,
+        client: int,
+        private: Private,
+        own: OwnHistories | None = None,
+        secret: int | None = None,
+    ) -> None:
         """Put a client together.
 
         client: its number; without ``own`` histories also the user of the data set, ``0..num_users-1``.
         private: where its own parameters are kept between rounds.
         own: the histories it has of its own; None: the data set's.
+        secret: what its decoys are drawn from; None: the run's seed, which the server knows, as in a simulation.
         """
         self.workbench = workbench
         self.client = client
         self.private = private
+        self.secret = workbench.settings.seed if secret is None else secret
         self.histories: Histories = workbench.dataset.interactions if own is None else own
         self.users = [client] if own is None else own.users
 
     def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Train on the own history; return the shared arrays, the number of targets and the training's metrics.
+
+        Where that is smaller, the item table is returned as its touched rows ``[R, D]``, and their ids, int64 ``[R]``,
+        are one more array at the end (see ``reply_names``).
 
         config: ``shared``: the groups that are aggregated; ``server-round``; ``proximal-mu`` where the strategy
         wants FedProx's term.
@@ -47,12 +71,23 @@ class FedMoEClient(NumPyClient):
         bench = self.workbench
         shared = bench.names_in(cast(list[str], config["shared"]))
         server, own = self._start(parameters, shared)
-        bench.load(server | own)
-        proximal = self._proximal(shared, float(config.get("proximal-mu", 0.0)))
-        outcome = self._train(int(config["server-round"]), proximal)
-        trained = bench.take(bench.names)
+        trained, touched, outcome = self._train(server | own, shared, config)
+        table = (server | own)[TABLE]
+        arrays: list[NDArray[Any]] = [trained[name] for name in shared]
+        if TABLE in shared and bench.settings.federation.item_updates == "auto" and travels_as_rows(table, touched):
+            arrays[shared.index(TABLE)] = trained[TABLE][1:]
+            arrays.append(touched[1:])
+        elif TABLE in shared:
+            arrays[shared.index(TABLE)] = in_table(table, touched, trained[TABLE])
+        else:
+            trained[TABLE] = in_table(table, touched, trained[TABLE])
         self.private.save({name: array for name, array in trained.items() if name not in set(shared)})
-        return [trained[name] for name in shared], outcome.examples, _scalars(outcome)
+        return arrays, outcome.examples, _scalars(outcome)
+
+    def reply_names(self, shared: Sequence[str], arrays: NDArrays) -> list[str]:
+        """Return the names of the arrays that ``fit`` returned; shared: the groups that it was given."""
+        names = self.workbench.names_in(shared)
+        return names if len(arrays) == len(names) else [*names, ROWS]
 
     def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Rank the held-out item with the own private parameters, and (``global-``) with the server's of everything.
@@ -71,18 +106,44 @@ class FedMoEClient(NumPyClient):
         metrics: dict[str, Scalar] = {**personal, **{f"global-{name}": value for name, value in common.items()}}
         return 1.0 - personal["ndcg@10"], len(self.users), metrics
 
-    def _train(self, server_round: int, proximal: Proximal | None) -> Outcome:
-        """Train on the users one after the other, in an order that is drawn anew each round."""
-        bench = self.workbench
-        users = self.users
-        if len(users) > 1:
-            order = generator(bench.settings.seed, "users of a silo", server_round, self.client)
-            users = [users[position] for position in order.permutation(len(users))]
+    def _train(
+        self, start: dict[str, NDArray[np.float32]], shared: list[str], config: dict[str, Scalar]
+    ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64], Outcome]:
+        """Train on a part of the catalogue; return all arrays, the item table with its touched rows alone, and these.
+
+        The users are trained on one after the other, in an order that is drawn anew each round.
+        """
+        bench, server_round = self.workbench, int(config["server-round"])
+        users = [self._steps(user, server_round) for user in self._ordered_users(server_round)]
+        num_items = bench.dataset.interactions.num_items
+        touched = touched_items((batch for steps in users for batch in steps.batches), num_items)
+        bench.load({name: array for name, array in start.items() if name != TABLE})
         outcomes = []
-        for user in users:
-            items = training_part(self.histories.history(user))
-            outcomes.append(train_locally(bench.model, items, bench.settings, user, server_round, proximal))
-        return outcomes[0] if len(outcomes) == 1 else _merged(outcomes)
+        with substituted(bench.model, substitutes(bench.model, start[TABLE], touched)):
+            proximal = self._proximal(shared, float(config.get("proximal-mu", 0.0)))
+            for steps in users:
+                steps = replace(steps, batches=[renumbered(batch, touched) for batch in steps.batches])
+                outcomes.append(train_steps(bench.model, steps, bench.settings.training, server_round, proximal))
+            trained = bench.take(bench.names)
+        return trained, touched.cpu().numpy(), outcomes[0] if len(outcomes) == 1 else _merged(outcomes)
+
+    def _ordered_users(self, server_round: int) -> list[int]:
+        if len(self.users) == 1:
+            return self.users
+        order = generator(self.workbench.settings.seed, "users of a silo", server_round, self.client)
+        return [self.users[position] for position in order.permutation(len(self.users))]
+
+    def _steps(self, user: int, server_round: int) -> LocalSteps:
+        """Draw a user's steps, with decoys among the negatives where the settings ask for them."""
+        bench = self.workbench
+        settings, num_items = bench.settings, bench.dataset.interactions.num_items
+        items = training_part(self.histories.history(user))
+        steps = draw_steps(items, num_items, settings, user, server_round, bench.device)
+        if not settings.federation.decoy_rows:
+            return steps
+        decoys = decoy_items(self.secret, user, num_items, items, settings.federation.decoy_rows)
+        rng = generator(self.secret, "places of decoys", server_round, user)
+        return replace(steps, batches=with_decoys(steps.batches, decoys, rng))
 
     def _start(
         self, parameters: NDArrays, shared: list[str]
@@ -95,7 +156,8 @@ class FedMoEClient(NumPyClient):
     def _proximal(self, shared: list[str], mu: float) -> Proximal | None:
         if mu == 0.0:
             return None
-        tensors = [self.workbench.parameters[name] for name in shared]
+        used = self.workbench.used()
+        tensors = [used[name] for name in shared]
         return Proximal(mu, tensors, [tensor.detach().clone() for tensor in tensors])
 
     def _metrics(self, split: Split) -> dict[str, float]:

@@ -76,7 +76,8 @@ def _with_store(task: Task, bench: Workbench, store: ClientStore) -> tuple[Array
         task.kind == "train",
         2 * bench.settings.federation.checkpoint_every,
     )
-    client = FedMoEClient(bench, number, private, own)
+    secret = store.secret() if bench.settings.federation.decoy_rows else None
+    client = FedMoEClient(bench, number, private, own, secret)
     reach = max(bench.settings.model.memory_size, bench.settings.model.max_seq_len)
     names = own.names if own is not None else {number: bench.user_name(number)}
     private.memory = {names[user]: np.asarray(client.histories.history(user)[-reach:]) for user in client.users}
@@ -89,7 +90,7 @@ def _answer(
 ) -> tuple[ArrayRecord | None, dict[str, Any]]:
     if task.kind == "train":
         trained, examples, metrics = client.fit(arrays, dict(task.config))
-        names = client.workbench.names_in(task.config["shared"])
+        names = client.reply_names(task.config["shared"], trained)
         return packed(dict(zip(names, trained, strict=True))), {"num-examples": examples, **metrics}
     _, examples, metrics = client.evaluate(arrays, dict(task.config))
     return None, {"num-examples": examples, **metrics}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,7 +143,7 @@ def kept_memory(state: State | None) -> dict[str, NDArray[np.int32]]:
     return {name.removeprefix("memory/"): items for name, items in arrays.items() if name.startswith("memory/")}
 
 
-def packed(arrays: NamedArrays) -> ArrayRecord:
+def packed(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     """Return named arrays as the record that Flower keeps or sends, in their order."""
     from flwr.app import Array, ArrayRecord
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data.sampling import generator
-from fedmoe_client.batches import window_batches
+from fedmoe_client.batches import WindowBatch, window_batches
 from fedmoe_client.objective import Objective, objective
 from model.residual_moe import ResidualMoE
 from settings import Settings, TrainingSettings
@@ -40,6 +40,43 @@ class Outcome:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True)
+class LocalSteps:
+    """All local steps of one user in one round, drawn before the first of them.
+
+    Attributes:
+        batches: one a step, in their order; at least one.
+        examples: targets of the first epoch.
+        dropout_seed: for torch's own generator, which dropout draws from.
+    """
+
+    batches: list[WindowBatch]
+    examples: int
+    dropout_seed: int
+
+
+def draw_steps(
+    items: NDArray[np.int32],
+    num_items: int,
+    settings: Settings,
+    client: int,
+    server_round: int,
+    device: torch.device,
+) -> LocalSteps:
+    """Draw a user's batches; all randomness is that of (seed, round, client).
+
+    items: its training part, oldest first, at least two of ``1..num_items``.
+    """
+    rng = generator(settings.seed, "training", server_round, client)
+    dropout_seed = int(rng.integers(2**62))
+    epochs = [
+        list(window_batches(items, num_items, settings.model, settings.training, rng, device))
+        for _ in range(settings.training.local_epochs)
+    ]
+    examples = sum(int((batch.targets > 0).sum()) for batch in epochs[0])
+    return LocalSteps([batch for epoch in epochs for batch in epoch], examples, dropout_seed)
+
+
 def train_locally(
     model: ResidualMoE,
     items: NDArray[np.int32],
@@ -48,29 +85,36 @@ def train_locally(
     server_round: int,
     proximal: Proximal | None = None,
 ) -> Outcome:
-    """Train the model in place on one user's training items; all randomness is that of (seed, round, client).
+    """Draw a user's steps and train the whole model in place: what all other ways of training must agree with.
 
     Raises FloatingPointError if the loss is not finite.
     """
-    training = settings.training
-    rng = generator(settings.seed, "training", server_round, client)
-    torch.manual_seed(int(rng.integers(2**62)))  # dropout draws from torch's own generator
-    optimizer = make_optimizer(model, training, warmed_up(training, server_round))
     device = next(model.parameters()).device
+    steps = draw_steps(items, model.architecture.num_items, settings, client, server_round, device)
+    return train_steps(model, steps, settings.training, server_round, proximal)
+
+
+def train_steps(
+    model: ResidualMoE,
+    steps: LocalSteps,
+    training: TrainingSettings,
+    server_round: int,
+    proximal: Proximal | None = None,
+) -> Outcome:
+    """Train the model in place, with a new optimiser. Raises FloatingPointError if the loss is not finite."""
+    torch.manual_seed(steps.dropout_seed)
+    optimizer = make_optimizer(model, training, warmed_up(training, server_round))
     model.train()
-    examples, reports = 0, []
-    for epoch in range(training.local_epochs):
-        for batch in window_batches(items, model.architecture.num_items, settings.model, training, rng, device):
-            losses = objective(model, batch, training)
-            total = losses.total if proximal is None else losses.total + proximal.term()
-            optimizer.zero_grad()
-            total.backward()  # type: ignore[no-untyped-call]
-            gate_gradient = clip_gradients(model, training)
-            optimizer.step()
-            positions = int((batch.targets > 0).sum())
-            examples += positions if epoch == 0 else 0
-            reports.append((positions, report(model, losses, gate_gradient)))
-    return Outcome(examples, _weighted_means(reports))
+    reports = []
+    for batch in steps.batches:
+        losses = objective(model, batch, training)
+        total = losses.total if proximal is None else losses.total + proximal.term()
+        optimizer.zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+        gate_gradient = clip_gradients(model, training)
+        optimizer.step()
+        reports.append((int((batch.targets > 0).sum()), report(model, losses, gate_gradient)))
+    return Outcome(steps.examples, _weighted_means(reports))
 
 
 def warmed_up(training: TrainingSettings, server_round: int) -> float:

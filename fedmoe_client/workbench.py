@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from data.registry import Dataset
 from errors import FedMoEError
 from fedmoe_client.identity import catalogue_stamp, identity_of, item_numbers, own_dataset
+from fedmoe_client.sub_catalogue import TABLE
 from model.build import build_model
 from model.groups import parameter_names
 from model.residual_moe import ResidualMoE
@@ -30,7 +32,8 @@ class Workbench:
     def __init__(self, settings: Settings, dataset: Dataset) -> None:
         self.settings = settings
         self.dataset = dataset
-        self.model: ResidualMoE = build_model(settings.model, dataset, settings.seed).to(_device(settings))
+        self.device = _device(settings)
+        self.model: ResidualMoE = build_model(settings.model, dataset, settings.seed).to(self.device)
         self.parameters = dict(self.model.named_parameters())
         self._decoded: dict[str, tuple[bytes, NDArray[np.float32]]] = {}
         self.groups = parameter_names(self.model)
@@ -90,9 +93,14 @@ class Workbench:
             for name, array in arrays.items():
                 self.parameters[name].copy_(torch.from_numpy(array))
 
+    def used(self) -> dict[str, nn.Parameter]:
+        """Return the parameters by name as the model has them now: its own, or its part of the item table."""
+        return self.parameters | {TABLE: self.model.get_parameter(TABLE)}
+
     def take(self, names: Collection[str]) -> dict[str, NDArray[np.float32]]:
-        """Return copies of some parameters of the model."""
-        return {name: self.parameters[name].detach().cpu().numpy().copy() for name in names}
+        """Return copies of some of the parameters in use."""
+        used = self.used()
+        return {name: used[name].detach().cpu().numpy().copy() for name in names}
 
 
 def workbench(run_config: Mapping[str, bool | int | float | str], catalogue: Path | None = None) -> Workbench:

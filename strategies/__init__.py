@@ -21,6 +21,7 @@ from strategies.guards import Refusal, check_metric_replies, check_train_replies
 from strategies.learning_rate import ServerLearningRate
 from strategies.partial import PartialAggregation
 from strategies.registry import STRATEGIES, build_strategy
+from strategies.reply_mean import ReplyMean, counts_of, needs_every_reply
 from strategies.schedule import AggregationSchedule
 from strategies.state import load_state_arrays, state_arrays
 from strategies.wrapper import Wrapper, chain
@@ -31,13 +32,16 @@ __all__ = [
     "Cohorts",
     "PartialAggregation",
     "Refusal",
+    "ReplyMean",
     "ServerLearningRate",
     "Wrapper",
     "build_strategy",
     "chain",
     "check_metric_replies",
     "check_train_replies",
+    "counts_of",
     "load_state_arrays",
+    "needs_every_reply",
     "sample_clients",
     "state_arrays",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 from zlib import crc32
 
 import numpy as np
@@ -38,6 +38,8 @@ class Cohorts(Wrapper):
     ``strategy`` gets a grid whose nodes are exactly the cohort; its own sampling must take all of them. ``cohort``
     holds the client ids of the latest training round, ``evaluated`` those of the latest evaluation.
     """
+
+    needs_every_reply: ClassVar[bool] = False
 
     def __init__(
         self, strategy: Strategy, fraction: float, seed: int, client_ids: Callable[[Grid], Mapping[int, int]]

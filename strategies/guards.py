@@ -16,8 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 
+from strategies.arrays import ROWS, Decoded, TableRows
+
 REFUSED = 100  # error code of a refused reply; Flower's own codes are smaller
-_Shape = tuple[str, tuple[tuple[str, int], ...]]  # key of the metric record, and (metric, length or -1) sorted
+# Metrics of a reply that is a mean of several: clients in it, and bytes of their replies. Not part of its ``Shape``.
+COUNTED = ("num-clients", "num-bytes")
+Shape = tuple[str, tuple[tuple[str, int], ...]]  # key of the metric record, and (metric, length or -1) sorted
 
 
 @dataclass(frozen=True)
@@ -30,19 +34,6 @@ class Refusal:
 
 class _Refused(Exception):
     """Why a reply is refused."""
-
-
-class _Decoded(Array):
-    """An array that was decoded once, for its check: Flower's ``numpy`` would parse the bytes at every call."""
-
-    def __init__(self, array: Array, values: np.ndarray) -> None:
-        # Array's own constructor sorts out the many ways to call it, which would take longer than the decoding.
-        self.__dict__.update(dtype=array.dtype, shape=array.shape, stype=array.stype, data=array.data, _values=values)
-
-    def numpy(self) -> np.ndarray:
-        """Return the values, as an array of one's own to write into."""
-        values: np.ndarray = self.__dict__["_values"].copy()
-        return values
 
 
 def check_train_replies(
@@ -64,80 +55,117 @@ def check_metric_replies(replies: Iterable[Message], weight_key: str) -> tuple[l
     return _check(list(replies), None, weight_key)
 
 
+def check_train_reply(
+    reply: Message, expected: Mapping[str, Array], weight_key: str
+) -> tuple[Message, Shape | None, str | None]:
+    """Check one reply with content, as :func:`check_train_replies` does, but for what the other replies hold.
+
+    Returns the new message, which metrics it holds, and why it is refused: None if it is not.
+    """
+    return _check_one(reply, expected, weight_key)
+
+
 def _check(
     replies: list[Message], expected: Mapping[str, Array] | None, weight_key: str
 ) -> tuple[list[Message], list[Refusal]]:
     reasons: dict[int, str] = {}
-    contents: dict[int, RecordDict] = {}
-    shapes: dict[int, _Shape] = {}
+    shapes: dict[int, Shape] = {}
+    checked = list(replies)
     for position, reply in enumerate(replies):
         if reply.has_error():
             continue
-        try:
-            contents[position] = _checked_content(reply.content, expected)
-            shapes[position] = _checked_metrics(reply.content, weight_key)
-        except _Refused as refused:
-            reasons[position] = str(refused)
-            shapes.pop(position, None)
+        checked[position], shape, reason = _check_one(reply, expected, weight_key)
+        if shape is None:
+            reasons[position] = str(reason)
+        else:
+            shapes[position] = shape
     reference = _most_common(shapes.values())
     for position, shape in shapes.items():
         if reference is not None and shape != reference:
-            reasons[position] = _difference(shape, reference)
-    checked = list(replies)
+            reasons[position] = difference(shape, reference)
     refusals = []
-    for position, reply in enumerate(replies):
-        if position in reasons:
-            node_id = reply.metadata.src_node_id
-            refusals.append(Refusal(node_id, f"reply of node {node_id} refused: {reasons[position]}"))
-            checked[position] = _error_reply(reply, refusals[-1].reason)
-        elif position in contents:
-            # A shallow copy: the caller's message keeps its content, whatever the strategy does to this one.
-            checked[position] = copy.copy(reply)
-            checked[position].content = contents[position]
+    for position, reason in sorted(reasons.items()):
+        checked[position] = error_reply(replies[position], reason)
+        node_id = replies[position].metadata.src_node_id
+        refusals.append(Refusal(node_id, checked[position].error.reason or reason))
     return checked, refusals
+
+
+def _check_one(
+    reply: Message, expected: Mapping[str, Array] | None, weight_key: str
+) -> tuple[Message, Shape | None, str | None]:
+    try:
+        content = _checked_content(reply.content, expected)
+        shape = _checked_metrics(reply.content, weight_key)
+    except _Refused as refused:
+        return reply, None, str(refused)
+    # A shallow copy: the caller's message keeps its content, whatever the strategy does to this one.
+    checked = copy.copy(reply)
+    checked.content = content
+    return checked, shape, None
 
 
 def _checked_content(content: RecordDict, expected: Mapping[str, Array] | None) -> RecordDict:
     """Return a new record of the same content, the arrays checked and in the order of ``expected``."""
-    rebuilt = RecordDict({key: record.copy() for key, record in content.items()})
     if expected is None:
-        return rebuilt
+        return RecordDict({key: record.copy() for key, record in content.items()})
     if len(content.array_records) != 1:
         raise _Refused(f"it holds {len(content.array_records)} array records, one is needed")
     record = next(iter(content.array_records.values()))
     for name in record:
-        if name not in expected:
+        if name.removesuffix(ROWS) not in expected:
             raise _Refused(f"parameter '{name}' is not aggregated in this round; clients may send the shared ones only")
     arrays = ArrayRecord()  # filled one by one: made from a dict it would hold copies
     for name, like in expected.items():
         if name not in record:
             raise _Refused(f"parameter '{name}' is missing")
-        arrays[name] = _checked_array(name, record[name], like)
-    # Fixed keys: Flower demands the same record keys in all replies.
-    del rebuilt[next(iter(content.array_records))]
-    rebuilt["arrays"] = arrays
-    return rebuilt
+        ids = record.get(name + ROWS)
+        arrays[name] = (
+            _checked_array(name, record[name], like) if ids is None else _checked_rows(name, ids, record[name], like)
+        )
+    others = {key: record.copy() for key, record in content.items() if not isinstance(record, ArrayRecord)}
+    return RecordDict({"arrays": arrays, **others})  # a fixed key: Flower demands the same ones in all replies
 
 
-def _checked_array(name: str, array: Array, like: Array) -> Array:
-    try:
-        values = _decoded(array, like)
-    except Exception as error:  # the bytes come from outside: whatever decoding them raises, the reply is at fault
-        raise _Refused(f"parameter '{name}' cannot be decoded ({type(error).__name__})") from error
-    if not isinstance(values, np.ndarray):
-        raise _Refused(f"parameter '{name}' cannot be decoded (not one array)")
-    shape = tuple(like.shape)
+def _checked_array(name: str, array: Array, like: Array) -> Decoded:
+    return Decoded(like, _checked_values(name, array, like, tuple(like.shape)))
+
+
+def _checked_rows(name: str, ids: Array, rows: Array, like: Array) -> TableRows:
+    """Check the rows that came of a table, and which they are: ascending, distinct, within the table, none of row 0."""
+    places = _values(name + ROWS, ids, ids)
+    if places.dtype != np.int64 or places.ndim != 1 or not like.shape:
+        raise _Refused(f"parameter '{name}{ROWS}' must be a list of int64, is {places.dtype} {list(places.shape)}")
+    if len(places) and not (places[0] >= 1 and places[-1] < like.shape[0] and (np.diff(places) > 0).all()):
+        raise _Refused(f"parameter '{name}{ROWS}' must be ascending, distinct and within 1..{like.shape[0] - 1}")
+    return TableRows(like, places, _checked_values(name, rows, like, (len(places), *like.shape[1:])))
+
+
+def _checked_values(name: str, array: Array, like: Array, shape: tuple[int, ...]) -> np.ndarray:
+    values = _values(name, array, like)
     if values.shape != shape:
         raise _Refused(f"parameter '{name}' has shape {list(values.shape)}, expected {list(shape)}")
     if values.dtype != np.dtype(like.dtype):
         raise _Refused(f"parameter '{name}' has dtype {values.dtype}, expected {like.dtype}")
     if not np.isfinite(values).all():
         raise _Refused(f"parameter '{name}' has a value that is not finite")
-    return _Decoded(array, values)
+    return values
+
+
+def _values(name: str, array: Array, like: Array) -> np.ndarray:
+    try:
+        values = _decoded(array, like)
+    except Exception as error:  # the bytes come from outside: whatever decoding them raises, the reply is at fault
+        raise _Refused(f"parameter '{name}' cannot be decoded ({type(error).__name__})") from error
+    if not isinstance(values, np.ndarray):
+        raise _Refused(f"parameter '{name}' cannot be decoded (not one array)")
+    return values
 
 
 def _decoded(array: Array, like: Array) -> np.ndarray:
     """Return the values of ``array``; quickly, where its header is byte for byte that of ``like``."""
+    if isinstance(array, Decoded):
+        return array.values
     header = len(like.data) - np.dtype(like.dtype).itemsize * math.prod(like.shape)
     same = array.stype == like.stype and len(array.data) == len(like.data)
     if same and array.data[:header] == like.data[:header]:
@@ -146,7 +174,7 @@ def _decoded(array: Array, like: Array) -> np.ndarray:
     return array.numpy()
 
 
-def _checked_metrics(content: RecordDict, weight_key: str) -> _Shape:
+def _checked_metrics(content: RecordDict, weight_key: str) -> Shape:
     """Check the numbers of a reply and return which metrics it holds."""
     if len(content.metric_records) != 1:
         raise _Refused(f"it holds {len(content.metric_records)} metric records, one is needed")
@@ -155,7 +183,11 @@ def _checked_metrics(content: RecordDict, weight_key: str) -> _Shape:
         if not all(math.isfinite(number) for number in (value if isinstance(value, list) else [value])):
             raise _Refused(f"metric '{name}' is not finite")
     _check_weight(metrics, weight_key)
-    return key, tuple(sorted((name, len(v) if isinstance(v, list) else -1) for name, v in metrics.items()))
+    for name in COUNTED:
+        if not isinstance(metrics.get(name, 1), int) or metrics.get(name, 1) < 1:  # type: ignore[operator]
+            raise _Refused(f"metric '{name}' must be a whole number above 0, is {metrics[name]}")
+    lengths = {name: len(v) if isinstance(v, list) else -1 for name, v in metrics.items() if name not in COUNTED}
+    return key, tuple(sorted(lengths.items()))
 
 
 def _check_weight(metrics: MetricRecord, weight_key: str) -> None:
@@ -166,13 +198,14 @@ def _check_weight(metrics: MetricRecord, weight_key: str) -> None:
         raise _Refused(f"metric '{weight_key}', its weight, must be a number above 0, is {weight}")
 
 
-def _most_common(shapes: Iterable[_Shape]) -> _Shape | None:
+def _most_common(shapes: Iterable[Shape]) -> Shape | None:
     """What most replies hold; among equals the smallest, so that the order of the replies does not matter."""
     counts = Counter(shapes)
     return min(counts, key=lambda shape: (-counts[shape], shape)) if counts else None
 
 
-def _difference(shape: _Shape, reference: _Shape) -> str:
+def difference(shape: Shape, reference: Shape) -> str:
+    """Say in which metric a reply differs from the others."""
     if shape[0] != reference[0]:
         return f"its metric record is named '{shape[0]}', in the other replies '{reference[0]}'"
     metrics, wanted = dict(shape[1]), dict(reference[1])
@@ -182,7 +215,8 @@ def _difference(shape: _Shape, reference: _Shape) -> str:
     return f"metric '{name}' has another length than in the other replies"
 
 
-def _error_reply(reply: Message, reason: str) -> Message:
+def error_reply(reply: Message, reason: str) -> Message:
     """Return an error in place of ``reply``, from the same node."""
     # A reply turns source and destination round; the reply to a reply has the client as its source again.
-    return Message(Error(REFUSED, reason), reply_to=Message(RecordDict(), reply_to=reply))
+    error = Error(REFUSED, f"reply of node {reply.metadata.src_node_id} refused: {reason}")
+    return Message(error, reply_to=Message(RecordDict(), reply_to=reply))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
@@ -24,6 +24,8 @@ class ServerLearningRate(Wrapper):
 
     Raises FedMoEError for "cosine" and a strategy with no such attribute.
     """
+
+    needs_every_reply: ClassVar[bool] = False
 
     def __init__(self, strategy: Strategy, schedule: Literal["constant", "cosine"], num_rounds: int) -> None:
         super().__init__(strategy)

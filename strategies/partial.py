@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -13,6 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from errors import FedMoEError
 from strategies.guards import Refusal, check_metric_replies, check_train_replies
 from strategies.keyed_state import change_parameters
+from strategies.reply_mean import mean_of_checked, needs_every_reply, without_counts
 from strategies.schedule import AggregationSchedule
 from strategies.wrapper import Wrapper, chain
 
@@ -28,6 +30,8 @@ class PartialAggregation(Wrapper):
     cannot change in place, so that they would escape it. Its results are given the model's dtype again: FedAdam and
     q-FedAvg return float64 for float32.
     """
+
+    needs_every_reply: ClassVar[bool] = False
 
     def __init__(self, strategy: Strategy, schedule: AggregationSchedule) -> None:
         super().__init__(strategy)
@@ -59,13 +63,10 @@ class PartialAggregation(Wrapper):
         names = set(self.schedule.shared_names(server_round))
         expected = {name: array for name, array in self._arrays.items() if name in names}
         checked, self.refusals = check_train_replies(replies, expected, self._weight_key())
-        scalars = [name for name, array in expected.items() if not array.shape]
-        for reply in checked:
-            if reply.has_content():
-                arrays_sent = reply.content.array_records["arrays"]
-                arrays_sent.update({name: _flat(arrays_sent[name]) for name in scalars})
+        if not needs_every_reply(self.strategy):
+            checked = mean_of_checked(checked, expected, self._weight_key())
         try:
-            arrays, metrics = self.strategy.aggregate_train(server_round, checked)
+            arrays, metrics = self.strategy.aggregate_train(server_round, [_shown(r, expected) for r in checked])
         except (AggregationError, InconsistentMessageReplies, ArithmeticError) as error:
             raise FedMoEError(f"round {server_round}: {self._inner_name()} cannot aggregate: {error}") from error
         if arrays is None:
@@ -157,6 +158,15 @@ class PartialAggregation(Wrapper):
 
     def _inner_name(self) -> str:
         return f"strategy {type(list(chain(self.strategy))[-1]).__name__}"
+
+
+def _shown(reply: Message, expected: Mapping[str, Array]) -> Message:
+    """Return a checked reply as the wrapped strategy sees it."""
+    reply = without_counts(reply)
+    if reply.has_content():
+        arrays = reply.content.array_records["arrays"]
+        arrays.update({name: _flat(arrays[name]) for name, like in expected.items() if not like.shape})
+    return reply
 
 
 def _flat(array: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import ClassVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -12,6 +13,8 @@ from flwr.serverapp.strategy import Strategy
 
 class Wrapper(Strategy):
     """A strategy that hands every call on to ``strategy``; a subclass overrides what it changes."""
+
+    needs_every_reply: ClassVar[bool] = False  # what it wraps may: see ``reply_mean.needs_every_reply``
 
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy
