@@ -117,7 +117,7 @@ class RayFleet:
             call.bytes_up += outcome.bytes_up
             if chunk.last:
                 self._journal.commit(host.index)
-                call.replies += [self._numbered(reply) for reply in outcome.replies if reply is not None]
+                call.merged[host.index] = [self._numbered(reply) for reply in outcome.replies if reply is not None]
         for note in set(outcome.notes) - self._notes:
             self._notes.add(note)
             logger.warning("%s", note)
@@ -134,7 +134,7 @@ class RayFleet:
         again = []
         for chunk in host.unfinished():
             if chunk is failed or (chunk.call is failed.call and failed.call.reducer is not None):
-                self._fail(chunk, CLIENT_RAISED, reason)
+                self._fail(host, chunk, CLIENT_RAISED, reason)
             else:
                 again.append(chunk)
         self._journal.discard(host.index)
@@ -154,7 +154,9 @@ class RayFleet:
         again = [chunk for chunk in host.unfinished() if chunk.call.wanted]
         if host.deaths >= DEATHS:
             for chunk in again:
-                self._fail(chunk, HOST_DIED, f"host {host.index} died before it replied, {DEATHS} times ({reason})")
+                self._fail(
+                    host, chunk, HOST_DIED, f"host {host.index} died before it replied, {DEATHS} times ({reason})"
+                )
             again, host.deaths = [], 0
         restored = self._start_again(host)
         logger.warning(
@@ -184,7 +186,7 @@ class RayFleet:
     def _fits(self) -> bool:
         return host_capacity(self._cpus, self._gpus) >= len(self.hosts)
 
-    def _fail(self, chunk: Chunk, code: int, reason: str) -> None:
+    def _fail(self, host: RayHost, chunk: Chunk, code: int, reason: str) -> None:
         chunk.done = True
         if not chunk.call.wanted:
             return
@@ -194,7 +196,7 @@ class RayFleet:
             if chunk.call.reducer is None:
                 self._replies[request.metadata.message_id] = reply
             else:
-                chunk.call.replies.append(reply)
+                chunk.call.merged.setdefault(host.index, []).append(reply)
 
     # --- private state ---------------------------------------------------------------------------------------------
 

@@ -163,7 +163,7 @@ class RayGrid(Grid):
         call.reducer = next(self._keys)
         call.shared[call.reducer] = ray.put(reducer)
         self._wait(self._send(requests, call), None)
-        return Reduced(call.replies, call.bytes_up)
+        return Reduced(call.replies(), call.bytes_up)
 
     def save_clients(self, folder: Path) -> int:
         """Write the private state of every client that has any into ``folder``; return the number of clients.

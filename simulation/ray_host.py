@@ -33,7 +33,8 @@ class Call:
         deadline: see ``Work``.
         reducer: key of the reducer's factory; None: all replies come back.
         wanted: False once nobody waits for the replies.
-        replies, bytes_up: what reducers returned so far.
+        merged: by host: what its reducer returned, and errors; filled in any order.
+        bytes_up: see ``Reduced``.
     """
 
     key: int
@@ -42,8 +43,12 @@ class Call:
     deadline: float | None = None
     reducer: int | None = None
     wanted: bool = True
-    replies: list[Message] = field(default_factory=list)
+    merged: dict[int, list[Message]] = field(default_factory=dict)
     bytes_up: int = 0
+
+    def replies(self) -> list[Message]:
+        """Return what is left of merged replies, host by host: sums must not depend on which one was first."""
+        return [reply for _, replies in sorted(self.merged.items()) for reply in replies]
 
 
 @dataclass

@@ -39,6 +39,9 @@ def train(message: Message, context: Context) -> Message:
         raise RuntimeError("out of\nluck")
     if listed(config, "exit", client_id):
         os._exit(1)
+    if listed(config, "exit_once", client_id) and not os.path.exists(str(config["marker"])):
+        open(str(config["marker"]), "w").close()
+        os._exit(1)
     if listed(config, "leave", client_id):
         sys.exit(3)
     if listed(config, "sleep", client_id):
@@ -99,6 +102,13 @@ class Summing:
         merged = copy.copy(self.first)
         merged.content = RecordDict({"arrays": arrays, "metrics": MetricRecord(dict(self.metrics))})
         return [merged, *self.errors]
+
+
+class Refusing(Summing):
+    """A reducer that breaks."""
+
+    def add(self, reply: Message) -> None:
+        raise ValueError("no more of these")
 
 
 def visits(context: Context) -> int:

@@ -1,9 +1,8 @@
-"""RayGrid: order, private state, failures, deaths, timeouts, saving and loading."""
+"""RayGrid: order, private state, failures, timeouts, merged replies, stacks, saving and loading."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from errors import FedMoEError
 from simulation.dispatch import FIRST_NODE_ID
 from simulation.ray_cluster import start_ray
 from simulation.ray_grid import RayGrid
+from simulation.reduction import clients_in
 
 CLIENTS = 10
 CONFIG: dict[str, bool | int | float | str] = {"colour": "blue"}
@@ -171,29 +171,48 @@ def test_after_a_timeout_the_rest_is_given_up(grid: RayGrid) -> None:
     assert visits(grid) == [2, 2, 2, 1, 1, 1, 1, 1, 1, 1]
 
 
-def test_a_host_that_dies_is_started_again_from_the_snapshot(grid: RayGrid, tmp_path: Path) -> None:
-    send(grid, everyone())
-    assert grid.save_clients(tmp_path / "new") == CLIENTS
-    (tmp_path / "new").rename(tmp_path / "checkpoint")
-    shutil.rmtree(tmp_path / "checkpoint")  # an old checkpoint may be gone when its snapshot is needed
-    send(grid, everyone())
-    replies = send(grid, everyone(), exit=[3])
-    # Client 3 ended host 1; 5, 7 and 9 were still waiting. Client 1 was done, but its reply may die on its way out.
-    assert {client for client, reply in enumerate(replies) if reply.has_error()} - {1} == {3, 5, 7, 9}
-    assert str(replies[3].error.reason).startswith("client 3: train: host 1 died before it replied")
-    assert "\n" not in str(replies[3].error.reason)
-    assert visits(grid) == [3, 1] * 5
+def test_hosts_merge_the_replies_of_their_clients(shared: RayGrid) -> None:
+    order = nodes(7, 0, 9, 2, 1, 8, 3)
+    failing = {"raise": [2]}
+    replies = send(shared, order, **failing)
+    reduced = shared.send_and_reduce(apps.requests(order, **failing), apps.Summing)
+    merged = [reply for reply in reduced.replies if reply.has_content()]
+    assert [clients_in(reply) for reply in merged] == [2, 4], "hosts 0 and 1, in this order"
+    errors = [reply for reply in reduced.replies if reply.has_error()]
+    assert [reply.error.reason for reply in errors] == ["client 2: train: RuntimeError: out of luck"]
+    good = [reply for reply in replies if reply.has_content()]
+    for name in apps.start_arrays():
+        total = sum(reply.content["arrays"][name].numpy().astype(np.float64) for reply in good)
+        np.testing.assert_allclose(sum(r.content["arrays"][name].numpy() for r in merged), total, rtol=1e-12)
+    assert reduced.bytes_up == sum(r.count_bytes() for reply in good for r in reply.content.values())
+    assert shared.send_and_reduce([], apps.Summing).replies == []
 
 
-def test_a_host_that_dies_without_a_snapshot_starts_empty(grid: RayGrid, tmp_path: Path) -> None:
+def test_a_reducer_that_fails_costs_its_replies_and_nothing_else(grid: RayGrid) -> None:
     send(grid, everyone())
-    send(grid, nodes(0), exit=[0])
-    assert visits(grid) == [0, 1] * 5
-    # The same for a host whose death shows only when its state is asked for.
-    os.kill(int(send(grid, nodes(1), "evaluate")[0].content["config"]["process"]), 9)
-    time.sleep(0.5)
-    assert grid.save_clients(tmp_path) == 0
-    assert visits(grid) == [0] * CLIENTS
+    reduced = grid.send_and_reduce(apps.requests(everyone()), apps.Refusing)
+    reasons = {reply.metadata.src_node_id: str(reply.error.reason) for reply in reduced.replies}
+    assert len(reasons) == CLIENTS and reduced.bytes_up == 0
+    assert reasons[FIRST_NODE_ID + 4] == "client 4: train: its host failed: ValueError: no more of these"
+    assert visits(grid) == [1] * CLIENTS, "the clients are where they were before"
+    # Of a chunk with a reply that cannot be sent, too, and what comes after it goes on.
+    assert [reply.has_error() for reply in send(grid, everyone(), lock=[4])] == [False] * 4 + [True] + [False] * 5
+    assert visits(grid) == [2, 2, 2, 2, 1, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_stacks_and_loads_change_nothing(merge: bool) -> None:
+    def outcome(**options: object) -> tuple[list[bytes], list[int]]:
+        with RayGrid("simulation_apps:app", CLIENTS, CONFIG, hosts=2, client_cpus=0.25, **options) as grid:  # type: ignore[arg-type]
+            if merge:
+                reduced = grid.send_and_reduce(apps.requests(everyone()), apps.Summing)
+                sums = [reply.content["arrays"]["w"].numpy() for reply in reduced.replies]
+                return [np.sum(sums, axis=0).astype(np.float32).tobytes()], visits(grid)
+            return [reply.content["arrays"]["w"].data for reply in send(grid, everyone())], visits(grid)
+
+    expected = outcome()
+    assert outcome(stacked="simulation_apps:train_stack") == expected
+    assert outcome(loads=range(CLIENTS), state_memory=0) == expected
 
 
 @pytest.mark.parametrize("hosts", [1, 3])
