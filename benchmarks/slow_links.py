@@ -87,7 +87,7 @@ def federation(root: Path, how: How | None) -> dict[str, bytes]:
 
 
 def told(space: Namespace, count: int = 500) -> str:
-    """Return what ``count`` echo requests say of a namespace's link; it bites if a round trip is slow and some are lost."""
+    """Return what ``count`` echo requests say of a namespace's link: it bites if they take long and some are lost."""
     words = ("-m", "benchmarks.echo", space.outside, "--count", str(count))
     found = json.loads(tell(*space.command, sys.executable, *words))
     lost = 1 - found["answered"] / found["sent"]
