@@ -1,4 +1,4 @@
-"""The systemd units, the container file and every command of docs/deployment.md: what can be told without starting."""
+"""The systemd units, the container file and every command of docs/deployment.md: parsed, and the units started."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import configparser
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from real_processes import wait_for
 
 import fedmoe_client.__main__ as client_door
 import fedmoe_server.__main__ as server_door
+from deployment.ports import listens, parse_address
+from fedmoe_client.client_folder import ClientFolder
 from settings_loading import load_settings
 
 TEXT = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
@@ -55,18 +62,68 @@ def units() -> dict[str, str]:
     return {"fedmoe-server.service": server, "fedmoe-client.service": client}
 
 
-@pytest.mark.parametrize("name", units())
-def test_a_unit_starts_what_there_is(name: str) -> None:
+def service(name: str) -> configparser.SectionProxy:
+    """Return the ``[Service]`` of a unit."""
     unit = configparser.ConfigParser(interpolation=None, delimiters="=", comment_prefixes="#")
     unit.optionxform = str  # type: ignore[assignment]
     unit.read_string(units()[name])
-    program, option, *words = shlex.split(unit["Service"]["ExecStart"])
+    return unit["Service"]
+
+
+@pytest.mark.parametrize("name", units())
+def test_a_unit_starts_what_there_is(name: str) -> None:
+    program, option, *words = shlex.split(service(name)["ExecStart"])
     assert program.startswith("/")
     assert option == "-m"
     assert words[:2] == [name.removesuffix(".service").replace("-", "_"), "up"]
     understood(words)
     assert "--foreground" in words
-    assert unit["Service"]["Restart"] == "always"
+    assert service(name)["Restart"] == "always"
+
+
+@contextmanager
+def started(name: str, federation: Any, places: dict[str, object], *more: str) -> Iterator[None]:
+    """Start and stop a unit as systemd does with ``KillMode=mixed``: SIGTERM to its first process, and a time limit.
+
+    places: what to put for paths and names of the docs; more: further words.
+    """
+    command = service(name)["ExecStart"].replace("/opt/fedmoe/bin/python", sys.executable)
+    for old, new in places.items():
+        assert old in command
+        command = command.replace(old, str(new))
+    assert service(name)["KillMode"] == "mixed"
+    process = subprocess.Popen([*shlex.split(command), *more], cwd=federation.root, env=federation.environment())
+    try:
+        yield
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=float(service(name)["TimeoutStopSec"]))
+    finally:
+        process.kill()
+
+
+@pytest.mark.faults
+def test_units_are_started_and_stopped_and_leave_nothing(federation: Any) -> None:
+    places = {"/var/lib/fedmoe/server": federation.server_dir}
+    words = ("--address", federation.address, "--control", federation.control)
+    with started("fedmoe-server.service", federation, places, *words):
+        wait_for(lambda: all(listens(*parse_address(word)) for word in words[1::2]), 60, "the server's unit")
+        federation.write_histories()
+        federation.server("catalogue", "quick", "--out", federation.root / "catalogue")
+        federation.client(0, "enrol")
+        federation.server("admit", federation.client_dir(0) / "client.pub")
+        assert "connected to" in federation.client_up(0)  # once by hand, so that the authority is kept
+        federation.client(0, "down")
+        folder = ClientFolder(federation.client_dir(0))
+        read = folder.node_log.stat().st_size
+        places = {
+            "/var/lib/fedmoe/client": folder.path,
+            "fed.example.org:9092": federation.address,
+            "/var/lib/fedmoe/history.txt": federation.history(0),
+            "/var/lib/fedmoe/catalogue": federation.root / "catalogue",
+        }
+        with started("fedmoe-client.service", federation, places):
+            wait_for(lambda: folder.node_id(read) is not None, 60, "the client's unit")
+    assert federation.processes() == []
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
