@@ -1,61 +1,54 @@
 """Three real clients behind slow, lossy links, beside the same run over loopback: ``python -m benchmarks.slow_links``.
 
-``--how netem`` (root, Linux with ``ip`` and the kernel's netem): each client in a network namespace of its own, 100 ms
-of delay and 2% of loss in each direction. ``--how proxy`` needs nothing: every client connects through a proxy in this
-process that holds each piece of data for 100 ms, and 2% of them for 200 ms more, as long as TCP would take to notice a
-loss; what is behind a held piece waits, as in TCP. The clients are in namespaces there too, where those can be had.
-``--how auto`` takes netem where it works, else the proxy.
+Each client is in a network namespace of its own (root, Linux with ``ip``) with one link to the server, which delays
+every frame by 100 ms and loses 2% of them, in each direction: a round trip takes 200 ms. ``--how netem`` has the kernel
+do so, ``--how switch`` a switch in user space between TAP devices, for kernels without netem; ``--how auto`` takes
+netem where it works, else the switch. TCP sees delay and loss either way, and the script says how much of both.
 
-Exit status: 0 the final parameters are the same bits as over loopback, 1 they are not, 77 netem was asked for but is
-not possible here.
+Exit status: 0 the final parameters are the same bits as over loopback, 1 they are not, 77 no such links here.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
-import random
+import json
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks.namespaces import How, Namespace, namespace, tell, why_not
 from deployment.ports import free_port
 
 CLIENTS = 3
-DELAY, LOSS, RETRANSMISSION = 0.1, 0.02, 0.2
 SETTINGS = (
     "quick data.synthetic.users=3 client_fraction=1 warmup_rounds=2 evaluate_every=0 checkpoint_every=5 num_rounds=5 "
     "min_clients=3"
 ).split()
 SKIPPED = 77
-NETWORK = "10.213.{}.{}"
 
 
 def main(words: Sequence[str]) -> int:
     """Run both federations, print their times, compare their parameters; return the exit status."""
     parser = argparse.ArgumentParser("python -m benchmarks.slow_links", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--how", choices=("auto", "netem", "proxy"), default="auto")
+    parser.add_argument("--how", choices=("auto", "netem", "switch"), default="auto")
     given = parser.parse_args(list(words))
-    reason = why_not(impaired=True)
-    if given.how == "netem" and reason:
-        print(f"skipped: {reason}")
+    choices: list[How] = ["netem", "switch"] if given.how == "auto" else [given.how]
+    reasons = {how: why_not(how) for how in choices}
+    possible = [how for how in choices if not reasons[how]]
+    for how, reason in reasons.items():
+        print(f"{how}: {reason or 'possible'}", flush=True)
+    if not possible:
+        print("skipped: no network namespaces with slow links can be had here")
         return SKIPPED
-    how = "proxy" if given.how == "proxy" or reason else "netem"
-    spaces = not why_not(impaired=False)
-    print(
-        f"links: {how}, {'network namespaces' if spaces else 'no namespaces'}; netem: {reason or 'works'}", flush=True
-    )
     root = Path(tempfile.mkdtemp(prefix="fedmoe-links-"))
     try:
-        direct = federation(root / "direct", "loopback", spaces=False)
-        slow = federation(root / "slow", how, spaces)
+        direct = federation(root / "direct", None)
+        slow = federation(root / "slow", possible[0])
         same = direct == slow
         print(f"final parameters are {'the same bits' if same else 'DIFFERENT'}")
         return 0 if same else 1
@@ -63,39 +56,51 @@ def main(words: Sequence[str]) -> int:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def federation(root: Path, how: str, spaces: bool) -> dict[str, bytes]:
-    """Run a federation and return its checkpoint's files.
-
-    how: ``loopback``, ``netem`` or ``proxy``; spaces: whether each client is in a network namespace.
-    """
+def federation(root: Path, how: How | None) -> dict[str, bytes]:
+    """Run a federation and return its checkpoint's files. how: kind of the clients' links, None for loopback."""
     root.mkdir()
     port, server = free_port(), root / "server"
     with ExitStack() as stack:
-        inside: list[list[str]] = [[] for _ in range(CLIENTS)]
-        hosts, ports = ["127.0.0.1"] * CLIENTS, [port] * CLIENTS
-        if spaces:
-            inside = [stack.enter_context(namespace(client, how == "netem")) for client in range(CLIENTS)]
-            hosts = [NETWORK.format(client, 1) for client in range(CLIENTS)]
-        if how == "proxy":
-            ports = [stack.enter_context(proxy(port)) for _ in range(CLIENTS)]
-        addresses = [f"{host}:{number}" for host, number in zip(hosts, ports, strict=True)]
+        spaces = [] if how is None else [stack.enter_context(namespace(client, how)) for client in range(CLIENTS)]
+        for space in spaces:
+            print(told(space), flush=True)
+        hosts = [space.outside for space in spaces] or ["127.0.0.1"] * CLIENTS
         names = [word for host in hosts for word in ("--name", host)]
         listen = ("--address", f"0.0.0.0:{port}", "--control", f"127.0.0.1:{free_port()}")
         stack.callback(run, "fedmoe_server", "down", "--dir", server)
         run("fedmoe_server", "up", "--dir", server, *listen, *names)
-        for client in range(CLIENTS):
+        for client, host in enumerate(hosts):
             folder = root / f"client-{client}"
             run("fedmoe_client", "enrol", "--dir", folder, "--client-id", client)
             run("fedmoe_server", "admit", "--dir", server, folder / "client.pub")
-            words = ("--server", addresses[client], "--ca", server / "ca.crt", "--user", client)
+            words = ("--server", f"{host}:{port}", "--ca", server / "ca.crt", "--user", client)
             stack.callback(run, "fedmoe_client", "down", "--dir", folder)
-            run("fedmoe_client", "up", "--dir", folder, *words, inside=inside[client])
+            run("fedmoe_client", "up", "--dir", folder, *words, inside=spaces[client].command if spaces else ())
         started = time.monotonic()
         run("fedmoe_server", "run", "--dir", server, *SETTINGS, f"save_dir={root / 'runs'}")
-        print(f"{how}: {time.monotonic() - started:.0f} s for 5 rounds and the evaluation", flush=True)
+        print(f"{how or 'loopback'}: {time.monotonic() - started:.0f} s for 5 rounds and the evaluation", flush=True)
+        for space in spaces:
+            print("; ".join([f"{space.name}: {space.resent()} TCP segments sent for a second time", *lost(space)]))
     (run_dir,) = (root / "runs").iterdir()
     files = sorted((run_dir / "checkpoints").glob("round-*/*.safetensors"))
     return {file.name: file.read_bytes() for file in files}
+
+
+def told(space: Namespace, count: int = 500) -> str:
+    """Return what ``count`` echo requests say of a namespace's link: it bites if they take long and some are lost."""
+    words = ("-m", "benchmarks.echo", space.outside, "--count", str(count))
+    found = json.loads(tell(*space.command, sys.executable, *words))
+    lost = 1 - found["answered"] / found["sent"]
+    return (
+        f"{space.name}: round trip {found['least']:.1f} ms at least, {found['median']:.1f} ms in the median; "
+        f"{lost:.1%} of {found['sent']} echo requests without an answer"
+    )
+
+
+def lost(space: Namespace) -> list[str]:
+    """Return how many frames a switch has lost on their way to the server and back; the kernel does not say."""
+    ways = zip(("to the server", "from it"), space.wires, strict=False)
+    return [f"{wire.lost:,} of {wire.lost + wire.carried:,} frames {way} lost" for way, wire in ways]
 
 
 def run(module: str, *words: object, inside: Sequence[str] = ()) -> None:
@@ -104,98 +109,6 @@ def run(module: str, *words: object, inside: Sequence[str] = ()) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-
-
-def why_not(impaired: bool) -> str:
-    """Return why network namespaces (with netem) cannot be had, "" if they can."""
-    if os.name != "posix" or not all(map(shutil.which, ("ip", "tc"))):
-        return "there is no 'ip' and 'tc'"
-    if os.geteuid():
-        return "not root"
-    try:
-        with namespace(99, impaired):
-            return ""
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.decode().strip() or f"status {error.returncode}"
-        return f"'{' '.join(error.cmd)}' says: {said}"
-
-
-@contextmanager
-def namespace(client: int, impaired: bool) -> Iterator[list[str]]:
-    """Make a network namespace with one link to here; yield the words that run a command inside.
-
-    impaired: whether the link has delay and loss, in each direction.
-    """
-    name, ours, theirs = f"fedmoe-{client}", f"fmo{client}", f"fmi{client}"
-    inside = ["ip", "netns", "exec", name]
-    impair = f"root netem delay {DELAY * 1000:.0f}ms loss {LOSS:.0%}".split()
-    try:
-        tell("ip", "netns", "add", name)
-        tell("ip", "link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name)
-        tell("ip", "addr", "add", f"{NETWORK.format(client, 1)}/24", "dev", ours)
-        tell("ip", "link", "set", ours, "up")
-        tell(*inside, "ip", "addr", "add", f"{NETWORK.format(client, 2)}/24", "dev", theirs)
-        for device in (theirs, "lo"):  # the node and its client app talk over the namespace's own loopback
-            tell(*inside, "ip", "link", "set", device, "up")
-        if impaired:
-            tell("tc", "qdisc", "add", "dev", ours, *impair)
-            tell(*inside, "tc", "qdisc", "add", "dev", theirs, *impair)
-        yield inside
-    finally:
-        subprocess.run(["ip", "link", "del", ours], capture_output=True, check=False)
-        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
-
-
-def tell(*words: str) -> None:
-    """Run a command of the system; raises CalledProcessError."""
-    subprocess.run(words, capture_output=True, check=True)
-
-
-@contextmanager
-def proxy(target: int) -> Iterator[int]:
-    """Forward a port of this machine to ``target`` over a slow link; yield the port."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", target)
-        await asyncio.gather(forward(reader, back), forward(there, writer))
-
-    listening = asyncio.start_server(serve, "0.0.0.0", 0)
-    server = asyncio.run_coroutine_threadsafe(listening, loop).result()
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        loop.call_soon_threadsafe(server.close)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-
-
-async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Pass on what comes in, each piece after its delay and never before an earlier one."""
-    held: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
-
-    async def take() -> None:
-        while piece := await reader.read(1448):  # as much as a packet carries
-            late = RETRANSMISSION if random.random() < LOSS else 0.0
-            held.put_nowait((time.monotonic() + DELAY + late, piece))
-        held.put_nowait((0.0, b""))
-
-    taking = asyncio.create_task(take())
-    try:
-        while True:
-            due, piece = await held.get()
-            if not piece:
-                break
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            writer.write(piece)
-            await writer.drain()
-    except OSError:  # the other end has gone
-        pass
-    finally:
-        taking.cancel()
-        writer.close()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,15 @@ from pathlib import Path
 from errors import FedMoEError
 
 
+def sync(path: Path) -> None:
+    """Force a file's content, or a folder's entries, to disk; raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def writable(folder: Path) -> Iterator[None]:
     """Make ``folder``; an operating system's refusal in the block becomes one line that names the folder."""

@@ -120,9 +120,10 @@ def _keep_global(store: ClientStore, bench: Workbench, task: Task, arrays: list[
     digest = sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
+    shared = set(bench.names_in(task.config["shared"]))
     about = {
         "digest": digest.hexdigest(),
-        "shared": list(task.config["shared"]),
+        "private": [name for name in bench.names if name not in shared],
         "identity": bench.identity,
         "settings": bench.settings.model_dump_json(),
     }

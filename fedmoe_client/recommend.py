@@ -1,8 +1,8 @@
 """``python -m fedmoe_client recommend``: the items that one user is most likely to want next, ranked on its device.
 
 The last global model that the client received, with the user's private parameters in it, scores the whole catalogue but
-for the items that the user has met. Nothing is sent anywhere. A resident process that is up answers in its stead, which
-saves loading torch. Nothing heavy is imported here for that reason.
+for the items that the user has met. Nothing is sent anywhere, and the client need not run. No torch here: loading it
+takes longer than all the rest, and NumPy ranks the same (see ``model.ranking``).
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from errors import FedMoEError
-from fedmoe_client.resident_call import ask
+import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from data.registry import Dataset
+from errors import FedMoEError, nearest
+from fedmoe_client.history import read_histories
+from fedmoe_client.identity import identity_of, item_numbers, own_dataset, refuse_other
+from fedmoe_client.state import GLOBAL, kept_memory, latest_private, private_name
+from fedmoe_client.store import ClientStore, State
+from model.ranking import Ranker
+from settings import Settings
 
-    from fedmoe_client.store import ClientStore, State
-    from fedmoe_client.workbench import Workbench
-
-PATIENCE = 5.0  # seconds for a resident process that may be training
 PIECE = 32768  # items that are scored at once
 
 
@@ -52,27 +53,15 @@ class Recommendations:
     notes: list[str]
 
     def as_json(self) -> dict[str, Any]:
-        """Return what JSON can hold; ``from_json`` is the inverse."""
+        """Return what JSON can hold."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Recommendations:
-        """Return what ``as_json`` described."""
-        return cls(**{**content, "items": [Recommendation(**item) for item in content["items"]]})
 
 
 def main(words: Sequence[str]) -> int:
     """Print the items; return the exit status: 0 done, 2 something for the user to put right."""
     given = _parser().parse_args(list(words))
-    arguments = {
-        "state_dir": str(given.state_dir.absolute()),
-        "top": given.top,
-        "history": None if given.history is None else str(given.history.absolute()),
-        "user": given.user,
-    }
     try:
-        answer = ask(given.state_dir, {"do": "recommend", "arguments": arguments}, PATIENCE)
-        found = recommendations(**arguments) if answer is None else Recommendations.from_json(answer)
+        found = recommendations(given.state_dir, given.top, given.history, given.user)
     except FedMoEError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -82,7 +71,7 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def recommendations(state_dir: str, top: int, history: str | None = None, user: str | None = None) -> Recommendations:
+def recommendations(state_dir: Path, top: int, history: Path | None = None, user: str | None = None) -> Recommendations:
     """Rank the catalogue for a user.
 
     Args:
@@ -94,24 +83,15 @@ def recommendations(state_dir: str, top: int, history: str | None = None, user: 
     Raises:
         FedMoEError: the client has not received a model yet, or there is no such history or user.
     """
-    import numpy as np
-
-    from fedmoe_client.evaluation import model_scorer
-    from fedmoe_client.store import ClientStore
-
     started = time.perf_counter()
-    store = ClientStore.existing(Path(state_dir))
-    bench, state = _bench_with_own_model(store)
-    name, seen, notes = _history(store, bench, state, history, user)
-    context = np.zeros((1, max(bench.settings.model.max_seq_len, bench.settings.model.memory_size)), np.int64)
-    recent = seen[-context.shape[1] :]
-    context[0, context.shape[1] - len(recent) :] = recent
-    candidates = np.setdiff1d(np.arange(1, bench.dataset.interactions.num_items + 1), seen)
-    scorer = model_scorer(bench.model)
-    pieces = [candidates[None, at : at + PIECE] for at in range(0, len(candidates), PIECE)]
-    scores = np.concatenate([scorer(context, piece)[0] for piece in pieces]) if pieces else np.zeros(0, np.float32)
+    store = ClientStore.existing(state_dir)
+    dataset, ranker, private = _own_model(store)
+    name, seen, notes = _history(store, dataset, private, history, user)
+    candidates = np.setdiff1d(np.arange(1, dataset.interactions.num_items + 1), seen)
+    pieces = [candidates[at : at + PIECE] for at in range(0, len(candidates), PIECE)]
+    scores = np.concatenate([np.zeros(0, np.float32), *(ranker.scores(seen.astype(np.int64), p) for p in pieces)])
     best = np.argsort(-scores, kind="stable")[:top]
-    titles, ids = bench.dataset.titles, bench.dataset.interactions.item_ids
+    titles, ids = dataset.titles, dataset.interactions.item_ids
     items = [
         Recommendation(str(ids[item]), "" if titles is None else titles[item], float(score))
         for item, score in zip(candidates[best].tolist(), scores[best].tolist(), strict=True)
@@ -119,45 +99,40 @@ def recommendations(state_dir: str, top: int, history: str | None = None, user: 
     return Recommendations(name, items, time.perf_counter() - started, notes)
 
 
-def _bench_with_own_model(store: ClientStore) -> tuple[Workbench, State | None]:
-    """Return a workbench whose model is the last global one with the user's own private parameters in it."""
-    from fedmoe_client.identity import refuse_other
-    from fedmoe_client.state import GLOBAL, latest_private, private_name
-    from fedmoe_client.workbench import workbench
+def _own_model(store: ClientStore) -> tuple[Dataset, Ranker, State | None]:
+    """Return the catalogue, the last global model with the user's own private parameters in it, and the private state.
 
+    Raises FedMoEError if there is no model yet, or if the catalogue is not the one that it was trained with.
+    """
     received = store.load(GLOBAL)
     if received is None:
         raise FedMoEError(f"{store.folder} holds no model yet: the client has not taken part in a round")
-    catalogue = store.note("node").get("catalogue")
     about = received.about
-    bench = workbench({"settings": about["settings"]}, None if catalogue is None else Path(catalogue))
-    refuse_other(about["identity"], bench.identity)
+    settings = Settings.model_validate_json(about["settings"])
+    catalogue = store.note("node").get("catalogue")
+    dataset = own_dataset(settings, None if catalogue is None else Path(catalogue))
+    refuse_other(about["identity"], identity_of(settings, dataset))
     private = store.load(private_name(about["identity"]["model"]))
-    shared = set(bench.names_in(about["shared"]))
-    own = {name: array for name, array in latest_private(private).items() if name not in shared}
-    bench.load(received.arrays | own)
-    return bench, private
+    own = {name: array for name, array in latest_private(private).items() if name in about["private"]}
+    return dataset, Ranker(settings.model, received.arrays | own, dataset.visual, dataset.text), private
 
 
 def _history(
-    store: ClientStore, bench: Workbench, private: State | None, history: str | None, user: str | None
+    store: ClientStore, dataset: Dataset, private: State | None, history: Path | None, user: str | None
 ) -> tuple[str, NDArray[np.int32], list[str]]:
     """Return the user's name, the items it has met, and notes.
 
     The history as it is now counts; if it cannot be read, the memory of the last training serves.
     """
-    from fedmoe_client.history import read_histories
-    from fedmoe_client.state import kept_memory
-
     memory = kept_memory(private)
-    number, known = store.number(None), bench.dataset.interactions
+    number, known = store.number(None), dataset.interactions
     path = history or store.note("node").get("history")
     if path is None:
         if number >= known.num_users:
             raise FedMoEError("no history is known: give --history FILE")
-        return _chosen(user, [bench.user_name(number)]), known.history(number), []
+        return _chosen(user, [str(known.user_ids[number])]), known.history(number), []
     try:
-        own = read_histories(Path(path), number, bench.item_numbers, least=0)
+        own = read_histories(Path(path), number, item_numbers(dataset), least=0)
     except FedMoEError as error:
         if history is not None or not memory:
             raise
@@ -171,8 +146,6 @@ def _history(
 
 
 def _chosen(user: str | None, names: list[str]) -> str:
-    from errors import nearest
-
     if user is None and len(names) == 1:
         return names[0]
     if user in names:

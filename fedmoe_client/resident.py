@@ -150,14 +150,11 @@ def _attempt(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any
 
 def _carry_out(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
     from fedmoe_client.messages import Task, perform
-    from fedmoe_client.recommend import recommendations
     from fedmoe_client.workbench import workbench
 
     if request["do"] == "prepare":
         workbench(request["run_config"], None if request["catalogue"] is None else Path(request["catalogue"]))
         return {}, []
-    if request["do"] == "recommend":
-        return recommendations(**request["arguments"]).as_json(), []
     arrays = arrays_from_frame(request["arrays"], blobs)
     task = Task(
         request["kind"], arrays, request["config"], node_from(request["node"]), request["run_config"], request["run"]

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from data.files import sync
 from errors import FedMoEError
 
 MAGIC = b"fedmoe-state 1 "
@@ -146,7 +147,7 @@ class ClientStore:
         names = sorted(path.name for path in self.folder.iterdir() if path.is_file() and path.name != "lock")
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
-        _sync(self.folder)
+        sync(self.folder)
         return names
 
     def _write(self, name: str, content: bytes) -> None:
@@ -161,7 +162,7 @@ class ClientStore:
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)
                 raise
-            _sync(self.folder)
+            sync(self.folder)
         except OSError as error:
             raise FedMoEError(f"{self.folder / name} cannot be written: {error.strerror or error}") from error
 
@@ -176,12 +177,3 @@ def _parsed(content: bytes) -> State:
     meta = json.loads(json.loads(body[8 : 8 + length])["__metadata__"][_META])
     arrays = load(body)
     return State({name: arrays[name] for name in meta["names"]}, meta["about"])
-
-
-def _sync(folder: Path) -> None:
-    """Force a folder's entries to disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

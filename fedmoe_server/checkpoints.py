@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from data.files import sync
 from errors import FedMoEError
 from fedmoe_server.state import Best, LoopState
 from strategies import load_state_arrays, state_arrays
@@ -126,7 +127,7 @@ class CheckpointStore:
         if target.exists():
             _remove(target)
         os.replace(partial, target)
-        _sync(self.folder)
+        sync(self.folder)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -198,7 +199,7 @@ def _write(folder: Path, state: LoopState, strategy: Mapping[str, NDArray[Any]],
     (folder / INDEX).write_text(json.dumps(index, allow_nan=False), encoding="utf-8")
     for path in [*files, folder / INDEX, folder / CLIENTS, folder]:
         if path.exists():
-            _sync(path)
+            sync(path)
 
 
 def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -291,12 +292,3 @@ def _remove(path: Path) -> None:
     shutil.rmtree(dying, ignore_errors=True)
     os.replace(path, dying)
     shutil.rmtree(dying)
-
-
-def _sync(path: Path) -> None:
-    """Force a file's or a folder's content to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

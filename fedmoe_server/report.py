@@ -147,9 +147,9 @@ def _diagnosis(records: Sequence[Mapping[str, Any]], result: Mapping[str, Any], 
 
 def _personalisation(run_dir: Path) -> str:
     """Return how many clients their private parameters helped, and how many they cost."""
-    rows = []
+    rows, known = [], read_client_ranks(run_dir)
     for split in ("test", "validation"):
-        ranks = [rank for rank in read_client_ranks(run_dir) if rank.split == split]
+        ranks = [rank for rank in known if rank.split == split]
         if any(rank.personal != rank.common for rank in ranks):
             better = sum(rank.personal < rank.common for rank in ranks) / len(ranks)
             worse = sum(rank.personal > rank.common for rank in ranks) / len(ranks)

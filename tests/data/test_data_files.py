@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.files import write_file, write_folder
+from data.files import sync, write_file, write_folder
 from errors import FedMoEError
 
 
@@ -48,3 +48,14 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         write_file(tmp_path / "file" / "f", b"")
     with pytest.raises(FedMoEError, match="cannot be written"):
         write_folder(tmp_path / "file" / "d", lambda _: None)
+
+
+def test_files_and_folders_are_forced_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced: list[Path] = []
+    monkeypatch.setattr("data.files.os.fsync", lambda handle: forced.append(Path(f"/proc/self/fd/{handle}").resolve()))
+    (tmp_path / "f").write_bytes(b"content")
+    sync(tmp_path / "f")
+    sync(tmp_path)
+    assert forced == [tmp_path / "f", tmp_path]
+    with pytest.raises(FileNotFoundError):
+        sync(tmp_path / "nothing")

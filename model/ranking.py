@@ -1,0 +1,184 @@
+"""The model's ranking in NumPy, for a device where a user waits: importing torch takes longer than all of this.
+
+What ``ResidualMoE.rank_scores`` computes, for one user and without training, to five digits; a test compares the two
+for every kind of mixture. No torch here.
+
+Shapes: V items (rows 1..V; row 0 is padding), N candidates, L positions, C items of the memory, H heads, E experts
+that exist (0 to 2), D hidden size, F width of a feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from settings import ModelSettings
+
+Floats = NDArray[np.float32]
+Items = NDArray[np.int64]
+_REACH = 60.0  # as in ``model.experts``
+
+
+class Features(Protocol):
+    """Item features of one modality: values ``[V + 1, F]``, present bool ``[V + 1]``."""
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The features; zero where there are none."""
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Which items have any."""
+
+
+class Ranker:
+    """A trained model that ranks for one user."""
+
+    def __init__(
+        self, settings: ModelSettings, arrays: Mapping[str, Floats], visual: Features | None, text: Features | None
+    ) -> None:
+        """arrays: all parameters, by their names in ``ResidualMoE``."""
+        self._settings = settings
+        self._arrays = arrays
+        self._features: dict[str, tuple[Floats, NDArray[np.bool_]]] = {}
+        for name, features in (("visual", visual), ("text", text)):
+            if features is not None:
+                self._features[name] = _standardised(features), np.asarray(features.present)
+        self._experts = {
+            expert: modality
+            for expert, modality in (("visual", "visual"), ("semantic", "text"))
+            if settings.mixture and modality in self._features
+        }
+
+    def scores(self, history: Items, candidates: Items) -> Floats:
+        """Return the scores ``[N]`` of candidates ``[N]`` as what follows a history of any length, oldest first."""
+        s = self._settings
+        vectors = self._items(candidates)
+        state = self._state(history[-s.max_seq_len :])
+        if not self._experts:
+            return self._scored(np.broadcast_to(state, vectors.shape), vectors)
+        views, available = self._views(candidates, vectors, history[-s.memory_size :])
+        if s.fusion == "competitive":
+            weights = self._weights(vectors, np.insert(available, 0, True, axis=1))
+            return self._scored(weights[:, :1] * state + _mixed(views, weights[:, 1:]), vectors)
+        gate, weights = self._arrays["gate.value"], self._weights(vectors, available)
+        if s.fusion == "score":
+            lengths = np.linalg.norm(views, axis=2) * np.linalg.norm(vectors, axis=1)[:, None]
+            cosines = np.einsum("ned,nd->ne", views, vectors) / np.maximum(lengths, 1e-8)
+            said = s.dim**0.5 * (weights * cosines).sum(axis=1)
+            return _float32(self._scored(np.broadcast_to(state, vectors.shape), vectors) + gate * said)
+        return self._scored(state + gate * _mixed(views, weights), vectors)
+
+    def _items(self, items: Items) -> Floats:
+        """Return the item vectors ``[..., D]``."""
+        vectors = self._arrays["items.ids.weight"][items]
+        if self._settings.item_representation == "id+content":
+            for name, (values, _) in self._features.items():
+                vectors = vectors + values[items] @ self._arrays[f"items.projections.{name}.weight"].T
+        return vectors
+
+    def _state(self, inputs: Items) -> Floats:
+        """Return ``LN(seq)`` ``[D]`` at the latest position of inputs ``[L]``, of which none is padding."""
+        if len(inputs) == 0:
+            inputs = np.zeros(1, np.int64)
+        positions = self._arrays["backbone.positions.weight"][-len(inputs) :]
+        states = (self._items(inputs) * self._settings.dim**0.5 + positions) * (inputs > 0)[:, None]
+        for block in range(self._settings.blocks):
+            name = f"backbone.blocks.{block}"
+            states = states + self._attention(self._norm(states, f"{name}.attention_norm"), f"{name}.attention")
+            hidden = self._linear(self._norm(states, f"{name}.feed_forward_norm"), f"{name}.feed_forward.0")
+            states = states + self._linear(np.maximum(hidden, 0), f"{name}.feed_forward.3")
+        return self._norm(_float32(states[-1]), "norms.sequence")
+
+    def _attention(self, states: Floats, name: str) -> Floats:
+        """Return causal multi-head self-attention ``[L, D]`` of states ``[L, D]``."""
+        length, dim = states.shape
+        query, key, value = (
+            _heads(part, self._settings.heads)
+            for part in np.split(self._linear(states, f"{name}.query_key_value"), 3, axis=1)
+        )
+        logits = query @ key.transpose(0, 2, 1) * (dim // self._settings.heads) ** -0.5
+        weights = _softmax(np.where(np.tri(length, dtype=bool), logits, -np.inf))
+        return self._linear((weights @ value).transpose(1, 0, 2).reshape(length, dim), f"{name}.output")
+
+    def _views(self, candidates: Items, vectors: Floats, memory: Items) -> tuple[Floats, NDArray[np.bool_]]:
+        """Return the experts' normalised views ``[N, E, D]`` and which of them there are, bool ``[N, E]``."""
+        views, available = [], []
+        for expert, modality in self._experts.items():
+            values, present = self._features[modality]
+            name = f"experts.{expert}"
+            usable = (candidates[:, None] != memory) & present[memory] & present[candidates][:, None]
+            query = self._linear(values[candidates] if expert == "visual" else vectors, f"{name}.query")
+            key, value = (self._linear(values[memory], f"{name}.{part}") for part in ("key", "value"))
+            heads = self._settings.heads if expert == "semantic" else 1
+            hidden = self._norm(_attend(query, key, value, usable, heads), f"{name}.output.0")
+            if expert == "semantic":
+                hidden = self._linear(hidden, f"{name}.output.1")
+            views.append(self._norm(np.maximum(hidden, 0), f"norms.{expert}"))
+            available.append(usable.any(axis=1))
+        return np.stack(views, axis=1), np.stack(available, axis=1)
+
+    def _weights(self, vectors: Floats, available: NDArray[np.bool_]) -> Floats:
+        """Return the router's weights ``[N, E]`` for item vectors ``[N, D]``."""
+        hidden = np.maximum(self._norm(self._linear(vectors, "router.layers.0"), "router.layers.1"), 0)
+        logits = self._linear(np.maximum(self._linear(hidden, "router.layers.4"), 0), "router.layers.7")
+        return _float32(_softmax(np.where(available, logits, -1e9)) * available)
+
+    def _scored(self, final: Floats, vectors: Floats) -> Floats:
+        """Return the scores ``[N]`` of representations ``[N, D]`` against item vectors ``[N, D]``."""
+        dot = np.einsum("nd,nd->n", final, vectors)
+        if self._settings.score == "dot":
+            return _float32(dot)
+        lengths = np.sqrt(np.maximum(np.square(final).sum(axis=1), 1e-12))
+        return _float32(vectors.shape[1] ** 0.5 * dot / (lengths * np.maximum(np.linalg.norm(vectors, axis=1), 1e-6)))
+
+    def _linear(self, inputs: Floats, name: str) -> Floats:
+        return inputs @ self._arrays[f"{name}.weight"].T + self._arrays[f"{name}.bias"]
+
+    def _norm(self, inputs: Floats, name: str) -> Floats:
+        """Return LayerNorm over the last axis, or the inputs where the model has no such norm."""
+        if f"{name}.weight" not in self._arrays:
+            return inputs
+        centred = inputs - inputs.mean(axis=-1, keepdims=True)
+        scale = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + 1e-5)
+        return _float32(centred / scale * self._arrays[f"{name}.weight"] + self._arrays[f"{name}.bias"])
+
+
+def _attend(query: Floats, key: Floats, value: Floats, usable: NDArray[np.bool_], heads: int) -> Floats:
+    """Return ``[N, D]`` for query ``[N, A]``, key ``[C, A]``, value ``[C, D]``, usable ``[N, C]``; zero for nothing."""
+    query, key, value = (_heads(array, heads) for array in (query, key, value))
+    logits = query @ key.transpose(0, 2, 1) * query.shape[2] ** -0.5  # [H, N, C]
+    exponentials = np.exp(np.clip(logits, -_REACH, _REACH)) * usable
+    total = np.maximum(exponentials.sum(axis=2, keepdims=True), np.finfo(np.float32).tiny)
+    return _float32((exponentials @ value / total).transpose(1, 0, 2).reshape(len(usable), -1))
+
+
+def _heads(array: Floats, heads: int) -> Floats:
+    """``[X, A]`` -> ``[H, X, A / H]``."""
+    return array.reshape(len(array), heads, array.shape[1] // heads).transpose(1, 0, 2)
+
+
+def _softmax(logits: Floats) -> Floats:
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return _float32(exponentials / exponentials.sum(axis=-1, keepdims=True))
+
+
+def _mixed(views: Floats, weights: Floats) -> Floats:
+    """Return ``sum_e w_e * view_e`` ``[N, D]`` of views ``[N, E, D]`` and weights ``[N, E]``."""
+    return _float32(np.einsum("ned,ne->nd", views, weights))
+
+
+def _standardised(features: Features) -> Floats:
+    """Return the features as ``model.items.FixedFeatures`` has them: centred, each row of norm 1, missing ones zero."""
+    values, present = np.asarray(features.values, np.float32), np.asarray(features.present)
+    if not present.any():
+        return np.zeros_like(values)
+    centred = values - _float32(values[present].mean(axis=0, dtype=np.float64))
+    return _float32(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-6) * present[:, None])
+
+
+def _float32(array: NDArray[np.floating]) -> Floats:
+    return array.astype(np.float32, copy=False)
