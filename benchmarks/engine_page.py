@@ -24,18 +24,22 @@ What a round costs, on each engine, beside the least that it could cost and besi
 
 on {machine}.
 
-* Each engine runs in a process of its own, all of them in turn and this {repeats} times; figures are medians over the repeats,
-  with the range in parentheses. A ratio is the median of the ratios within a repeat.
+* Each engine runs in a process of its own, all of them in turn and each {repeats}; figures are medians over the
+  repeats, with the range in parentheses. A ratio is the median of the ratios within a repeat.
 * Clients, seeds, windows and negatives are the same for all. The settings are a job's own, after its warm-up rounds, so
   that private parameters are kept; nothing is evaluated or checkpointed.
-* *clients/s* is that of warm rounds, from the choice of the cohort to the new model. *first round* is what passes from the
-  engine's start, with everything imported and the data in the cache, to the end of the first round.
+* *clients/s* is that of warm rounds, from the choice of the cohort to the new model. *first round* is what passes from
+  the engine's start, with everything imported and the data in the cache, to the end of the first round.
 * *driver* and *tree* are the peaks of the server's process and of it with all that it has started, as proportional set
-  size: what several processes share counts once.
-* `central` is the same windows in large batches in one process with all cores: forward, backward, step, and nothing else. An
-  engine's *efficiency* is that time divided by its round's.
-* `pfl` is [pfl-research](https://github.com/apple/pfl-research), one process a core: FederatedAveraging, SimulatedBackend and
-  the same torch model, with the users balanced over the processes.
+  size: what several processes share counts once. *down* and *up* are the payload of one client in one round.
+* `central` is the same windows in large batches in one process with all cores: forward, backward, step, and nothing
+  else. An engine's *efficiency* is that time divided by its round's.
+* `pfl` is [pfl-research](https://github.com/apple/pfl-research), one process a core: FederatedAveraging,
+  SimulatedBackend and the same torch model, with the users balanced over the processes.
+
+`python -m benchmarks.engine --help` tells how to measure a part, or something else. pfl-research lives in an
+environment of its own, whose interpreter `--pfl-python` names: `python3.11 -m venv pfl-env`, then
+`pfl-env/bin/pip install "torch<2.14" "pfl==0.6.0" pydantic pyyaml`.
 """
 
 
@@ -43,7 +47,8 @@ def write_page(results: Results, left_out: Mapping[str, str], command: str, fold
     """Write ``performance.md`` into ``folder``, its plots into ``folder / pictures``, and return the page."""
     measured = [result for result in results.all if result.engine != "data"]
     repeats = max((result.repeat for result in measured), default=0) + 1
-    parts = [_ABOUT.format(command=command.strip(), machine=_machine(), repeats=repeats)]
+    often = "once" if repeats == 1 else f"{repeats} times"
+    parts = [_ABOUT.format(command=command.strip(), machine=_machine(), repeats=often)]
     for case in results.cases():
         if case.startswith("ml-"):
             parts += [f"## {_title(results, case)}", _job_table(results, case), _ratio_table(results, case)]
@@ -67,9 +72,9 @@ def write_page(results: Results, left_out: Mapping[str, str], command: str, fold
     return page
 
 
-_SWEEP = """Synthetic histories of the same lengths over the same 2,000 items; only the number of users changes. `flower` is not
-among them: its dispatcher looks at every message for each node."""
-_CATALOGUE = """Bytes are those of one client and one round. `ray, dense` sends the whole item table, the others what was touched."""
+_SWEEP = """Synthetic histories of the same lengths over the same 2,000 items; only the number of users changes.
+`flower` is not among them: its dispatcher looks at every message for each node."""
+_CATALOGUE = "`ray, dense` sends the whole item table; the others send the touched rows, where that is smaller."
 
 
 def _machine() -> str:

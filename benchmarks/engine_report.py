@@ -63,6 +63,6 @@ def phase_of_rounds(phases: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]
 
 
 def plan_and_place(words: Sequence[str]) -> tuple[Settings, list[list[int]], list[list[int]], Path]:
-    """Return what the two arguments of such a process name: the plan's settings, phases, cohorts; the report's place."""
+    """Return a plan's settings, phases and cohorts, and the report's place: the two arguments of such a process."""
     plan = json.loads(Path(words[0]).read_text(encoding="utf-8"))
     return settings_from(plan["settings"]), plan["phases"], plan["cohorts"], Path(words[1])

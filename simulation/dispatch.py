@@ -18,6 +18,11 @@ class ClientIds(Mapping[int, int]):
 
     def __init__(self, num_clients: int) -> None:
         self._nodes = range(FIRST_NODE_ID, FIRST_NODE_ID + num_clients)
+        self.clients = range(num_clients)  # all client ids, ascending
+
+    def node_of(self, client_id: int) -> int:
+        """Return the node id of a client: the inverse, which also needs no table."""
+        return FIRST_NODE_ID + client_id
 
     def __getitem__(self, node_id: int) -> int:
         if node_id not in self._nodes:
