@@ -61,7 +61,7 @@ class ServerLoop:
             FedMoEError: too few clients replied, the strategy could not aggregate, or nothing could be written.
         """
         while not self._done(state):
-            self._round(state)
+            self.one_round(state)
             if self._checkpoint_due(state):
                 self.checkpoints.save(state, self.strategy, self.grid)
         return self._finish(state)
@@ -84,7 +84,7 @@ class ServerLoop:
         every = self.settings.federation.evaluate_every
         return every > 0 and (number % every == 0 or number == self.settings.federation.num_rounds)
 
-    def _round(self, state: LoopState) -> None:
+    def one_round(self, state: LoopState) -> None:
         """Do one round and put its record into the history."""
         started = time.monotonic()
         number = state.round + 1

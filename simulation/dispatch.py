@@ -59,6 +59,11 @@ class ClientIds(_Ids):
 
     def __init__(self, num_clients: int) -> None:
         super().__init__(range(FIRST_NODE_ID, FIRST_NODE_ID + num_clients), -FIRST_NODE_ID)
+        self.clients = range(num_clients)  # all client ids, ascending
+
+    def node_of(self, client_id: int) -> int:
+        """Return the node id of a client: the inverse, which also needs no table."""
+        return FIRST_NODE_ID + client_id
 
     def inverse(self) -> Mapping[int, int]:
         """Return client id -> node id."""

@@ -20,7 +20,10 @@ def sample_clients(seed: int, purpose: str, server_round: int, client_ids: Itera
 
     The draw depends on (seed, purpose, server_round) and the set of client ids, not on their order.
     """
-    ids = np.sort(np.fromiter(client_ids, dtype=np.int64))
+    if isinstance(client_ids, range):
+        ids = np.sort(np.arange(client_ids.start, client_ids.stop, client_ids.step))
+    else:
+        ids = np.sort(np.fromiter(client_ids, dtype=np.int64))
     if size >= len(ids):
         return [int(client) for client in ids]
     rng = np.random.default_rng(np.random.SeedSequence([seed, crc32(purpose.encode()), server_round]))
@@ -33,7 +36,8 @@ class Cohorts(Wrapper):
 
     fraction: share of the clients in a training round, in (0, 1]; at least one client takes part.
     seed: with the round it determines the cohort; see :func:`sample_clients`.
-    client_ids: node id -> client id of the nodes that a grid has now.
+    client_ids: node id -> client id of the nodes that a grid has now. A mapping that knows its inverse, as the
+    simulation's does (``clients``: all client ids; ``node_of``), is not read entry by entry: it may have millions.
 
     ``strategy`` gets a grid whose nodes are exactly the cohort; its own sampling must take all of them. ``cohort``
     holds the client ids of the latest training round, ``evaluated`` those of the latest evaluation.
@@ -53,7 +57,7 @@ class Cohorts(Wrapper):
         self.cohort: list[int] = []
         self.evaluated: list[int] = []
         self._evaluate_on: frozenset[int] | None = None
-        self._clients: dict[int, int] = {}  # node id -> client id, as of the latest configure
+        self._clients: Mapping[int, int] = {}  # node id -> client id, as of the latest configure
 
     def evaluate_on(self, client_ids: Iterable[int] | None) -> None:
         """Evaluate on these clients from now on; None: on all. Those not connected are left out."""
@@ -63,12 +67,12 @@ class Cohorts(Wrapper):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Messages to the cohort, sorted by client id. FedMoEError: no client, or a strategy that wants more."""
-        nodes = self._nodes(grid)
+        clients, node_of = self._connected(grid)
         # The small term keeps 0.29 * 100 = 28.999... from losing a client.
-        size = max(1, int(self.fraction * len(nodes) + 1e-9))
-        self.cohort = sample_clients(self.seed, "cohort", server_round, nodes, size)
+        size = max(1, int(self.fraction * len(clients) + 1e-9))
+        self.cohort = sample_clients(self.seed, "cohort", server_round, clients, size)
         self._check_sampling("train", len(self.cohort))
-        view = _CohortGrid(grid, [nodes[client] for client in self.cohort])
+        view = _CohortGrid(grid, [node_of(client) for client in self.cohort])
         return self._sorted_messages(self.strategy.configure_train(server_round, arrays, config, view))
 
     def aggregate_train(
@@ -81,29 +85,33 @@ class Cohorts(Wrapper):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Messages to the clients of :meth:`evaluate_on`, sorted by client id."""
-        nodes = self._nodes(grid)
-        self.evaluated = sorted(nodes if self._evaluate_on is None else self._evaluate_on & nodes.keys())
+        clients, node_of = self._connected(grid)
+        wanted = clients if self._evaluate_on is None else self._evaluate_on
+        self.evaluated = sorted(client for client in wanted if client in clients)
         if not self.evaluated:
             raise FedMoEError("none of the clients to evaluate on is connected; connect them or evaluate on others")
         self._check_sampling("evaluate", len(self.evaluated))
-        view = _CohortGrid(grid, [nodes[client] for client in self.evaluated])
+        view = _CohortGrid(grid, [node_of(client) for client in self.evaluated])
         return self._sorted_messages(self.strategy.configure_evaluate(server_round, arrays, config, view))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Aggregate the replies in the order of their client ids."""
         return self.strategy.aggregate_evaluate(server_round, self._sorted_replies(replies))
 
-    def _nodes(self, grid: Grid) -> dict[int, int]:
-        """Return client id -> node id of the connected clients."""
-        self._clients = dict(self.client_ids(grid))
-        nodes: dict[int, int] = {}
-        for node, client in self._clients.items():
-            if client in nodes:
-                raise FedMoEError(f"client {client} is claimed by nodes {nodes[client]} and {node}; stop one of them")
-            nodes[client] = node
-        if not nodes:
+    def _connected(self, grid: Grid) -> tuple[Collection[int], Callable[[int], int]]:
+        """Return the ids of the connected clients, and what tells a client's node id."""
+        mapping = self.client_ids(grid)
+        clients: Collection[int] | None = getattr(mapping, "clients", None)
+        if clients is not None:
+            self._clients = mapping
+            node_of: Callable[[int], int] = mapping.node_of  # type: ignore[attr-defined]
+        else:
+            self._clients = dict(mapping)
+            nodes = _by_client(self._clients)
+            clients, node_of = nodes, nodes.__getitem__
+        if not clients:
             raise FedMoEError("no client is connected; start the clients before the run")
-        return nodes
+        return clients, node_of
 
     def _check_sampling(self, phase: str, size: int) -> None:
         """Refuse what would make Flower's own sampling random again, or wait for nodes for ever."""
@@ -132,6 +140,16 @@ class Cohorts(Wrapper):
         """Sort key: client id; nodes without one come last, by node id."""
         client = self._clients.get(node_id)
         return (client is None, node_id if client is None else client)
+
+
+def _by_client(clients: Mapping[int, int]) -> dict[int, int]:
+    """Turn node id -> client id round."""
+    nodes: dict[int, int] = {}
+    for node, client in clients.items():
+        if client in nodes:
+            raise FedMoEError(f"client {client} is claimed by nodes {nodes[client]} and {node}; stop one of them")
+        nodes[client] = node
+    return nodes
 
 
 class _CohortGrid(Grid):

@@ -50,7 +50,7 @@ def test_a_resumed_run_gives_the_same_bits(fakes: Any, tmp_path: Path, at: int, 
     loop = fakes.make_loop(interrupted, path, settings)
     state = LoopState(fakes.model_arrays())
     for _ in range(at):
-        loop._round(state)
+        loop.one_round(state)
     saved = store.save(state, loop.strategy, interrupted)
     second = fakes.SavingGrid()
     resumed = resume(fakes, second, saved, path, **strategy, num_rounds=7)

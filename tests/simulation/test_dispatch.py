@@ -31,6 +31,8 @@ def test_a_million_ids_need_no_table() -> None:
     for nobody in (0, 1, 1_000_002):
         with pytest.raises(KeyError):
             ids[nobody]
+    assert ids.clients == range(1_000_000)
+    assert [ids[ids.node_of(client)] for client in (0, 7, 999_999)] == [0, 7, 999_999]
 
 
 @pytest.mark.parametrize(

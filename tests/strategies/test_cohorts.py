@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,31 @@ def test_the_cohort_depends_on_seed_round_and_clients_alone(
     np.random.seed(global_seed % 2**32)
     assert cohort_of(FakeGrid(dict(zip(nodes, clients, strict=True))), server_round, seed) == expected
     assert len(expected) == max(1, count // 2)
+
+
+class Unread(dict[int, int]):
+    """Node id -> client id that knows its inverse, and must not be read entry by entry."""
+
+    clients = range(30)
+
+    def __iter__(self) -> Iterator[int]:
+        raise AssertionError("read entry by entry")
+
+    items = keys = values = __iter__  # type: ignore[assignment]
+
+    def node_of(self, client: int) -> int:
+        return 100 + client
+
+
+def test_a_mapping_that_knows_its_inverse_gives_the_same_cohort_without_being_read() -> None:
+    table = {100 + client: client for client in range(30)}
+    grid = FakeGrid(table)
+    unread = Unread(table)
+    inner = PartialAggregation(build_strategy("fedavg", {}), schedule())
+    strategy = Cohorts(inner, 0.5, 3, lambda grid: unread)
+    assert asked(strategy.configure_train(1, ARRAYS, ConfigRecord(), grid), grid) == cohort_of(grid, 1)
+    strategy.evaluate_on([40, 5, 2])
+    assert asked(strategy.configure_evaluate(1, ARRAYS, ConfigRecord(), grid), grid) == [2, 5]
 
 
 def test_rounds_and_seeds_differ_and_everybody_has_a_turn() -> None:

@@ -1,0 +1,141 @@
+"""``python -m benchmarks.engine``: what the engines cost, beside central training and pfl-research.
+
+Each engine is run in a process of its own, all of them one after the other and this ``--repeats`` times, on the same
+clients with the same seeds. Results are kept in ``--folder`` and not measured again, so a benchmark can be made in
+parts (``--cases``); the page with medians, ratios and plots is written from all that is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.engine_cases import (
+    DEFAULT_ENGINES,
+    ENGINES,
+    FLOWER_USERS,
+    Case,
+    Options,
+    Plan,
+    cases,
+    plan_of,
+    settings_of,
+    smoke_cases,
+)
+from benchmarks.engine_page import write_page
+from benchmarks.engine_runs import ROOT, Results, run
+from errors import FedMoEError, nearest
+
+
+def main(words: Sequence[str]) -> int:
+    """Measure what is missing and write the page; return the exit status."""
+    given = _parser().parse_args(list(words))
+    options = Options(
+        given.engines or DEFAULT_ENGINES, given.users, given.cohort, given.rounds, given.data_dir, given.features
+    )
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            smoke_folder = Path(temporary) if given.smoke and given.folder is None else None
+            folder = smoke_folder or given.folder or Path("runs/engine")
+            everything = cases(options)
+            chosen = smoke_cases(options.engines) if given.smoke else _chosen(everything, given.cases)
+            results = Results(folder)
+            left_out = _measure(
+                chosen, results, folder / "cache", 1 if given.smoke else given.repeats, given.pfl_python
+            )
+            target = (ROOT / "docs", Path("images")) if given.write_docs else (folder, Path("."))
+            page = write_page(results, left_out, f"python -m benchmarks.engine {' '.join(words)}", *target)
+            print(page.read_text(encoding="utf-8") if given.smoke else f"page: {page}")
+    except FedMoEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--engines", nargs="+", help=f"of {', '.join(ENGINES)}; default: {' '.join(DEFAULT_ENGINES)}")
+    parser.add_argument("--cases", nargs="+", help="names of cases (ml-1m, ml-100k, synthetic-943 ...); default: all")
+    parser.add_argument(
+        "--users", type=int, nargs="+", default=[943, 6040, 100_000, 1_000_000], help="numbers of users of the sweep"
+    )
+    parser.add_argument(
+        "--cohort",
+        type=int,
+        nargs="+",
+        default=[604, 100, 2000],
+        help="clients of the sweep's rounds; all of them are run with the most users, the first with the others",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="warm rounds of a process (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="0: only write the page (default: %(default)s)")
+    parser.add_argument(
+        "--data-dir", type=Path, help="folder that holds ml-1m and ml-100k; default: synthetic stand-ins"
+    )
+    parser.add_argument("--features", action="store_true", help="with the text and visual feature files of --data-dir")
+    parser.add_argument("--pfl-python", type=Path, help="an interpreter that has torch, pfl, pydantic and pyyaml")
+    parser.add_argument("--folder", type=Path, help="where results are kept; default: runs/engine")
+    parser.add_argument("--write-docs", action="store_true", help="write docs/performance.md, not a page in --folder")
+    parser.add_argument("--smoke", action="store_true", help="everything tiny and once, in less than a minute")
+    return parser
+
+
+def _chosen(everything: Sequence[Case], names: Sequence[str] | None) -> list[Case]:
+    known = {case.name: case for case in everything}
+    for name in names or ():
+        if name not in known:
+            raise FedMoEError(f"no case '{name}'{nearest(name, known)} They are: {', '.join(known)}")
+    return [case for case in everything if names is None or case.name in names]
+
+
+def _measure(
+    chosen: Sequence[Case], results: Results, cache: Path, repeats: int, pfl_python: Path | None
+) -> dict[str, str]:
+    """Run what is missing, interleaved, and return why which engine was left out."""
+    left_out: dict[str, str] = {}
+    for case in chosen:
+        settings = settings_of(case).model_dump(mode="json")
+        data = Plan(case.name, "data", settings, [[0, 0]], [])
+        if repeats and not results.has(data, 0):
+            results.add(run(data, 0, cache))
+        plans = []
+        for engine in case.engines if repeats else ():
+            users = results.of(case.name, "data")[0].phases[0].clients
+            if reason := _reason_against(engine, users, pfl_python):
+                left_out[engine] = reason
+                continue
+            try:
+                plans.append(plan_of(case, engine, users))
+            except FedMoEError as error:
+                left_out[engine] = str(error)
+        for repeat in range(repeats):
+            for plan in plans:
+                if not results.has(plan, repeat):
+                    result = run(plan, repeat, cache, pfl_python)
+                    results.add(result)
+                    rate = sum(p.clients * len(p.seconds) for p in result.phases) / sum(
+                        sum(p.seconds) for p in result.phases
+                    )
+                    print(
+                        f"{case.name}  {plan.engine}  {repeat + 1}/{repeats}: {rate:.0f} clients/s, "
+                        f"first round {result.first:.1f} s",
+                        flush=True,
+                    )
+    for engine, reason in left_out.items():
+        print(f"{engine} is left out: {reason}", flush=True)
+    return left_out
+
+
+def _reason_against(engine: str, users: int, pfl_python: Path | None) -> str:
+    """Return why an engine cannot be run, '' if it can."""
+    if engine == "pfl" and pfl_python is None:
+        return "--pfl-python does not name an interpreter that has pfl"
+    if engine == "flower" and users > FLOWER_USERS:
+        return f"its dispatcher scans all messages for each of {users} nodes"
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

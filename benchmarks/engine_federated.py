@@ -1,0 +1,84 @@
+"""The process that runs a plan on one of this project's engines: its real apps and round loop, timed round by round."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from rich.console import Console
+
+from benchmarks.engine_report import Report, Round, phase_of_rounds, plan_and_place
+from data.registry import load_dataset
+from errors import FedMoEError
+from fedmoe_server.app import list_arrays
+from fedmoe_server.checkpoints import CheckpointStore
+from fedmoe_server.clients import ClientDirectory
+from fedmoe_server.server_loop import ServerLoop
+from fedmoe_server.state import LoopState
+from fedmoe_server.tracking import Tracker
+from model.build import initial_arrays, parameter_groups
+from settings import Settings
+from settings_loading import to_run_config
+from sim import CLIENT_APP
+from simulation.engines import run_simulation
+from strategies import AggregationSchedule, Cohorts, PartialAggregation, ServerLearningRate, build_strategy
+
+
+def main(words: Sequence[str]) -> None:
+    """Run a plan's rounds. Raises FedMoEError if a client failed: its time would be worth nothing."""
+    settings, phases, _, place = plan_and_place(words)
+    users = load_dataset(settings.data, settings.seed).interactions.num_users
+    report = Report()
+    app = ServerApp()
+
+    @app.main()
+    def server(grid: Grid, context: Context) -> None:
+        with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+            loop, state = make_loop(grid, settings, Path(folder), Console(file=nowhere))
+            try:
+                for phase, clients in phase_of_rounds(phases):
+                    loop.strategy.fraction = min(1.0, clients / users)
+                    report.rounds.append(one_round(loop, state, phase))
+            finally:
+                loop.tracker.close()
+
+    run_config: dict[str, bool | int | float | str] = {**to_run_config(settings)}
+    run_simulation(settings.simulation.engine, app, CLIENT_APP, users, run_config, settings.simulation)
+    report.write(place)
+
+
+def make_loop(grid: Grid, settings: Settings, folder: Path, console: Console) -> tuple[ServerLoop, LoopState]:
+    """Return the round loop and the state before its first round, as ``fedmoe_server.app`` makes them."""
+    federation = settings.federation
+    dataset = load_dataset(settings.data, settings.seed)
+    groups = parameter_groups(settings, dataset)
+    schedule = AggregationSchedule(groups, federation.warmup_rounds, federation.warmup, federation.shared)
+    inner = build_strategy(federation.strategy, federation.strategy_parameters)
+    partial = PartialAggregation(ServerLearningRate(inner, federation.server_schedule, federation.num_rounds), schedule)
+    directory = ClientDirectory()
+    strategy = Cohorts(partial, federation.client_fraction, settings.seed, directory.client_ids)
+    tracker = Tracker(folder, settings, (), console)
+    store = CheckpointStore(folder / "checkpoints")
+    loop = ServerLoop(grid, strategy, partial, schedule, settings, directory, tracker, store)
+    return loop, LoopState(list_arrays(initial_arrays(settings, dataset)))
+
+
+def one_round(loop: ServerLoop, state: LoopState, phase: int) -> Round:
+    """Do one round and return it. Raises FedMoEError if a client failed."""
+    begun = time.time()
+    loop.one_round(state)
+    ended = time.time()
+    record = state.history[-1]
+    if record["failed"]:
+        raise FedMoEError(f"round {record['round']}: {len(record['failed'])} clients failed: {record['failed'][0]}")
+    return Round(phase, record["clients"], begun, ended, record["bytes_down"], record["bytes_up"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
