@@ -13,12 +13,13 @@ It sees the parameters that are shared in the round and nothing else; the wrappe
 the cohort, sort and check the replies. Nothing in this package has to be edited. See ``docs/strategies.md`` and the ten
 lines of ``examples/strategies/server_step.py``.
 
-Usual order of the wrappers: ``Cohorts(PartialAggregation(ServerLearningRate(build_strategy(...))))``.
+Usual order of the wrappers: ``Cohorts(PartialAggregation(OutlierClipping(ServerLearningRate(build_strategy(...)))))``.
 """
 
 from strategies.cohort import Cohorts, sample_clients
 from strategies.guards import Refusal, check_metric_replies, check_train_replies
 from strategies.learning_rate import ServerLearningRate
+from strategies.outliers import Clipping, OutlierClipping, clippings
 from strategies.partial import PartialAggregation
 from strategies.registry import STRATEGIES, build_strategy
 from strategies.schedule import AggregationSchedule
@@ -28,7 +29,9 @@ from strategies.wrapper import Wrapper, chain
 __all__ = [
     "STRATEGIES",
     "AggregationSchedule",
+    "Clipping",
     "Cohorts",
+    "OutlierClipping",
     "PartialAggregation",
     "Refusal",
     "ServerLearningRate",
@@ -37,6 +40,7 @@ __all__ = [
     "chain",
     "check_metric_replies",
     "check_train_replies",
+    "clippings",
     "load_state_arrays",
     "sample_clients",
     "state_arrays",

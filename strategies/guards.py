@@ -17,6 +17,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 
 REFUSED = 100  # error code of a refused reply; Flower's own codes are smaller
+NUM_EXAMPLES = "num-examples"
+MAX_EXAMPLES = 100_000  # the largest weight of a reply, unless the settings say otherwise
 _Shape = tuple[str, tuple[tuple[str, int], ...]]  # key of the metric record, and (metric, length or -1) sorted
 
 
@@ -46,36 +48,43 @@ class _Decoded(Array):
 
 
 def check_train_replies(
-    replies: Iterable[Message], expected: Mapping[str, Array], weight_key: str
+    replies: Iterable[Message], expected: Mapping[str, Array], weight_key: str, max_examples: int = MAX_EXAMPLES
 ) -> tuple[list[Message], list[Refusal]]:
     """Check the replies to a training round.
 
     expected: name -> the server's array; its shape and dtype are demanded.
-    weight_key: the metric that weights the reply.
+    weight_key: the metric that weights the reply; ``num-examples`` must be a whole number.
+    max_examples: the largest weight: one client that claims more would outweigh all others.
 
     Returns the replies in their order, refused ones replaced by errors, accepted ones as new messages whose content
     holds their arrays under "arrays" in the order of ``expected``; and the refusals.
     """
-    return _check(list(replies), expected, weight_key)
+    return _check(list(replies), expected, weight_key, max_examples)
 
 
-def check_metric_replies(replies: Iterable[Message], weight_key: str) -> tuple[list[Message], list[Refusal]]:
+def check_metric_replies(
+    replies: Iterable[Message], weight_key: str, max_examples: int = MAX_EXAMPLES
+) -> tuple[list[Message], list[Refusal]]:
     """Check the replies to an evaluation, as :func:`check_train_replies` does, but for metrics alone."""
-    return _check(list(replies), None, weight_key)
+    return _check(list(replies), None, weight_key, max_examples)
 
 
 def _check(
-    replies: list[Message], expected: Mapping[str, Array] | None, weight_key: str
+    replies: list[Message], expected: Mapping[str, Array] | None, weight_key: str, max_examples: int
 ) -> tuple[list[Message], list[Refusal]]:
     reasons: dict[int, str] = {}
     contents: dict[int, RecordDict] = {}
     shapes: dict[int, _Shape] = {}
+    nodes: set[int] = set()
     for position, reply in enumerate(replies):
         if reply.has_error():
             continue
         try:
+            if reply.metadata.src_node_id in nodes:
+                raise _Refused("the node has replied already")
+            nodes.add(reply.metadata.src_node_id)
             contents[position] = _checked_content(reply.content, expected)
-            shapes[position] = _checked_metrics(reply.content, weight_key)
+            shapes[position] = _checked_metrics(reply.content, weight_key, max_examples)
         except _Refused as refused:
             reasons[position] = str(refused)
             shapes.pop(position, None)
@@ -146,7 +155,7 @@ def _decoded(array: Array, like: Array) -> np.ndarray:
     return array.numpy()
 
 
-def _checked_metrics(content: RecordDict, weight_key: str) -> _Shape:
+def _checked_metrics(content: RecordDict, weight_key: str, max_examples: int) -> _Shape:
     """Check the numbers of a reply and return which metrics it holds."""
     if len(content.metric_records) != 1:
         raise _Refused(f"it holds {len(content.metric_records)} metric records, one is needed")
@@ -154,16 +163,20 @@ def _checked_metrics(content: RecordDict, weight_key: str) -> _Shape:
     for name, value in metrics.items():
         if not all(math.isfinite(number) for number in (value if isinstance(value, list) else [value])):
             raise _Refused(f"metric '{name}' is not finite")
-    _check_weight(metrics, weight_key)
+    _check_weight(metrics, weight_key, max_examples)
     return key, tuple(sorted((name, len(v) if isinstance(v, list) else -1) for name, v in metrics.items()))
 
 
-def _check_weight(metrics: MetricRecord, weight_key: str) -> None:
+def _check_weight(metrics: MetricRecord, weight_key: str, max_examples: int) -> None:
     weight = metrics.get(weight_key)
     if weight is None:
         raise _Refused(f"metric '{weight_key}', its weight, is missing")
     if isinstance(weight, list) or weight <= 0:
         raise _Refused(f"metric '{weight_key}', its weight, must be a number above 0, is {weight}")
+    if weight_key == NUM_EXAMPLES and weight != int(weight):
+        raise _Refused(f"metric '{weight_key}', its weight, must be a whole number, is {weight}")
+    if weight > max_examples:
+        raise _Refused(f"metric '{weight_key}', its weight, is {weight}, above the limit of {max_examples}")
 
 
 def _most_common(shapes: Iterable[_Shape]) -> _Shape | None:

@@ -11,7 +11,7 @@ from flwr.serverapp.exception import AggregationError, InconsistentMessageReplie
 from flwr.serverapp.strategy import Strategy
 
 from errors import FedMoEError
-from strategies.guards import Refusal, check_metric_replies, check_train_replies
+from strategies.guards import MAX_EXAMPLES, NUM_EXAMPLES, Refusal, check_metric_replies, check_train_replies
 from strategies.keyed_state import change_parameters
 from strategies.schedule import AggregationSchedule
 from strategies.wrapper import Wrapper, chain
@@ -24,16 +24,29 @@ class PartialAggregation(Wrapper):
     parameters only. A private array comes out of a round as the very same bytes. ``refusals`` holds the replies to the
     latest training or evaluation that were refused (see ``strategies.guards``).
 
+    max_examples: the largest weight that a reply may claim.
+    min_reply_fraction: where a smaller share of the clients asked sent a reply that passes, or none did, nothing is
+        aggregated, and the strategy does not hear of the round's replies. 0: it hears of them in any case.
+
     The wrapped strategy sees arrays of shape () as (1,): NumPy turns the former into numbers, which Flower's clipping
     cannot change in place, so that they would escape it. Its results are given the model's dtype again: FedAdam and
     q-FedAvg return float64 for float32.
     """
 
-    def __init__(self, strategy: Strategy, schedule: AggregationSchedule) -> None:
+    def __init__(
+        self,
+        strategy: Strategy,
+        schedule: AggregationSchedule,
+        max_examples: int = MAX_EXAMPLES,
+        min_reply_fraction: float = 0.0,
+    ) -> None:
         super().__init__(strategy)
         self.schedule = schedule
+        self.max_examples = max_examples
+        self.min_reply_fraction = min_reply_fraction
         self.refusals: list[Refusal] = []
         self._arrays: ArrayRecord | None = None  # the model as sent to the clients in this round
+        self._asked = 0  # clients that it was sent to
         self._names: list[str] | None = None  # the parameters that the state of the wrapped strategy is made for
 
     def configure_train(
@@ -44,13 +57,14 @@ class PartialAggregation(Wrapper):
         self._follow_schedule(server_round, arrays)
         self._arrays = arrays.copy()
         shared = self._shared(server_round, arrays)
-        messages = self.strategy.configure_train(server_round, shared, config.copy(), grid)
-        return self._completed(list(messages), server_round, arrays)
+        messages = list(self.strategy.configure_train(server_round, shared, config.copy(), grid))
+        self._asked = len(messages)
+        return self._completed(messages, server_round, arrays)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """All parameters, the shared ones aggregated; None if the wrapped strategy aggregated nothing.
+        """All parameters, the shared ones aggregated; None if too few replies pass, or nothing was aggregated.
 
         Raises FedMoEError if the wrapped strategy cannot aggregate, or returns other parameters or infinite ones.
         """
@@ -58,7 +72,10 @@ class PartialAggregation(Wrapper):
             raise FedMoEError("aggregate_train was called before configure_train: there are no arrays to merge into")
         names = set(self.schedule.shared_names(server_round))
         expected = {name: array for name, array in self._arrays.items() if name in names}
-        checked, self.refusals = check_train_replies(replies, expected, self._weight_key())
+        checked, self.refusals = check_train_replies(replies, expected, self._weight_key(), self.max_examples)
+        passed = sum(reply.has_content() for reply in checked)
+        if self.min_reply_fraction and (passed == 0 or passed < self.min_reply_fraction * self._asked):
+            return None, None
         scalars = [name for name, array in expected.items() if not array.shape]
         for reply in checked:
             if reply.has_content():
@@ -83,7 +100,7 @@ class PartialAggregation(Wrapper):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The aggregated metrics of an evaluation; refused replies are in ``refusals``."""
-        checked, self.refusals = check_metric_replies(replies, self._weight_key())
+        checked, self.refusals = check_metric_replies(replies, self._weight_key(), self.max_examples)
         return self.strategy.aggregate_evaluate(server_round, checked)
 
     def _check_names(self, arrays: ArrayRecord) -> None:
@@ -153,7 +170,7 @@ class PartialAggregation(Wrapper):
 
     def _weight_key(self) -> str:
         keys = (getattr(part, "weighted_by_key", None) for part in chain(self.strategy))
-        return next((key for key in keys if isinstance(key, str)), "num-examples")
+        return next((key for key in keys if isinstance(key, str)), NUM_EXAMPLES)
 
     def _inner_name(self) -> str:
         return f"strategy {type(list(chain(self.strategy))[-1]).__name__}"
