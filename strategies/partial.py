@@ -11,10 +11,10 @@ from flwr.serverapp.exception import AggregationError, InconsistentMessageReplie
 from flwr.serverapp.strategy import Strategy
 
 from errors import FedMoEError
-from strategies.guards import MAX_EXAMPLES, NUM_EXAMPLES, Refusal, check_metric_replies, check_train_replies
+from strategies.guards import MAX_EXAMPLES, Refusal, check_metric_replies, check_train_replies
 from strategies.keyed_state import change_parameters
 from strategies.schedule import AggregationSchedule
-from strategies.wrapper import Wrapper, chain
+from strategies.wrapper import Wrapper, chain, weight_key
 
 
 class PartialAggregation(Wrapper):
@@ -72,7 +72,7 @@ class PartialAggregation(Wrapper):
             raise FedMoEError("aggregate_train was called before configure_train: there are no arrays to merge into")
         names = set(self.schedule.shared_names(server_round))
         expected = {name: array for name, array in self._arrays.items() if name in names}
-        checked, self.refusals = check_train_replies(replies, expected, self._weight_key(), self.max_examples)
+        checked, self.refusals = check_train_replies(replies, expected, weight_key(self.strategy), self.max_examples)
         passed = sum(reply.has_content() for reply in checked)
         if self.min_reply_fraction and (passed == 0 or passed < self.min_reply_fraction * self._asked):
             return None, None
@@ -100,7 +100,7 @@ class PartialAggregation(Wrapper):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The aggregated metrics of an evaluation; refused replies are in ``refusals``."""
-        checked, self.refusals = check_metric_replies(replies, self._weight_key(), self.max_examples)
+        checked, self.refusals = check_metric_replies(replies, weight_key(self.strategy), self.max_examples)
         return self.strategy.aggregate_evaluate(server_round, checked)
 
     def _check_names(self, arrays: ArrayRecord) -> None:
@@ -167,10 +167,6 @@ class PartialAggregation(Wrapper):
             if not np.isfinite(merged[name].numpy()).all():
                 raise FedMoEError(f"{returned} a value that is not finite in '{name}'; lower its learning rate")
         return ArrayRecord(merged)
-
-    def _weight_key(self) -> str:
-        keys = (getattr(part, "weighted_by_key", None) for part in chain(self.strategy))
-        return next((key for key in keys if isinstance(key, str)), NUM_EXAMPLES)
 
     def _inner_name(self) -> str:
         return f"strategy {type(list(chain(self.strategy))[-1]).__name__}"

@@ -12,6 +12,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from errors import FedMoEError, nearest
+from strategies.row_wise import RowWise
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
     "fedavg": flower.FedAvg,
@@ -26,6 +27,7 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
     "multikrum": flower.MultiKrum,
     "bulyan": flower.Bulyan,
     "qfedavg": flower.QFedAvg,
+    "rowwise": RowWise,
 }
 # Set where the constructor takes them and the user did not: the cohort is chosen outside, the strategy takes all of it.
 _DEFAULTS: Mapping[str, Any] = {

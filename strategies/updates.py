@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
+
+from strategies.wrapper import weight_key
 
 Update = dict[str, NDArray[np.floating]]
 
@@ -35,3 +39,9 @@ def moved_reply(reply: Message, model: Mapping[str, NDArray[np.floating]], updat
     moved = copy.copy(reply)
     moved.content = RecordDict({**dict(reply.content.items()), "arrays": arrays})
     return moved
+
+
+def weight_of(reply: Message, strategy: Strategy) -> float:
+    """Return the weight of a reply that passed the guards, in the metric that ``strategy`` weighs by."""
+    metrics = next(iter(reply.content.metric_records.values()))
+    return float(cast(float, metrics[weight_key(strategy)]))

@@ -56,3 +56,9 @@ def chain(strategy: Strategy) -> Iterator[Strategy]:
     while isinstance(part, Strategy):
         yield part
         part = getattr(part, "strategy", None)
+
+
+def weight_key(strategy: Strategy) -> str:
+    """Return the metric that ``strategy``, or what it wraps, weighs replies by (``weighted_by_key``, as in Flower)."""
+    keys = (getattr(part, "weighted_by_key", None) for part in chain(strategy))
+    return next((key for key in keys if isinstance(key, str)), "num-examples")
