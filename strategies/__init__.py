@@ -17,11 +17,13 @@ Usual order of the wrappers: ``Cohorts(PartialAggregation(OutlierClipping(Server
 """
 
 from strategies.cohort import Cohorts, sample_clients
+from strategies.context import RoundContext
 from strategies.guards import Refusal, check_metric_replies, check_train_replies
 from strategies.learning_rate import ServerLearningRate
 from strategies.outliers import Clipping, OutlierClipping, clippings
 from strategies.partial import PartialAggregation
 from strategies.registry import STRATEGIES, build_strategy
+from strategies.row_wise import RowWise
 from strategies.schedule import AggregationSchedule
 from strategies.state import load_state_arrays, state_arrays
 from strategies.wrapper import Wrapper, chain
@@ -34,6 +36,8 @@ __all__ = [
     "OutlierClipping",
     "PartialAggregation",
     "Refusal",
+    "RoundContext",
+    "RowWise",
     "ServerLearningRate",
     "Wrapper",
     "build_strategy",

@@ -11,6 +11,7 @@ from flwr.serverapp.exception import AggregationError, InconsistentMessageReplie
 from flwr.serverapp.strategy import Strategy
 
 from errors import FedMoEError
+from strategies.context import tell_context
 from strategies.guards import MAX_EXAMPLES, Refusal, check_metric_replies, check_train_replies
 from strategies.keyed_state import change_parameters
 from strategies.schedule import AggregationSchedule
@@ -55,6 +56,7 @@ class PartialAggregation(Wrapper):
         """Messages of a training round, with all parameters. FedMoEError: a parameter is in no group, or not there."""
         self._check_names(arrays)
         self._follow_schedule(server_round, arrays)
+        tell_context(self.strategy, self.schedule, server_round)
         self._arrays = arrays.copy()
         shared = self._shared(server_round, arrays)
         messages = list(self.strategy.configure_train(server_round, shared, config.copy(), grid))
