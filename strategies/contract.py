@@ -6,6 +6,7 @@ weights count in proportion: medians, Krum and q-FedAvg use them otherwise, or n
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,10 +45,15 @@ def findings(make: Make) -> list[Finding]:
 
     The first demands are those without which the others cannot be tried.
     """
-    found = [_tried(demand, check, make) for demand, check in FIRST.items()]
-    if not all(finding.holds for finding in found):
-        return found + [Finding(demand, None, "see above") for demand in THEN]
-    return found + [_tried(demand, check, make) for demand, check in THEN.items()]
+    # q-FedAvg, Krum and Bulyan collect garbage at every reply; what is there by now need not be looked through again.
+    gc.freeze()
+    try:
+        found = [_tried(demand, check, make) for demand, check in FIRST.items()]
+        if not all(finding.holds for finding in found):
+            return found + [Finding(demand, None, "see above") for demand in THEN]
+        return found + [_tried(demand, check, make) for demand, check in THEN.items()]
+    finally:
+        gc.unfreeze()
 
 
 def _tried(demand: str, check: Callable[[Make], str], make: Make) -> Finding:
