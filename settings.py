@@ -156,12 +156,24 @@ class TrainingSettings(Section):
     balance_weight: NonNegative = Field(0.01, description="weight of the router's load-balance loss")
 
 
+class GuardSettings(Section):
+    """What a reply may be, and how many rounds may fail."""
+
+    max_examples: Count = Field(100_000, description="a reply that claims more examples is refused")
+    norm_multiple: NonNegative = Field(
+        10.0, description="an update longer than so many times the round's median is scaled down to that; 0: never"
+    )
+    max_failed_rounds: Count = Field(3, description="failed rounds in a row that end the run")
+
+
 class FederationSettings(Section):
     """What the server does: rounds, cohorts, strategy and aggregation schedule."""
 
     num_rounds: Count = Field(400, description="rounds")
     client_fraction: Fraction = Field(0.05, description="share of the clients in a round")
-    min_reply_fraction: Fraction = Field(0.5, description="a round fails if a smaller share of its clients replied")
+    min_reply_fraction: Fraction = Field(
+        0.5, description="a round fails, and leaves the model as it was, if a smaller share of its clients replied"
+    )
     strategy: str = Field("fedadam", description="a strategy of Flower by name, or package.module:Class")
     strategy_parameters: dict[str, Any] = Field(
         {"eta": 0.005, "tau": 1e-6}, description="arguments of the strategy; none where you name a strategy of your own"
@@ -187,6 +199,7 @@ class FederationSettings(Section):
     evaluate_clients: CountOrZero = Field(300, description="clients of these evaluations, a fixed sample; 0: all")
     patience: CountOrZero = Field(10, description="evaluations without a better NDCG@10 before stopping; 0: never")
     checkpoint_every: CountOrZero = Field(50, description="rounds between checkpoints; 0: only at the end")
+    guards: GuardSettings = GuardSettings()
 
     @model_validator(mode="before")
     @classmethod

@@ -107,7 +107,7 @@ def _tree_of(words: Sequence[str]) -> tuple[dict[str, Any], list[str], list[str]
         elif key == "use_negative_sampling":
             _set(tree, "training.loss", "sampled_softmax" if _is_true(text) else "softmax")
         elif path := _full_key(key, problems):
-            _set(tree, path, _value(text))
+            _set(tree, path, parse_value(text))
     return tree, problems, warnings
 
 
@@ -201,7 +201,8 @@ def _nearest_key(key: str, known: list[str]) -> str:
     return nearest(key, known) or nearest(key.split(".")[-1], by_leaf) or ": python sim.py --help lists the keys"
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """Return what a text means in a settings file; the text itself where it means nothing."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError:

@@ -35,6 +35,7 @@ from settings_loading import from_run_config
 from strategies import (
     AggregationSchedule,
     Cohorts,
+    OutlierClipping,
     PartialAggregation,
     ServerLearningRate,
     build_strategy,
@@ -84,7 +85,10 @@ def run(
     arrays = initial_arrays(settings, dataset)
     schedule = _schedule(settings, parameter_groups(settings, dataset))
     directory = ClientDirectory() if deployed is None else deployed.directory(settings.deployment)
-    partial = PartialAggregation(_inner_strategy(settings), schedule)
+    guards = settings.federation.guards
+    partial = PartialAggregation(
+        _inner_strategy(settings), schedule, guards.max_examples, settings.federation.min_reply_fraction
+    )
     strategy = Cohorts(partial, settings.federation.client_fraction, settings.seed, directory.client_ids)
     state_arrays(strategy)  # a strategy that no checkpoint could hold is refused now, not at the first checkpoint
 
@@ -131,10 +135,11 @@ def _schedule(settings: Settings, groups: Mapping[str, list[str]]) -> Aggregatio
     return AggregationSchedule(groups, federation.warmup_rounds, federation.warmup, federation.shared)
 
 
-def _inner_strategy(settings: Settings) -> ServerLearningRate:
+def _inner_strategy(settings: Settings) -> OutlierClipping:
     federation = settings.federation
     strategy = build_strategy(federation.strategy, federation.strategy_parameters)
-    return ServerLearningRate(strategy, federation.server_schedule, federation.num_rounds)
+    rated = ServerLearningRate(strategy, federation.server_schedule, federation.num_rounds)
+    return OutlierClipping(rated, federation.guards.norm_multiple)
 
 
 def _default_run_dir(settings: Settings, source: Path | None) -> Path:

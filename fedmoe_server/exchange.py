@@ -53,7 +53,8 @@ class Exchange:
         replies: everything that came back, error replies included (strategies expect to see those).
         failures: the clients that failed, sorted by client.
         bytes_down, bytes_up: payload bytes sent to and received from all clients.
-        dropped: replies that nobody waited for any more: late ones to an earlier message, or second ones.
+        dropped: replies that nobody waited for any more: late ones to an earlier message, or second ones; by node.
+        problem: why the exchange is worth nothing as a whole, None if it is worth something.
     """
 
     sent: int
@@ -61,7 +62,8 @@ class Exchange:
     failures: list[Failure] = field(default_factory=list)
     bytes_down: int = 0
     bytes_up: int = 0
-    dropped: int = 0
+    dropped: list[int] = field(default_factory=list)
+    problem: str | None = None
 
 
 def exchange(
@@ -92,7 +94,7 @@ def exchange(
         failures=name_failures(reasons, stage, client_ids),
         bytes_down=_payload(requests),
         bytes_up=_payload(reply for reply in replies.values() if reply.has_content()),
-        dropped=len(arrived) - len(replies),
+        dropped=_dropped(arrived, replies),
     )
 
 
@@ -111,6 +113,18 @@ def _answers(requests: Sequence[Message], arrived: Iterable[Message]) -> dict[in
     return answers
 
 
+def _dropped(arrived: Iterable[Message], answers: Mapping[int, Message]) -> list[int]:
+    """Return the nodes of the messages that are nobody's answer, once for each."""
+    left = {id(reply) for reply in answers.values()}
+    dropped = []
+    for message in arrived:
+        if id(message) in left:
+            left.remove(id(message))
+        else:
+            dropped.append(message.metadata.src_node_id)
+    return sorted(dropped)
+
+
 def name_failures(reasons: Mapping[int, str], stage: str, client_ids: ClientIds) -> list[Failure]:
     """Turn node id -> reason into failures with the clients' names, sorted by client."""
     if not reasons:
@@ -126,24 +140,25 @@ def list_failures(failures: Sequence[Failure]) -> str:
     return "; ".join(str(failure) for failure in failures[:NAMED]) + more
 
 
-def require_enough(what: str, sent: int, failures: Sequence[Failure], minimum: float) -> None:
-    """Raise when nobody was asked, or when too small a share of the clients replied.
+def too_few(what: str, outcome: Exchange, minimum: float) -> str | None:
+    """Say that too small a share of the clients replied, which and why; None if enough did.
 
     Args:
         what: the exchange in words, e.g. ``"round 3, train"``.
-        minimum: smallest share of ``sent`` that must have replied, in (0, 1].
+        minimum: smallest share of those asked that must have replied, in (0, 1].
 
     Raises:
-        FedMoEError: names the first failed clients and their reasons.
+        FedMoEError: nobody was asked.
     """
-    if sent == 0:
+    if outcome.sent == 0:
         raise FedMoEError(f"{what}: the strategy chose no client; is any client connected?")
-    replied = sent - len(failures)
-    if replied == 0 or replied < minimum * sent:
-        raise FedMoEError(
-            f"{what}: only {replied} of {sent} clients replied, federation.min_reply_fraction asks for {minimum:g}; "
-            f"failed: {list_failures(failures)}"
-        )
+    replied = outcome.sent - len(outcome.failures)
+    if replied > 0 and replied >= minimum * outcome.sent:
+        return None
+    return (
+        f"{what}: only {replied} of {outcome.sent} clients replied, federation.min_reply_fraction asks for "
+        f"{minimum:g}; failed: {list_failures(outcome.failures)}"
+    )
 
 
 def _one_line(reason: str) -> str:

@@ -18,6 +18,7 @@ import yaml
 from errors import FedMoEError
 from fedmoe_server.client_ranks import read_client_ranks
 from fedmoe_server.diagnosis import RECENT, findings, signs
+from fedmoe_server.guard_report import failed_rounds, guard_table, who
 from fedmoe_server.plots import BASELINE_LABEL, draw_gate, draw_loss, draw_ranking
 from fedmoe_server.progress import duration
 from fedmoe_server.run_folder import BASELINES, METRICS, RESULT, SETTINGS
@@ -52,6 +53,7 @@ def write_report(run_dir: Path) -> Path:
             _pictures(drawn, settings),
             _cost(records, result),
             _failures(records),
+            _guards(records),
             _settings(run_dir),
         ]
         write_text(run_dir / REPORT, "\n\n".join(part for part in parts if part) + "\n")
@@ -194,8 +196,8 @@ def _failures(records: Sequence[Mapping[str, Any]]) -> str:
     failed = [(f, record["round"]) for record in records for f in record["failed"]]
     if not failed:
         return "## Failed clients\n\nNo client failed in any round."
-    counts = Counter(_who(f) for f, _ in failed)
-    last = {_who(f): (number, f) for f, number in failed}
+    counts = Counter(who(f) for f, _ in failed)
+    last = {who(f): (number, f) for f, number in failed}
     rows = [
         [who, str(count), str(last[who][0]), f"{last[who][1]['stage']}: {last[who][1]['reason']}"]
         for who, count in counts.most_common(NAMED_FAILURES)
@@ -205,8 +207,14 @@ def _failures(records: Sequence[Mapping[str, Any]]) -> str:
     return f"## Failed clients\n\n{_count(len(failed), 'failure')} of {_count(len(counts), 'client')}.\n\n{table}{more}"
 
 
-def _who(failure: Mapping[str, Any]) -> str:
-    return f"node {failure['node']}" if failure["client"] is None else str(failure["client"])
+def _guards(records: Sequence[Mapping[str, Any]]) -> str:
+    rows = guard_table(records)
+    titles = ["replies", "times", "clients", "rounds"]
+    parts = ["## Guards", _table(titles, rows, text=(0, 2)) if rows else "Every reply counted as it was sent."]
+    if failed := failed_rounds(records):
+        intro = f"{_count(len(failed), 'round')} failed:"
+        parts += [intro, "\n".join(f"* {line}" for line in failed)]
+    return "\n\n".join(parts)
 
 
 def _settings(run_dir: Path) -> str:

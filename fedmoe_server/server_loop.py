@@ -22,12 +22,13 @@ from errors import FedMoEError
 from fedmoe_server.checkpoints import CheckpointStore
 from fedmoe_server.client_ranks import ClientRank, ranks_of, write_client_ranks
 from fedmoe_server.clients import ClientDirectory
-from fedmoe_server.exchange import Exchange, Failure, exchange, name_failures, require_enough
+from fedmoe_server.exchange import Exchange, Failure, exchange, name_failures, too_few
 from fedmoe_server.state import SELECTION_METRIC, LoopState, Metrics, Result, plain_metrics
 from fedmoe_server.tracking import Tracker
 from settings import Settings
-from strategies import AggregationSchedule, Cohorts, PartialAggregation
+from strategies import AggregationSchedule, Cohorts, PartialAggregation, clippings
 
+LARGEST_NORM = 1e300  # JSON has no infinity
 LARGEST_COUNTED_ID = 2**24  # above it client ids are not the numbers 0, 1, 2 ... of a simulation
 
 
@@ -58,10 +59,12 @@ class ServerLoop:
         """Do the remaining rounds, then evaluate the best model on all clients.
 
         Raises:
-            FedMoEError: too few clients replied, the strategy could not aggregate, or nothing could be written.
+            FedMoEError: too many rounds failed one after the other, the final evaluation did, the strategy could not
+                aggregate, or nothing could be written.
         """
         while not self._done(state):
             self.one_round(state)
+            self._give_up_if_all_fail(state)
             if self._checkpoint_due(state):
                 self.checkpoints.save(state, self.strategy, self.grid)
         return self._finish(state)
@@ -96,39 +99,55 @@ class ServerLoop:
             "shared": list(self.schedule.shared_groups(number)),
             "clients": outcome.sent,
             "train": metrics,
+            "clipped": self._clipped(),
             "validation": None,
             "best": False,
         }
-        failures = list(outcome.failures)
-        down, up = outcome.bytes_down, outcome.bytes_up
+        exchanges = [outcome]
         if self._evaluation_due(number):
-            checked, record["validation"] = self._evaluate(number, state.arrays, "validation", self._sample())
-            failures += checked.failures
-            down, up = down + checked.bytes_down, up + checked.bytes_up
-            record["best"] = state.judge(_score(record["validation"], number))
+            checked, metrics = self._evaluate(number, state.arrays, "validation", self._sample())
+            exchanges.append(checked)
+            if checked.problem is None:
+                record["validation"] = metrics
+                record["best"] = state.judge(_score(metrics, number))
+        failures = [failure for each in exchanges for failure in each.failures]
         record |= {
+            "failure": next((each.problem for each in exchanges if each.problem), None),
             "failed": [asdict(failure) for failure in failures],
-            "bytes_down": down,
-            "bytes_up": up,
+            "dropped": [self._named(node) for each in exchanges for node in each.dropped],
+            "bytes_down": sum(each.bytes_down for each in exchanges),
+            "bytes_up": sum(each.bytes_up for each in exchanges),
             "seconds": round(time.monotonic() - started, 3),
         }
         state.history.append(record)
         self.tracker.round(record, failures)
 
     def _train(self, number: int, state: LoopState) -> tuple[Exchange, Metrics]:
-        """Train a cohort and put the aggregated arrays into the state."""
+        """Train a cohort and put the aggregated arrays into the state; they stay as they are if the round fails."""
         self.directory.await_clients(self.grid)
         config = ConfigRecord({"server-round": number})
         messages = self.strategy.configure_train(number, state.arrays, config, self.grid)
         outcome = self._exchange(messages, "train")
         what = f"round {number}, train"
-        self._require_enough(what, outcome)
+        outcome.problem = self._too_few(what, outcome)
+        if outcome.problem is not None:
+            return outcome, {}
         arrays, metrics = self.strategy.aggregate_train(number, outcome.replies)
         outcome.failures += self._refused("train")
-        self._require_enough(what, outcome)
-        if arrays is not None:
-            state.arrays = arrays
+        outcome.problem = self._too_few(what, outcome)
+        if outcome.problem is None and arrays is None:
+            outcome.problem = f"{what}: the strategy aggregated nothing"
+        if outcome.problem is not None or arrays is None:
+            return outcome, {}
+        state.arrays = arrays
         return outcome, plain_metrics(metrics)
+
+    def _give_up_if_all_fail(self, state: LoopState) -> None:
+        """End the run after too many failed rounds in a row: whatever is wrong does not pass by itself."""
+        most = self.settings.federation.guards.max_failed_rounds
+        latest = [record.get("failure") for record in state.history[-most:]]
+        if len(latest) == most and all(latest):
+            raise FedMoEError(f"{latest[-1]} ({most} failed rounds in a row, see federation.guards.max_failed_rounds)")
 
     def _evaluate(
         self, number: int, arrays: ArrayRecord, split: str, clients: Sequence[int] | None
@@ -138,16 +157,18 @@ class ServerLoop:
         config = ConfigRecord({"server-round": number, "split": split})
         outcome = self._exchange(self.strategy.configure_evaluate(number, arrays, config, self.grid), split)
         what = f"round {number}, {split}"
-        self._require_enough(what, outcome)
+        outcome.problem = self._too_few(what, outcome)
+        if outcome.problem is not None:
+            return outcome, {}
         metrics = self.strategy.aggregate_evaluate(number, outcome.replies)
         outcome.failures += self._refused(split)
-        self._require_enough(what, outcome)
+        outcome.problem = self._too_few(what, outcome)
         return outcome, plain_metrics(metrics)
 
     def _exchange(self, messages: Iterable[Message], stage: str) -> Exchange:
         outcome = exchange(self.grid, messages, stage, self._client_ids, self.timeout)
         if outcome.dropped:
-            self.tracker.note(f"{outcome.dropped} late or repeated replies dropped ({stage})")
+            self.tracker.note(f"{len(outcome.dropped)} late or repeated replies dropped ({stage})")
         return outcome
 
     def _sample(self) -> list[int] | None:
@@ -188,6 +209,8 @@ class ServerLoop:
         for split in ("validation", "test"):
             self.tracker.stage(f"{split} of the model of round {best_round} on all clients")
             outcome, metrics[split] = self._evaluate(best_round, arrays, split, None)
+            if outcome.problem is not None:
+                raise FedMoEError(outcome.problem)
             self.tracker.failures("final evaluation", outcome.sent, outcome.failures)
             ranks += ranks_of(split, outcome.replies, self._client_ids())
             failed += len(outcome.failures)
@@ -211,8 +234,16 @@ class ServerLoop:
         reasons = {r.node_id: r.reason.replace(f"reply of node {r.node_id}", "reply") for r in self.partial.refusals}
         return name_failures(reasons, stage, self._client_ids)
 
-    def _require_enough(self, what: str, outcome: Exchange) -> None:
-        require_enough(what, outcome.sent, outcome.failures, self.settings.federation.min_reply_fraction)
+    def _clipped(self) -> list[dict[str, Any]]:
+        """Return the replies of the latest training that were scaled down, by client."""
+        found = [self._named(c.node_id) | {"norm": c.norm, "bound": c.bound} for c in clippings(self.strategy)]
+        return [entry | {"norm": min(entry["norm"], LARGEST_NORM)} for entry in found]
+
+    def _named(self, node: int) -> dict[str, Any]:
+        return {"client": self._client_ids().get(node), "node": node}
+
+    def _too_few(self, what: str, outcome: Exchange) -> str | None:
+        return too_few(what, outcome, self.settings.federation.min_reply_fraction)
 
     def _client_ids(self) -> Mapping[int, int]:
         return self.directory.client_ids(self.grid)

@@ -82,7 +82,10 @@ class Tracker:
             self._events.add_scalar(tag, value, record["round"])
         self._recent = [*self._recent[1 - RECENT_ROUNDS :], record["seconds"]]
         seconds_left = (self.total - record["round"]) * sum(self._recent) / len(self._recent)
-        if failures:
+        if record.get("failure"):
+            kept = "" if record["train"] else ", the model stays as it was"
+            self.note(f"round {record['round']} failed{kept}: {record['failure']}")
+        elif failures:
             self.note(f"round {record['round']}: {len(failures)} failed - {list_failures(failures)}")
         self._progress.round(record, seconds_left)
 
@@ -115,6 +118,7 @@ class Tracker:
             "bytes_down": result.bytes_down,
             "bytes_up": result.bytes_up,
             "failed_replies": result.failed_replies,
+            "failed_rounds": [record["round"] for record in result.history if record.get("failure")],
             "seconds": round(seconds, 1),
             "baselines": _baselines(self.run_dir),
         }

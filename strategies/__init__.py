@@ -13,15 +13,18 @@ It sees the parameters that are shared in the round and nothing else; the wrappe
 the cohort, sort and check the replies. Nothing in this package has to be edited. See ``docs/strategies.md`` and the ten
 lines of ``examples/strategies/server_step.py``.
 
-Usual order of the wrappers: ``Cohorts(PartialAggregation(ServerLearningRate(build_strategy(...))))``.
+Usual order of the wrappers: ``Cohorts(PartialAggregation(OutlierClipping(ServerLearningRate(build_strategy(...)))))``.
 """
 
 from strategies.cohort import Cohorts, sample_clients
+from strategies.context import RoundContext
 from strategies.guards import Refusal, check_metric_replies, check_train_replies
 from strategies.learning_rate import ServerLearningRate
+from strategies.outliers import Clipping, OutlierClipping, clippings
 from strategies.partial import PartialAggregation
 from strategies.registry import STRATEGIES, build_strategy
 from strategies.reply_mean import ReplyMean, counts_of, needs_every_reply
+from strategies.row_wise import RowWise
 from strategies.schedule import AggregationSchedule
 from strategies.state import load_state_arrays, state_arrays
 from strategies.wrapper import Wrapper, chain
@@ -29,10 +32,14 @@ from strategies.wrapper import Wrapper, chain
 __all__ = [
     "STRATEGIES",
     "AggregationSchedule",
+    "Clipping",
     "Cohorts",
+    "OutlierClipping",
     "PartialAggregation",
     "Refusal",
     "ReplyMean",
+    "RoundContext",
+    "RowWise",
     "ServerLearningRate",
     "Wrapper",
     "build_strategy",
@@ -40,6 +47,7 @@ __all__ = [
     "check_metric_replies",
     "check_train_replies",
     "counts_of",
+    "clippings",
     "load_state_arrays",
     "needs_every_reply",
     "sample_clients",

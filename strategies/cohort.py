@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -43,7 +43,7 @@ class Cohorts(Wrapper):
     holds the client ids of the latest training round, ``evaluated`` those of the latest evaluation.
     """
 
-    needs_every_reply: ClassVar[bool] = False
+    needs_every_reply = False
 
     def __init__(
         self, strategy: Strategy, fraction: float, seed: int, client_ids: Callable[[Grid], Mapping[int, int]]

@@ -22,6 +22,8 @@ REFUSED = 100  # error code of a refused reply; Flower's own codes are smaller
 # Metrics of a reply that is a mean of several: clients in it, and bytes of their replies. Not part of its ``Shape``.
 COUNTED = ("num-clients", "num-bytes")
 Shape = tuple[str, tuple[tuple[str, int], ...]]  # key of the metric record, and (metric, length or -1) sorted
+NUM_EXAMPLES = "num-examples"
+MAX_EXAMPLES = 100_000  # the largest weight of a reply, unless the settings say otherwise
 
 
 @dataclass(frozen=True)
@@ -32,49 +34,71 @@ class Refusal:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Demands:
+    """What the numbers of a reply must be: see ``check_train_replies``."""
+
+    weight_key: str
+    max_examples: int
+    means: bool
+
+
 class _Refused(Exception):
     """Why a reply is refused."""
 
 
 def check_train_replies(
-    replies: Iterable[Message], expected: Mapping[str, Array], weight_key: str
+    replies: Iterable[Message],
+    expected: Mapping[str, Array],
+    weight_key: str,
+    max_examples: int = MAX_EXAMPLES,
+    means: bool = False,
 ) -> tuple[list[Message], list[Refusal]]:
     """Check the replies to a training round.
 
     expected: name -> the server's array; its shape and dtype are demanded.
-    weight_key: the metric that weights the reply.
+    weight_key: the metric that weights the reply; ``num-examples`` must be a whole number.
+    max_examples: the largest weight: one client that claims more would outweigh all others.
+    means: whether a reply may be the mean of several clients', of whom ``num-clients`` tells; never from real clients.
 
     Returns the replies in their order, refused ones replaced by errors, accepted ones as new messages whose content
     holds their arrays under "arrays" in the order of ``expected``; and the refusals.
     """
-    return _check(list(replies), expected, weight_key)
+    return _check(list(replies), expected, _Demands(weight_key, max_examples, means))
 
 
-def check_metric_replies(replies: Iterable[Message], weight_key: str) -> tuple[list[Message], list[Refusal]]:
+def check_metric_replies(
+    replies: Iterable[Message], weight_key: str, max_examples: int = MAX_EXAMPLES
+) -> tuple[list[Message], list[Refusal]]:
     """Check the replies to an evaluation, as :func:`check_train_replies` does, but for metrics alone."""
-    return _check(list(replies), None, weight_key)
+    return _check(list(replies), None, _Demands(weight_key, max_examples, means=False))
 
 
 def check_train_reply(
-    reply: Message, expected: Mapping[str, Array], weight_key: str
+    reply: Message, expected: Mapping[str, Array], weight_key: str, max_examples: int = MAX_EXAMPLES
 ) -> tuple[Message, Shape | None, str | None]:
-    """Check one reply with content, as :func:`check_train_replies` does, but for what the other replies hold.
+    """Check one reply with content, a mean perhaps, as :func:`check_train_replies` does, but for what others hold.
 
     Returns the new message, which metrics it holds, and why it is refused: None if it is not.
     """
-    return _check_one(reply, expected, weight_key)
+    return _check_one(reply, expected, _Demands(weight_key, max_examples, means=True))
 
 
 def _check(
-    replies: list[Message], expected: Mapping[str, Array] | None, weight_key: str
+    replies: list[Message], expected: Mapping[str, Array] | None, demands: _Demands
 ) -> tuple[list[Message], list[Refusal]]:
     reasons: dict[int, str] = {}
     shapes: dict[int, Shape] = {}
     checked = list(replies)
+    nodes: set[int] = set()
     for position, reply in enumerate(replies):
         if reply.has_error():
             continue
-        checked[position], shape, reason = _check_one(reply, expected, weight_key)
+        if reply.metadata.src_node_id in nodes:
+            reasons[position] = "the node has replied already"
+            continue
+        nodes.add(reply.metadata.src_node_id)
+        checked[position], shape, reason = _check_one(reply, expected, demands)
         if shape is None:
             reasons[position] = str(reason)
         else:
@@ -92,11 +116,11 @@ def _check(
 
 
 def _check_one(
-    reply: Message, expected: Mapping[str, Array] | None, weight_key: str
+    reply: Message, expected: Mapping[str, Array] | None, demands: _Demands
 ) -> tuple[Message, Shape | None, str | None]:
     try:
         content = _checked_content(reply.content, expected)
-        shape = _checked_metrics(reply.content, weight_key)
+        shape = _checked_metrics(reply.content, demands)
     except _Refused as refused:
         return reply, None, str(refused)
     # A shallow copy: the caller's message keeps its content, whatever the strategy does to this one.
@@ -174,7 +198,7 @@ def _decoded(array: Array, like: Array) -> np.ndarray:
     return array.numpy()
 
 
-def _checked_metrics(content: RecordDict, weight_key: str) -> Shape:
+def _checked_metrics(content: RecordDict, demands: _Demands) -> Shape:
     """Check the numbers of a reply and return which metrics it holds."""
     if len(content.metric_records) != 1:
         raise _Refused(f"it holds {len(content.metric_records)} metric records, one is needed")
@@ -182,20 +206,30 @@ def _checked_metrics(content: RecordDict, weight_key: str) -> Shape:
     for name, value in metrics.items():
         if not all(math.isfinite(number) for number in (value if isinstance(value, list) else [value])):
             raise _Refused(f"metric '{name}' is not finite")
-    _check_weight(metrics, weight_key)
     for name in COUNTED:
+        if name in metrics and not demands.means:
+            raise _Refused(f"metric '{name}' is for means of several clients, which a client may not send")
         if not isinstance(metrics.get(name, 1), int) or metrics.get(name, 1) < 1:  # type: ignore[operator]
             raise _Refused(f"metric '{name}' must be a whole number above 0, is {metrics[name]}")
+    _check_weight(metrics, demands)
     lengths = {name: len(v) if isinstance(v, list) else -1 for name, v in metrics.items() if name not in COUNTED}
     return key, tuple(sorted(lengths.items()))
 
 
-def _check_weight(metrics: MetricRecord, weight_key: str) -> None:
-    weight = metrics.get(weight_key)
+def _check_weight(metrics: MetricRecord, demands: _Demands) -> None:
+    key = demands.weight_key
+    weight = metrics.get(key)
     if weight is None:
-        raise _Refused(f"metric '{weight_key}', its weight, is missing")
+        raise _Refused(f"metric '{key}', its weight, is missing")
     if isinstance(weight, list) or weight <= 0:
-        raise _Refused(f"metric '{weight_key}', its weight, must be a number above 0, is {weight}")
+        raise _Refused(f"metric '{key}', its weight, must be a number above 0, is {weight}")
+    if key == NUM_EXAMPLES and weight != int(weight):
+        raise _Refused(f"metric '{key}', its weight, must be a whole number, is {weight}")
+    clients = metrics.get(COUNTED[0], 1)
+    assert isinstance(clients, int)  # as checked
+    limit = demands.max_examples * clients
+    if weight > limit:
+        raise _Refused(f"metric '{key}', its weight, is {weight}, above the limit of {limit}")
 
 
 def _most_common(shapes: Iterable[Shape]) -> Shape | None:

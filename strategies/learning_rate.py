@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
@@ -25,7 +25,7 @@ class ServerLearningRate(Wrapper):
     Raises FedMoEError for "cosine" and a strategy with no such attribute.
     """
 
-    needs_every_reply: ClassVar[bool] = False
+    needs_every_reply = False
 
     def __init__(self, strategy: Strategy, schedule: Literal["constant", "cosine"], num_rounds: int) -> None:
         super().__init__(strategy)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -12,11 +11,12 @@ from flwr.serverapp.exception import AggregationError, InconsistentMessageReplie
 from flwr.serverapp.strategy import Strategy
 
 from errors import FedMoEError
-from strategies.guards import Refusal, check_metric_replies, check_train_replies
+from strategies.context import tell_context
+from strategies.guards import MAX_EXAMPLES, Refusal, check_metric_replies, check_train_replies
 from strategies.keyed_state import change_parameters
-from strategies.reply_mean import mean_of_checked, needs_every_reply, without_counts
+from strategies.reply_mean import counts_of, mean_of_checked, needs_every_reply, without_counts
 from strategies.schedule import AggregationSchedule
-from strategies.wrapper import Wrapper, chain
+from strategies.wrapper import Wrapper, chain, weight_key
 
 
 class PartialAggregation(Wrapper):
@@ -26,18 +26,34 @@ class PartialAggregation(Wrapper):
     parameters only. A private array comes out of a round as the very same bytes. ``refusals`` holds the replies to the
     latest training or evaluation that were refused (see ``strategies.guards``).
 
+    max_examples: the largest weight that a reply may claim.
+    min_reply_fraction: where a smaller share of the clients asked sent a reply that passes, or none did, nothing is
+        aggregated, and the strategy does not hear of the round's replies. 0: it hears of them in any case.
+    means: whether replies may be means of several clients, as a simulation's hosts make them.
+
     The wrapped strategy sees arrays of shape () as (1,): NumPy turns the former into numbers, which Flower's clipping
     cannot change in place, so that they would escape it. Its results are given the model's dtype again: FedAdam and
     q-FedAvg return float64 for float32.
     """
 
-    needs_every_reply: ClassVar[bool] = False
+    needs_every_reply = False
 
-    def __init__(self, strategy: Strategy, schedule: AggregationSchedule) -> None:
+    def __init__(
+        self,
+        strategy: Strategy,
+        schedule: AggregationSchedule,
+        max_examples: int = MAX_EXAMPLES,
+        min_reply_fraction: float = 0.0,
+        means: bool = False,
+    ) -> None:
         super().__init__(strategy)
         self.schedule = schedule
+        self.max_examples = max_examples
+        self.min_reply_fraction = min_reply_fraction
+        self.means = means
         self.refusals: list[Refusal] = []
         self._arrays: ArrayRecord | None = None  # the model as sent to the clients in this round
+        self._asked = 0  # clients that it was sent to
         self._names: list[str] | None = None  # the parameters that the state of the wrapped strategy is made for
 
     def configure_train(
@@ -46,15 +62,17 @@ class PartialAggregation(Wrapper):
         """Messages of a training round, with all parameters. FedMoEError: a parameter is in no group, or not there."""
         self._check_names(arrays)
         self._follow_schedule(server_round, arrays)
+        tell_context(self.strategy, self.schedule, server_round)
         self._arrays = arrays.copy()
         shared = self._shared(server_round, arrays)
-        messages = self.strategy.configure_train(server_round, shared, config.copy(), grid)
-        return self._completed(list(messages), server_round, arrays)
+        messages = list(self.strategy.configure_train(server_round, shared, config.copy(), grid))
+        self._asked = len(messages)
+        return self._completed(messages, server_round, arrays)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """All parameters, the shared ones aggregated; None if the wrapped strategy aggregated nothing.
+        """All parameters, the shared ones aggregated; None if too few replies pass, or nothing was aggregated.
 
         Raises FedMoEError if the wrapped strategy cannot aggregate, or returns other parameters or infinite ones.
         """
@@ -62,9 +80,13 @@ class PartialAggregation(Wrapper):
             raise FedMoEError("aggregate_train was called before configure_train: there are no arrays to merge into")
         names = set(self.schedule.shared_names(server_round))
         expected = {name: array for name, array in self._arrays.items() if name in names}
-        checked, self.refusals = check_train_replies(replies, expected, self._weight_key())
+        key = weight_key(self.strategy)
+        checked, self.refusals = check_train_replies(replies, expected, key, self.max_examples, self.means)
+        passed = sum(counts_of(reply)["num-clients"] for reply in checked if reply.has_content())
+        if self.min_reply_fraction and (passed == 0 or passed < self.min_reply_fraction * self._asked):
+            return None, None
         if not needs_every_reply(self.strategy):
-            checked = mean_of_checked(checked, expected, self._weight_key())
+            checked = mean_of_checked(checked, expected, key)
         try:
             arrays, metrics = self.strategy.aggregate_train(server_round, [_shown(r, expected) for r in checked])
         except (AggregationError, InconsistentMessageReplies, ArithmeticError) as error:
@@ -84,7 +106,7 @@ class PartialAggregation(Wrapper):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The aggregated metrics of an evaluation; refused replies are in ``refusals``."""
-        checked, self.refusals = check_metric_replies(replies, self._weight_key())
+        checked, self.refusals = check_metric_replies(replies, weight_key(self.strategy), self.max_examples)
         return self.strategy.aggregate_evaluate(server_round, checked)
 
     def _check_names(self, arrays: ArrayRecord) -> None:
@@ -151,10 +173,6 @@ class PartialAggregation(Wrapper):
             if not np.isfinite(merged[name].numpy()).all():
                 raise FedMoEError(f"{returned} a value that is not finite in '{name}'; lower its learning rate")
         return ArrayRecord(merged)
-
-    def _weight_key(self) -> str:
-        keys = (getattr(part, "weighted_by_key", None) for part in chain(self.strategy))
-        return next((key for key in keys if isinstance(key, str)), "num-examples")
 
     def _inner_name(self) -> str:
         return f"strategy {type(list(chain(self.strategy))[-1]).__name__}"

@@ -12,6 +12,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from errors import FedMoEError, nearest
+from strategies.row_wise import RowWise
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
     "fedavg": flower.FedAvg,
@@ -26,6 +27,7 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
     "multikrum": flower.MultiKrum,
     "bulyan": flower.Bulyan,
     "qfedavg": flower.QFedAvg,
+    "rowwise": RowWise,
 }
 # Set where the constructor takes them and the user did not: the cohort is chosen outside, the strategy takes all of it.
 _DEFAULTS: Mapping[str, Any] = {
@@ -35,6 +37,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "min_evaluate_nodes": 1,
     "min_available_nodes": 1,
     "train_loss_key": "loss",  # q-FedAvg: the name under which the clients report their loss
+    "strategy": "fedavg",  # what a wrapper wraps
 }
 _WHERE = "federation.strategy_parameters"
 
@@ -43,7 +46,7 @@ def build_strategy(name: str, parameters: Mapping[str, Any]) -> Strategy:
     """Return the strategy ``name``: a key of STRATEGIES or ``package.module:Class``, built with ``parameters``.
 
     An argument named ``strategy``, as Flower's differential-privacy wrappers take it, is itself a name, or a mapping of
-    ``name`` and its parameters.
+    ``name`` and its parameters; FedAvg, if it is not given.
 
     Raises FedMoEError for an unknown name, a class that is not a Message-API strategy, and, all at once, for unknown,
     missing and mistyped parameters; also for what the constructor itself refuses.

@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedPro
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from strategies.arrays import Decoded, TableRows
-from strategies.guards import COUNTED, Shape, check_train_reply, difference, error_reply
+from strategies.guards import COUNTED, MAX_EXAMPLES, NUM_EXAMPLES, Shape, check_train_reply, difference, error_reply
 from strategies.wrapper import chain
 
 CLIENTS, BYTES = COUNTED
@@ -35,7 +35,8 @@ def needs_every_reply(strategy: Strategy) -> bool:
 
 
 def _needs_every(strategy: Strategy) -> bool:
-    own = vars(type(strategy)).get("needs_every_reply", type(strategy) not in _MEANS_ONLY)
+    says_so = "needs_every_reply" in vars(type(strategy)) or "needs_every_reply" in vars(strategy)
+    own = getattr(strategy, "needs_every_reply", True) if says_so else type(strategy) not in _MEANS_ONLY
     metrics = getattr(strategy, "train_metrics_aggr_fn", aggregate_metricrecords)
     return bool(own) or metrics is not aggregate_metricrecords
 
@@ -46,11 +47,15 @@ class ReplyMean:
 
     expected: the round's shared arrays of the server, by name.
     weight_key: the metric that weights a reply.
+    max_examples: the largest weight of one client.
     """
 
-    def __init__(self, expected: Mapping[str, Array], weight_key: str = "num-examples") -> None:
+    def __init__(
+        self, expected: Mapping[str, Array], weight_key: str = NUM_EXAMPLES, max_examples: int = MAX_EXAMPLES
+    ) -> None:
         self.expected = dict(expected)
         self.weight_key = weight_key
+        self.max_examples = max_examples
         self._first: Message | None = None
         self._shape: Shape | None = None
         self._arrays = {name: _Sum(array) for name, array in self.expected.items()}
@@ -67,7 +72,7 @@ class ReplyMean:
         if reply.has_error():
             self._errors.append(reply)
             return
-        checked, shape, reason = check_train_reply(reply, self.expected, self.weight_key)
+        checked, shape, reason = check_train_reply(reply, self.expected, self.weight_key, self.max_examples)
         if reason is None and self._shape not in (None, shape):
             assert shape is not None and self._shape is not None
             reason = difference(shape, self._shape)

@@ -18,9 +18,11 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from errors import FedMoEError
+from strategies.context import RoundContext
 from strategies.wrapper import chain
 
-_SETTINGS = (str, bytes, type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, Enum, PurePath)
+_CALLABLE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
+_SETTINGS = (str, bytes, *_CALLABLE, Enum, PurePath, RoundContext)
 
 
 def state_arrays(strategy: Strategy) -> dict[str, np.ndarray]:

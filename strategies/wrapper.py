@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -14,7 +13,7 @@ from flwr.serverapp.strategy import Strategy
 class Wrapper(Strategy):
     """A strategy that hands every call on to ``strategy``; a subclass overrides what it changes."""
 
-    needs_every_reply: ClassVar[bool] = False  # what it wraps may: see ``reply_mean.needs_every_reply``
+    needs_every_reply: bool = False  # what it wraps may: see ``reply_mean.needs_every_reply``
 
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy
@@ -59,3 +58,9 @@ def chain(strategy: Strategy) -> Iterator[Strategy]:
     while isinstance(part, Strategy):
         yield part
         part = getattr(part, "strategy", None)
+
+
+def weight_key(strategy: Strategy) -> str:
+    """Return the metric that ``strategy``, or what it wraps, weighs replies by (``weighted_by_key``, as in Flower)."""
+    keys = (getattr(part, "weighted_by_key", None) for part in chain(strategy))
+    return next((key for key in keys if isinstance(key, str)), "num-examples")

@@ -19,6 +19,12 @@ pytestmark = pytest.mark.deployment
 PRIVATE = ("router", "gate", "norms")
 WARMUP = 2
 WIRETAP = Path(__file__).parent / "wiretap"
+# The ten lines of docs/strategies.md; the server's processes find the module in the checkout, which is on PYTHONPATH.
+OWN_STRATEGY = (
+    "strategy=examples.strategies.server_step:ServerStep",
+    "strategy_parameters.eta=0.5",
+    "server_schedule=cosine",
+)
 
 
 def handshake(address: str, authority: Path, name: str = "127.0.0.1") -> ssl.SSLSocket:
@@ -40,7 +46,7 @@ def sent_names(tap: Path) -> list[set[str]]:
 
 
 def test_three_commands(federation: Any) -> None:
-    expected = simulated(federation.root)
+    expected = simulated(federation.root, *OWN_STRATEGY)
     taps = [federation.root / f"tap-{client}" for client in range(3)]
     for tap in taps:
         tap.mkdir()
@@ -50,7 +56,7 @@ def test_three_commands(federation: Any) -> None:
         assert wire.selected_alpn_protocol() == "h2"  # gRPC's protocol
         assert wire.version() in ("TLSv1.2", "TLSv1.3")
 
-    said = federation.server("run", *SMALL, f"save_dir={federation.runs}")
+    said = federation.server("run", *SMALL, *OWN_STRATEGY, f"save_dir={federation.runs}")
     assert "round 5/5" in said
     run_dir = federation.run_dir()
     result = json.loads((run_dir / "result.json").read_text())

@@ -21,7 +21,14 @@ from fedmoe_server.server_loop import ServerLoop
 from fedmoe_server.state import LoopState
 from fedmoe_server.tracking import Tracker
 from settings import GROUPS, Settings
-from strategies import AggregationSchedule, Cohorts, PartialAggregation, ServerLearningRate, build_strategy
+from strategies import (
+    AggregationSchedule,
+    Cohorts,
+    OutlierClipping,
+    PartialAggregation,
+    ServerLearningRate,
+    build_strategy,
+)
 
 FIRST_NODE = 1_000
 PARAMETERS = {"embedding": ["item"], "backbone": ["body"], "gate": ["gate"]}
@@ -150,7 +157,8 @@ def make_loop(
     groups = {group: PARAMETERS.get(group, []) for group in GROUPS}
     schedule = AggregationSchedule(groups, f.warmup_rounds, f.warmup, f.shared)
     inner = ServerLearningRate(build_strategy(f.strategy, f.strategy_parameters), f.server_schedule, f.num_rounds)
-    partial = PartialAggregation(inner, schedule)
+    clipping = OutlierClipping(inner, f.guards.norm_multiple)
+    partial = PartialAggregation(clipping, schedule, f.guards.max_examples, f.min_reply_fraction)
     directory = ClientDirectory(wait_seconds=0.0)
     strategy = Cohorts(partial, f.client_fraction, settings.seed, directory.client_ids)
     tracker = Tracker(run_dir, settings, state.history if state else (), console or quiet_console())

@@ -58,7 +58,7 @@ def test_a_run_leaves_its_folder_complete(fakes: Any, tmp_path: Path, capsys: py
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("by", ["run folder", "checkpoint"])
 def test_a_resumed_run_ends_like_the_uninterrupted_one(fakes: Any, tmp_path: Path, by: str) -> None:
-    settings = fakes.make_settings()
+    settings = fakes.make_settings(guards={"max_failed_rounds": 1})
     call(fakes.SavingGrid(), settings, tmp_path / "whole")
     broken = fakes.SavingGrid()
     broken.fail = lambda client, stage, round_: "OSError: power cut" if round_ == 5 else None

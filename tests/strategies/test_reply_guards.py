@@ -89,11 +89,14 @@ CASES = [
     (put_rows(array([1], np.int64), array([[1, 1]], np.float64)), f"'{TABLE}' has dtype float64"),
     (put(IDS, array([1, 2], np.int64)), rf"'{TABLE}' has shape \[4, 2\], expected \[2, 2\]"),
     (put("router.weight/rows", array([1], np.int64)), "'router.weight/rows' is not aggregated in this round"),
-    (put("num-clients", 0), "metric 'num-clients' must be a whole number above 0, is 0"),
-    (put("num-bytes", 1.5), "metric 'num-bytes' must be a whole number above 0, is 1.5"),
+    (put("num-clients", 3), "metric 'num-clients' is for means of several clients, which a client may not send"),
+    (put("num-bytes", 1), "metric 'num-bytes' is for means of several clients, which a client may not send"),
     (put("num-examples", 0), "'num-examples', its weight, must be a number above 0, is 0"),
     (put("num-examples", -3), "must be a number above 0"),
     (put("num-examples", [1, 2]), "must be a number above 0"),
+    (put("num-examples", 2.5), "'num-examples', its weight, must be a whole number, is 2.5"),
+    (put("num-examples", 100_001), "'num-examples', its weight, is 100001, above the limit of 100000"),
+    (put("num-examples", 1e300), "above the limit of 100000"),
     (put("num-examples", float("nan")), "'num-examples' is not finite"),
     (put("num-examples", None), "'num-examples', its weight, is missing"),
     (put("loss", float("inf")), "'loss' is not finite"),
@@ -203,3 +206,34 @@ def test_the_weight_may_be_another_metric() -> None:
     answer = lambda client, _: content(sent, **({"windows": 2} if client else {"windows": 0}))  # noqa: E731
     run_rounds(partial, grid_of(3, answer), model(), [1])
     assert "'windows', its weight, must be a number above 0" in partial.refusals[0].reason
+
+
+def test_only_the_first_of_two_replies_counts() -> None:
+    grid = grid_of(3)
+    strategy = PartialAggregation(build_strategy("fedavg", {}), schedule(0))
+    replies = list(grid.send_and_receive(strategy.configure_train(1, model(), ConfigRecord(), grid)))
+    once, _ = strategy.aggregate_train(1, replies)
+    twice, _ = strategy.aggregate_train(1, [*replies, replies[1]])
+    assert "the node has replied already" in strategy.refusals[0].reason
+    assert once is not None and twice is not None and same_bytes(once, twice)
+
+
+def test_the_limit_of_examples_is_a_setting() -> None:
+    strategy = PartialAggregation(build_strategy("fedavg", {}), schedule(0), max_examples=3)
+    grid = grid_of(5)  # client k claims k + 1 examples
+    run_rounds(ordered(strategy, grid), grid, model(), [1])
+    assert [refusal.node_id for refusal in strategy.refusals] == [1003, 1004]
+
+
+@pytest.mark.parametrize(("fraction", "aggregated"), [(0.6, True), (0.7, False)])
+def test_below_the_quorum_the_strategy_hears_nothing(fraction: float, aggregated: bool) -> None:
+    heard: list[int] = []
+    inner = build_strategy("fedavg", {})
+    aggregate = inner.aggregate_train
+    inner.aggregate_train = lambda r, replies: heard.append(r) or aggregate(r, replies)  # type: ignore
+    grid = grid_of(3, broken(put(BIAS, None)))
+    strategy = PartialAggregation(inner, schedule(0), min_reply_fraction=fraction)
+    replies = grid.send_and_receive(strategy.configure_train(1, model(), ConfigRecord(), grid))
+    arrays, _ = strategy.aggregate_train(1, replies)
+    assert (arrays is not None, bool(heard)) == (aggregated, aggregated)
+    assert len(strategy.refusals) == 1

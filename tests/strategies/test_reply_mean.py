@@ -242,7 +242,7 @@ def test_the_server_goes_on_from_means_that_hosts_have_made() -> None:
     start = model()
     plain = PartialAggregation(FedAvg(), schedule(0))
     wanted = values(run_rounds(plain, grid_of(3, embedding_of_rows), start, [1]))
-    reduced = PartialAggregation(FedAvg(), schedule(0))
+    reduced = PartialAggregation(FedAvg(), schedule(0), means=True)
     grid = grid_of(3, embedding_of_rows)
     replies = list(grid.send_and_receive(reduced.configure_train(1, start, ConfigRecord(), grid)))
     expected = {name: start[name] for name in start if name in schedule(0).shared_names(1)}

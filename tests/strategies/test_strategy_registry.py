@@ -7,7 +7,7 @@ import pytest
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAdam, QFedAvg
 
 from errors import FedMoEError
-from strategies import STRATEGIES, build_strategy
+from strategies import STRATEGIES, build_strategy, chain
 
 MODULE = """
 from flwr.serverapp.strategy import FedAvg, Strategy
@@ -40,13 +40,14 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
-def test_names_are_flowers_strategies_and_take_the_whole_cohort() -> None:
+def test_names_are_classes_and_take_the_whole_cohort() -> None:
     for name in STRATEGIES:
         parameters = {"client_learning_rate": 0.1} if name == "qfedavg" else {}
         strategy: Any = build_strategy(name, parameters)
+        assert type(strategy).__name__.lower() == name
+        *_, strategy = chain(strategy)  # of a wrapper: what it wraps
         assert (strategy.fraction_train, strategy.fraction_evaluate) == (1.0, 1.0)
         assert strategy.min_train_nodes == strategy.min_evaluate_nodes == strategy.min_available_nodes == 1
-        assert type(strategy).__name__.lower() == name
 
 
 def test_parameters_arrive_and_win_over_the_defaults() -> None:
