@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from fedmoe_client.node import node_from
+from fedmoe_client.private_reply import private_reply
 
 app = ClientApp()
 
@@ -20,6 +21,9 @@ app = ClientApp()
 def train(message: Message, context: Context) -> Message:
     """Train on the client's history; answer with the shared arrays and the metrics."""
     arrays, metrics = _carried_out(message, context)
+    assert arrays is not None  # training returns arrays
+    sent, config = message.content.array_records["arrays"], message.content.config_records["config"]
+    arrays, metrics = private_reply(sent, arrays, metrics, config)
     return _reply(message, {"arrays": arrays, "metrics": MetricRecord(metrics)})
 
 

@@ -23,6 +23,7 @@ from fedmoe_server.checkpoints import CheckpointStore
 from fedmoe_server.client_ranks import ClientRank, ranks_of, write_client_ranks
 from fedmoe_server.clients import ClientDirectory
 from fedmoe_server.exchange import Exchange, Failure, exchange, name_failures, require_enough
+from fedmoe_server.privacy import PrivacyLedger
 from fedmoe_server.state import SELECTION_METRIC, LoopState, Metrics, Result, plain_metrics
 from fedmoe_server.tracking import Tracker
 from settings import Settings
@@ -42,6 +43,7 @@ class ServerLoop:
         schedule: which parameters are shared in which round.
         directory: node id -> client id.
         timeout: seconds to wait for a round's replies; None: until every client has answered or failed.
+        ledger: what a private run has spent; it stops before it spends more than its budget.
     """
 
     grid: Grid
@@ -53,6 +55,7 @@ class ServerLoop:
     tracker: Tracker
     checkpoints: CheckpointStore
     timeout: float | None = None
+    ledger: PrivacyLedger | None = None
 
     def run(self, state: LoopState) -> Result:
         """Do the remaining rounds, then evaluate the best model on all clients.
@@ -64,11 +67,18 @@ class ServerLoop:
             self._round(state)
             if self._checkpoint_due(state):
                 self.checkpoints.save(state, self.strategy, self.grid)
+        if self.ledger is not None and state.round < self.settings.federation.num_rounds and self._last(state.round):
+            self.tracker.note(f"the privacy budget is spent after round {state.round}")
         return self._finish(state)
 
     def _done(self, state: LoopState) -> bool:
         """Whether the last round is done or patience has run out; decided from the state, so also after a resume."""
-        return state.round >= self.settings.federation.num_rounds or self._out_of_patience(state)
+        return self._last(state.round) or self._out_of_patience(state)
+
+    def _last(self, number: int) -> bool:
+        """Whether a round that is done was the last one: all are, or the privacy budget allows no other."""
+        spent = self.ledger is not None and not self.ledger.allows_another()
+        return spent or number >= self.settings.federation.num_rounds
 
     def _out_of_patience(self, state: LoopState) -> bool:
         patience = self.settings.federation.patience
@@ -82,7 +92,7 @@ class ServerLoop:
         # The last round counts as well, or the last model could never be the best one. With evaluate_every 0 there
         # is only one candidate, so nothing has to be chosen.
         every = self.settings.federation.evaluate_every
-        return every > 0 and (number % every == 0 or number == self.settings.federation.num_rounds)
+        return every > 0 and (number % every == 0 or self._last(number))
 
     def _round(self, state: LoopState) -> None:
         """Do one round and put its record into the history."""
@@ -99,6 +109,8 @@ class ServerLoop:
             "validation": None,
             "best": False,
         }
+        if self.ledger is not None:
+            record["privacy"] = self.ledger.spend(number)
         failures = list(outcome.failures)
         down, up = outcome.bytes_down, outcome.bytes_up
         if self._evaluation_due(number):
@@ -197,7 +209,7 @@ class ServerLoop:
             arrays=arrays,
             best_round=best_round,
             rounds=state.round,
-            stopped_early=self._out_of_patience(state) and state.round < self.settings.federation.num_rounds,
+            stopped_early=state.round < self.settings.federation.num_rounds,
             validation=metrics["validation"],
             test=metrics["test"],
             history=state.history,

@@ -13,31 +13,39 @@ It sees the parameters that are shared in the round and nothing else; the wrappe
 the cohort, sort and check the replies. Nothing in this package has to be edited. See ``docs/strategies.md`` and the ten
 lines of ``examples/strategies/server_step.py``.
 
-Usual order of the wrappers: ``Cohorts(PartialAggregation(ServerLearningRate(build_strategy(...))))``.
+Usual order of the wrappers: ``Cohorts(PartialAggregation(ServerLearningRate(build_strategy(...))))``; with privacy,
+``PrivateUpdates`` stands between the second and the third.
 """
 
+from strategies.accounting import Release, epsilon_of, noise_for
 from strategies.cohort import Cohorts, sample_clients
 from strategies.guards import Refusal, check_metric_replies, check_train_replies
 from strategies.learning_rate import ServerLearningRate
 from strategies.partial import PartialAggregation
-from strategies.registry import STRATEGIES, build_strategy
+from strategies.private_updates import PrivateUpdates
+from strategies.registry import PRIVACY_WRAPPERS, STRATEGIES, build_strategy
 from strategies.schedule import AggregationSchedule
 from strategies.state import load_state_arrays, state_arrays
 from strategies.wrapper import Wrapper, chain
 
 __all__ = [
+    "PRIVACY_WRAPPERS",
     "STRATEGIES",
     "AggregationSchedule",
     "Cohorts",
     "PartialAggregation",
+    "PrivateUpdates",
     "Refusal",
+    "Release",
     "ServerLearningRate",
     "Wrapper",
     "build_strategy",
     "chain",
     "check_metric_replies",
     "check_train_replies",
+    "epsilon_of",
     "load_state_arrays",
+    "noise_for",
     "sample_clients",
     "state_arrays",
 ]
