@@ -11,8 +11,8 @@ of clients of a round (a constant, whoever answers):
     mean = w + (sum of d_i + Normal(0, (z * C)^2)) / m
 
 Removing a client changes the sum by at most C, so this is the Gaussian mechanism with multiplier z; a client that
-failed counts as an update of zero, which changes nothing of that. What the strategy makes of the mean, FedAdam's step say, is
-post-processing and costs nothing. (Flower's own wrappers add their noise to the *result* of the strategy, which is
+failed counts as an update of zero, which changes nothing of that. What the strategy makes of the mean, FedAdam's step say,
+is post-processing and costs nothing. (Flower's own wrappers add their noise to the *result* of the strategy, which is
 right for plain averaging alone.) All clients weigh the same.
 
 Adaptive clipping spends a part of the noise on the noisy share b of clients within the norm, and follows its quantile:
