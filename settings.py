@@ -216,7 +216,7 @@ class PrivacySettings(Section):
     )
     norm_rate: Positive = Field(0.2, description="adaptive clipping: speed with which the norm follows")
     side: Literal["server", "client"] = Field(
-        "server", description="client: updates are clipped before they leave as well, not by the server alone"
+        "server", description="who clips the updates and makes the noise; client: before anything leaves it"
     )
     metrics: Literal["none", "exact"] = Field(
         "none", description="what clients report of their training: none, or exact numbers outside the guarantee"

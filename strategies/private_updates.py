@@ -11,9 +11,14 @@ of clients of a round (a constant, whoever answers):
     mean = w + (sum of d_i + Normal(0, (z * C)^2)) / m
 
 Removing a client changes the sum by at most C, so this is the Gaussian mechanism with multiplier z; a client that
-failed counts as an update of zero, which changes nothing of that. What the strategy makes of the mean, FedAdam's step say,
-is post-processing and costs nothing. (Flower's own wrappers add their noise to the *result* of the strategy, which is
-right for plain averaging alone.) All clients weigh the same.
+failed counts as an update of zero, which changes nothing of that. What the strategy makes of the mean, such as a step
+of FedAdam, is post-processing and costs nothing. (Flower's own wrappers add their noise to the *result* of the
+strategy, which is right for plain averaging alone.) All clients weigh the same.
+
+With ``side`` "client" the clients clip, and each adds Normal(0, (z * C)^2 / m) itself; the server adds what clients
+that did not answer have left out. The sum has the same noise (or more, where more than m answered), but nobody, the
+server included, ever sees an update without noise. The price: a bad client hides in the noise, so the server can bound
+an update's norm by C and the length of the noise alone.
 
 Adaptive clipping spends a part of the noise on the noisy share b of clients within the norm, and follows its quantile:
 
@@ -38,6 +43,7 @@ from errors import FedMoEError
 from strategies.wrapper import Wrapper, chain
 
 NORM_KEY = "clipping_norm"  # in the config of a message: the client clips its update (Flower's name)
+NOISE_KEY = "noise_deviation"  # in the config of a message: the client adds noise of this deviation to each number
 BIT_KEY = "norm_bit"  # in the metrics of a reply: 1 if the client's update was clipped (Flower's name)
 METRICS_KEY = "metrics"  # in the config of a message: "none" asks for a reply without metrics
 ROWS = "/rows"  # behind a table's name: the numbers of the rows that a reply holds of it
@@ -52,7 +58,7 @@ class PrivateUpdates(Wrapper):
     noise: the multiplier z, above 0.
     norm: the clipping norm C, above 0; with adaptive clipping its first value.
     rate: the probability q with which a client takes part, in (0, 1]; the cohort must be a Poisson sample.
-    clipping: "fixed" or "adaptive". side: who clips; "client": the client too, before anything leaves it.
+    clipping: "fixed" or "adaptive". side: who clips and makes noise, "server" or "client".
     metrics: "none": clients are asked for no metrics; "exact": they are averaged as they are, without any privacy.
     key: where the noise comes from, with the round; whoever knows it can take the noise away.
     quantile, norm_rate: of adaptive clipping, see above.
@@ -102,6 +108,7 @@ class PrivateUpdates(Wrapper):
             config[METRICS_KEY] = "none"
         if self.side == "client":
             config[NORM_KEY] = self.norm
+            config[NOISE_KEY] = self._share_of_noise()
         return self.strategy.configure_train(server_round, arrays, config, grid)
 
     def expect(self, clients: int) -> None:
@@ -113,6 +120,12 @@ class PrivateUpdates(Wrapper):
                 f"{self.rate:g} of {clients} clients gives {self._expected:.1f}: raise it, or connect more clients"
             )
         self._noise_on_updates()
+
+    def _share_of_noise(self) -> float:
+        """Return the standard deviation of the noise that one client adds."""
+        if not self._expected:
+            raise FedMoEError("a round was begun before expect: the number of clients is not known")
+        return self._noise_on_updates() * self.norm / math.sqrt(self._expected)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -126,16 +139,17 @@ class PrivateUpdates(Wrapper):
             return self.strategy.aggregate_train(server_round, everything)
         sent: Vector = {name: array.numpy().astype(np.float64) for name, array in self._sent.items()}
         total: Vector = {name: np.zeros_like(values) for name, values in sent.items()}
-        within = 0
+        within, largest = 0, self._largest_norm(sum(values.size for values in sent.values()))
         for reply in answers:
             update = _update(reply, sent)
             length = norm_of(update.values())
             within += self._within(reply, length)
-            factor = min(1.0, self.norm / length) if length else 1.0
+            factor = min(1.0, largest / length) if length else 1.0
             for name, values in update.items():
                 total[name] += factor * values
         rng = np.random.default_rng(np.random.SeedSequence([self.key, crc32(b"privacy noise"), server_round]))
-        deviation = self._noise_on_updates() * self.norm
+        missing = max(0.0, 1.0 - len(answers) / self._expected) if self.side == "client" else 1.0
+        deviation = self._noise_on_updates() * self.norm * math.sqrt(missing)
         for name, values in total.items():
             total[name] = sent[name] + (values + rng.normal(0.0, deviation, values.shape)) / self._expected
         self.used_norm = self.norm
@@ -149,6 +163,10 @@ class PrivateUpdates(Wrapper):
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Take back what :meth:`state_dict` returned."""
         self.norm, self.used_norm = (float(value) for value in state["norm"])
+
+    def _largest_norm(self, size: int) -> float:
+        """Return the bound on an update of ``size`` numbers as it arrives; honest noise is hardly ever longer."""
+        return self.norm if self.side == "server" else self.norm + self._share_of_noise() * (math.sqrt(size) + 4.0)
 
     def _within(self, reply: Message, length: float) -> int:
         """Whether an update was within the norm: the client says so where it has clipped already."""

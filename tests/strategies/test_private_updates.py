@@ -170,6 +170,32 @@ def test_it_works_in_partial_aggregation_and_resumes(name: str) -> None:
     assert values(whole)["gate"].shape == ()
 
 
+@pytest.mark.parametrize("answering", [10, 4])
+def test_noise_of_the_clients_is_topped_up_to_the_same_sum(answering: int) -> None:
+    size, deviations = 20_000, []
+
+    def answer(client: int, message: Message) -> RecordDict:
+        deviations.append(float(message.content["config"]["noise_deviation"]))
+        noise = np.random.default_rng(client).normal(0, deviations[-1], size)
+        return content({"w": f32(noise)}, norm_bit=0)
+
+    mechanism = private(noise=2.0, norm=0.5, side="client")
+    mechanism.expect(10)
+    grid = grid_of(10, answer)
+    messages = list(mechanism.configure_train(1, record({"w": f32(np.zeros(size))}), ConfigRecord(), grid))
+    arrays, _ = mechanism.aggregate_train(1, list(grid.send_and_receive(messages))[:answering])
+    assert arrays is not None
+    assert deviations[0] == pytest.approx(2.0 * 0.5 / np.sqrt(10))
+    assert float(arrays["w"].numpy().std()) == pytest.approx(2.0 * 0.5 / 10, rel=0.03)
+
+
+def test_an_update_longer_than_its_noise_is_cut() -> None:
+    mechanism = private(noise=2.0, norm=0.5, side="client")
+    moved = mean_of(mechanism, grid_of(10, sent_by({0: [1e6, 0]}, norm_bit=0)))
+    bound = 0.5 + 2.0 * 0.5 / np.sqrt(10) * (np.sqrt(2) + 4)
+    assert moved == pytest.approx([bound / 10, 0])
+
+
 def test_poisson_samples() -> None:
     sizes = [len(poisson_sample(1, "cohort", number, range(1000), 0.05)) for number in range(200)]
     assert np.mean(sizes) == pytest.approx(50, rel=0.03)
