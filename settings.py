@@ -210,7 +210,7 @@ class PrivacySettings(Section):
     clipping: Literal["fixed", "adaptive"] = Field(
         "fixed", description="clipping norm of the updates: update_norm, or following a quantile of the clients' norms"
     )
-    update_norm: Positive = Field(1.0, description="largest L2 norm of a client's update; the first one, if adaptive")
+    update_norm: Positive = Field(0.2, description="largest L2 norm of a client's update; the first one, if adaptive")
     norm_quantile: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.5, description="adaptive clipping: share of the clients whose updates are within the norm"
     )

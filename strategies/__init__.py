@@ -23,13 +23,13 @@ from strategies.guards import Refusal, check_metric_replies, check_train_replies
 from strategies.learning_rate import ServerLearningRate
 from strategies.partial import PartialAggregation
 from strategies.private_updates import PrivateUpdates
-from strategies.registry import PRIVACY_WRAPPERS, STRATEGIES, build_strategy
+from strategies.registry import STRATEGIES, WRAPPERS, build_strategy
 from strategies.schedule import AggregationSchedule
 from strategies.state import load_state_arrays, state_arrays
+from strategies.trimmed_rows import TrimmedRows
 from strategies.wrapper import Wrapper, chain
 
 __all__ = [
-    "PRIVACY_WRAPPERS",
     "STRATEGIES",
     "AggregationSchedule",
     "Cohorts",
@@ -38,6 +38,8 @@ __all__ = [
     "Refusal",
     "Release",
     "ServerLearningRate",
+    "WRAPPERS",
+    "TrimmedRows",
     "Wrapper",
     "build_strategy",
     "chain",

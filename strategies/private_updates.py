@@ -30,26 +30,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 from zlib import crc32
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Bulyan, FedMedian, FedTrimmedAvg, Krum, MultiKrum, QFedAvg, Strategy
-from numpy.typing import NDArray
+from flwr.serverapp.strategy import Strategy
 
 from errors import FedMoEError
-from strategies.wrapper import Wrapper, chain
+from strategies.single_reply import (
+    Vector,
+    metrics_of,
+    norm_of,
+    refuse_comparing,
+    single_reply,
+    update_of,
+    vector_of,
+    weight_key,
+)
+from strategies.wrapper import Wrapper
 
 NORM_KEY = "clipping_norm"  # in the config of a message: the client clips its update (Flower's name)
 NOISE_KEY = "noise_deviation"  # in the config of a message: the client adds noise of this deviation to each number
 BIT_KEY = "norm_bit"  # in the metrics of a reply: 1 if the client's update was clipped (Flower's name)
 METRICS_KEY = "metrics"  # in the config of a message: "none" asks for a reply without metrics
-ROWS = "/rows"  # behind a table's name: the numbers of the rows that a reply holds of it
 LEAST_COHORT = 10  # expected clients of a round: with fewer, a round without any client would come too often
-
-Vector = dict[str, NDArray[np.float64]]
 
 
 class PrivateUpdates(Wrapper):
@@ -84,7 +90,7 @@ class PrivateUpdates(Wrapper):
         norm_rate: float = 0.2,
     ) -> None:
         super().__init__(strategy)
-        _refuse_robust(strategy)
+        refuse_comparing(strategy, "privacy")
         self.noise = noise
         self.norm = norm
         self.used_norm = norm
@@ -137,11 +143,11 @@ class PrivateUpdates(Wrapper):
         answers = [reply for reply in everything if reply.has_content()]
         if not answers:
             return self.strategy.aggregate_train(server_round, everything)
-        sent: Vector = {name: array.numpy().astype(np.float64) for name, array in self._sent.items()}
+        sent = vector_of(self._sent)
         total: Vector = {name: np.zeros_like(values) for name, values in sent.items()}
         within, largest = 0, self._largest_norm(sum(values.size for values in sent.values()))
         for reply in answers:
-            update = _update(reply, sent)
+            update = update_of(reply, sent)
             length = norm_of(update.values())
             within += self._within(reply, length)
             factor = min(1.0, largest / length) if length else 1.0
@@ -154,7 +160,9 @@ class PrivateUpdates(Wrapper):
             total[name] = sent[name] + (values + rng.normal(0.0, deviation, values.shape)) / self._expected
         self.used_norm = self.norm
         self._adapt(within, len(answers), rng)
-        return self.strategy.aggregate_train(server_round, [self._as_reply(answers, total)])
+        return self.strategy.aggregate_train(
+            server_round, [single_reply(answers[0], self._sent, total, self._metrics(answers))]
+        )
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """The clipping norm; all else follows from the settings."""
@@ -170,7 +178,7 @@ class PrivateUpdates(Wrapper):
 
     def _within(self, reply: Message, length: float) -> int:
         """Whether an update was within the norm: the client says so where it has clipped already."""
-        bit = next(iter(reply.content.metric_records.values())).get(BIT_KEY)
+        bit = metrics_of(reply).get(BIT_KEY)
         return int(not bit) if self.side == "client" and isinstance(bit, int) else int(length <= self.norm)
 
     def _noise_on_updates(self) -> float:
@@ -190,49 +198,11 @@ class PrivateUpdates(Wrapper):
         centred = within - answered / 2.0 + rng.normal(0.0, self._expected / 20.0)
         self.norm *= math.exp(-self.norm_rate * (0.5 + centred / self._expected - self.quantile))
 
-    def _as_reply(self, answers: Sequence[Message], mean: Vector) -> Message:
-        arrays = ArrayRecord()
-        for name, like in self._sent.items():
-            arrays[name] = Array(mean[name].astype(like.dtype))
-        content = RecordDict({"arrays": arrays, "metrics": self._metrics(answers)})
-        return Message(content, reply_to=Message(RecordDict(), reply_to=answers[0]))
-
-    def _metrics(self, answers: Sequence[Message]) -> MetricRecord:
-        weight = next((key for part in chain(self.strategy) if (key := getattr(part, "weighted_by_key", None))), None)
-        kept: dict[str, Any] = {weight or "num-examples": 1.0}
+    def _metrics(self, answers: Sequence[Message]) -> dict[str, float]:
+        kept = {weight_key(self.strategy): 1.0}
         if self.metrics == "exact":
-            records = [next(iter(reply.content.metric_records.values())) for reply in answers]
+            records = [metrics_of(reply) for reply in answers]
             for name, value in records[0].items():
                 if isinstance(value, int | float) and name not in (*kept, BIT_KEY):
                     kept[name] = float(np.mean([record[name] for record in records]))
-        return MetricRecord(kept)
-
-
-def norm_of(arrays: Iterable[NDArray[np.floating[Any]]]) -> float:
-    """Return the L2 norm of several arrays as one vector."""
-    return math.sqrt(sum(float(np.vdot(values, values)) for values in arrays))
-
-
-def _update(reply: Message, sent: Vector) -> Vector:
-    """Return what a reply changes; a table that came as some of its rows changes in these alone."""
-    record = next(iter(reply.content.array_records.values()))
-    update = {}
-    for name, values in sent.items():
-        given = record[name].numpy().astype(np.float64)
-        if name + ROWS in record:
-            rows = record[name + ROWS].numpy()
-            update[name] = np.zeros_like(values)
-            update[name][rows] = given - values[rows]
-        else:
-            update[name] = given - values
-    return update
-
-
-def _refuse_robust(strategy: Strategy) -> None:
-    """Refuse what compares the replies with one another: it would see a single one."""
-    for part in chain(strategy):
-        if isinstance(part, Bulyan | FedMedian | FedTrimmedAvg | Krum | MultiKrum | QFedAvg):
-            raise FedMoEError(
-                f"privacy: {type(part).__name__} compares the clients' updates, but with privacy a strategy sees their "
-                "noisy mean alone; use fedavg, fedavgm, fedadam, fedyogi, fedadagrad or fedprox"
-            )
+        return kept

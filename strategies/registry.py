@@ -12,6 +12,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from errors import FedMoEError, nearest
+from strategies.trimmed_rows import TrimmedRows
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
     "fedavg": flower.FedAvg,
@@ -27,8 +28,9 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
     "bulyan": flower.Bulyan,
     "qfedavg": flower.QFedAvg,
 }
-# Flower's differential privacy, around another strategy; the settings of `privacy` use strategies.PrivateUpdates.
-PRIVACY_WRAPPERS: Mapping[str, type[Strategy]] = {
+# Around another strategy: Flower's differential privacy (the settings of `privacy` use PrivateUpdates), and ours.
+WRAPPERS: Mapping[str, type[Strategy]] = {
+    "trimmed-rows": TrimmedRows,
     "dp-server-fixed": flower.DifferentialPrivacyServerSideFixedClipping,
     "dp-server-adaptive": flower.DifferentialPrivacyServerSideAdaptiveClipping,
     "dp-client-fixed": flower.DifferentialPrivacyClientSideFixedClipping,
@@ -49,7 +51,7 @@ _WHERE = "federation.strategy_parameters"
 def build_strategy(name: str, parameters: Mapping[str, Any]) -> Strategy:
     """Return the strategy ``name``, built with ``parameters``.
 
-    name: a key of STRATEGIES or PRIVACY_WRAPPERS, or ``package.module:Class``.
+    name: a key of STRATEGIES or WRAPPERS, or ``package.module:Class``.
 
     An argument named ``strategy``, as Flower's differential-privacy wrappers take it, is itself a name, or a mapping of
     ``name`` and its parameters.
@@ -84,7 +86,7 @@ def _wrapped(name: str, value: Any) -> Any:
 
 
 def _strategy_class(name: str) -> type[Strategy]:
-    by_name = {**STRATEGIES, **PRIVACY_WRAPPERS}
+    by_name = {**STRATEGIES, **WRAPPERS}
     if name in by_name:
         return by_name[name]
     where = f"federation.strategy '{name}'"

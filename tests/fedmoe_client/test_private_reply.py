@@ -14,7 +14,7 @@ from fedmoe_client.node import node_from
 from fedmoe_client.private_reply import noise_stream, private_reply
 from settings import Settings
 from settings_loading import to_run_config
-from strategies import private_updates
+from strategies import private_updates, single_reply
 
 METRICS = {"num-examples": 17, "loss": 2.5}
 
@@ -68,8 +68,9 @@ def test_a_short_update_is_sent_as_it_is() -> None:
 
 
 def test_both_sides_use_the_same_names() -> None:
-    for name in ("NORM_KEY", "NOISE_KEY", "BIT_KEY", "METRICS_KEY", "ROWS"):
+    for name in ("NORM_KEY", "NOISE_KEY", "BIT_KEY", "METRICS_KEY"):
         assert getattr(module, name) == getattr(private_updates, name)
+    assert module.ROWS == single_reply.ROWS
 
 
 def test_noise_covers_the_whole_table_and_tells_no_rows() -> None:
