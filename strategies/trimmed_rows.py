@@ -16,7 +16,7 @@ Suresh and McMahan: Can you really backdoor federated learning? (2019).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -119,7 +119,7 @@ def _weights(answers: Sequence[Message], key: str) -> NDArray[np.float64]:
     return bounded
 
 
-def _mean_metrics(answers: Sequence[Message], weights: NDArray[np.float64]) -> Mapping[str, float]:
+def _mean_metrics(answers: Sequence[Message], weights: NDArray[np.float64]) -> dict[str, float]:
     records = [metrics_of(reply) for reply in answers]
     names = [name for name, value in records[0].items() if isinstance(value, int | float)]
     return {name: float(np.average([record[name] for record in records], weights=weights)) for name in names}
