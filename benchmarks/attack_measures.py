@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from fedmoe_client.evaluation import Histories, Scorer, rank_of_first
 
 BATCH = 32
-LONGEST = 20  # rows that changed most: they point where a user's targets were pulled
 
 
 def exposure(
@@ -54,14 +53,17 @@ def norm_score(changes: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def sign_score(changes: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return each row's total change along the direction of those that changed most, ``[V]``.
+    """Return how far each row's total change points away from what most rows have in common, ``[V]``, -1 to 1.
 
-    Softmax pulls a target's row towards the user's state and pushes a negative's away from it, and targets move most.
+    Softmax pulls a target's row towards the user's states and pushes all negatives' away from them, and there are more
+    negatives: their common direction is the mean of all directions. Rows that did not change come last.
     """
     total = changes.sum(axis=0)
-    longest = np.argsort(-np.linalg.norm(total, axis=1), kind="stable")[:LONGEST]
-    direction = total[longest].mean(axis=0)
-    scores: NDArray[np.float64] = total @ direction
+    norms = np.linalg.norm(total, axis=1, keepdims=True)
+    directions = np.divide(total, norms, out=np.zeros_like(total), where=norms > 0)
+    common = directions.sum(axis=0)
+    cosines = directions @ common / max(float(np.linalg.norm(common)), 1e-12)
+    scores: NDArray[np.float64] = np.where(norms[:, 0] > 0, -cosines, -1.0).astype(np.float64)
     return scores
 
 

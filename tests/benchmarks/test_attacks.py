@@ -99,7 +99,10 @@ def test_scores_tell_targets_from_negatives() -> None:
     changes[0, 2] = [-0.4, 0]  # a negative in one
     assert touched_score(changes).tolist() == [0, 2, 1, 0, 0]
     assert norm_score(changes) == pytest.approx(np.array([0, 0.5, 0.4, 0, 0]))
-    assert sign_score(changes)[1] > 0 > sign_score(changes)[2]
+    changes[0, 3] = [-0.1, 0.1]
+    assert sign_score(changes)[1] > 0.5
+    assert sign_score(changes)[2] < -0.5
+    assert sign_score(changes)[4] == -1
 
 
 def test_every_plan_has_valid_settings_and_the_same_bad_clients(tmp_path: Path) -> None:
