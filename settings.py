@@ -214,6 +214,39 @@ class FederationSettings(Section):
         return given | {"strategy_parameters": default | own} if isinstance(own, dict) else given
 
 
+class PrivacySettings(Section):
+    """Client-level differential privacy; off unless epsilon or noise_multiplier is given. See docs/privacy.md."""
+
+    epsilon: Positive | None = Field(
+        None, description="budget of the run: chooses the noise, and the run stops before it is overspent; null: none"
+    )
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        1e-5, description="chance that epsilon does not hold; below 1 / clients"
+    )
+    noise_multiplier: Positive | None = Field(
+        None, description="noise in multiples of the clipping norm; null: chosen so that all rounds cost epsilon"
+    )
+    clipping: Literal["fixed", "adaptive"] = Field(
+        "fixed", description="clipping norm of the updates: update_norm, or following a quantile of the clients' norms"
+    )
+    update_norm: Positive = Field(0.2, description="largest L2 norm of a client's update; the first one, if adaptive")
+    norm_quantile: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.5, description="adaptive clipping: share of the clients whose updates are within the norm"
+    )
+    norm_rate: Positive = Field(0.2, description="adaptive clipping: speed with which the norm follows")
+    side: Literal["server", "client"] = Field(
+        "server", description="who clips the updates and makes the noise; client: before anything leaves it"
+    )
+    metrics: Literal["none", "exact"] = Field(
+        "none", description="what clients report of their training: none, or exact numbers outside the guarantee"
+    )
+
+    @property
+    def on(self) -> bool:
+        """Whether the run is private."""
+        return self.epsilon is not None or self.noise_multiplier is not None
+
+
 class EvaluationSettings(Section):
     """How the held-out item is ranked."""
 
@@ -264,6 +297,7 @@ class Settings(Section):
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
     federation: FederationSettings = FederationSettings()
+    privacy: PrivacySettings = PrivacySettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     simulation: SimulationSettings = SimulationSettings()
     deployment: DeploymentSettings = DeploymentSettings()

@@ -15,6 +15,7 @@ TOPICS = {
     "model": "backbone, experts, router, gate, fusion",
     "training": "what a client does in a round",
     "federation": "rounds, cohorts, strategy, aggregation schedule",
+    "privacy": "differential privacy: budget, noise, clipping",
     "evaluation": "how the held-out item is ranked",
     "simulation": "engine, workers, CPU and GPU",
     "deployment": "how long the server of real clients waits, and for whom",

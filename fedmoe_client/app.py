@@ -6,12 +6,14 @@ come with ``fedmoe_client.messages``, in this process (a simulation's actor keep
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedmoe_client.node import node_from
+from fedmoe_client.private_reply import noise_stream, private_reply
 
 app = ClientApp()
 
@@ -20,6 +22,11 @@ app = ClientApp()
 def train(message: Message, context: Context) -> Message:
     """Train on the client's history; answer with the shared arrays and the metrics."""
     arrays, metrics = _carried_out(message, context)
+    assert arrays is not None  # training returns arrays
+    sent, config = message.content.array_records["arrays"], message.content.config_records["config"]
+    node, number = node_from(context.node_config), cast(int, config["server-round"])
+    stream = partial(noise_stream, node, context.run_config, number)
+    arrays, metrics = private_reply(sent, arrays, metrics, config, stream)
     return _reply(message, {"arrays": arrays, "metrics": MetricRecord(metrics)})
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
 from rich.console import Console
 
 from data.registry import Dataset, load_dataset
@@ -24,6 +25,7 @@ from errors import FedMoEError
 from fedmoe_server.checkpoints import Checkpoint, CheckpointStore, ClientStore, find_checkpoint, load_checkpoint
 from fedmoe_server.clients import ClientDirectory
 from fedmoe_server.deployed import Deployed, identity, progress_log
+from fedmoe_server.privacy import PrivacyLedger, private, secret_of, spent_before
 from fedmoe_server.report import write_report
 from fedmoe_server.run_folder import CHECKPOINTS, bytes_needed, check_run_dir, new_run_dir
 from fedmoe_server.server_loop import ServerLoop
@@ -85,11 +87,15 @@ def run(
     arrays = initial_arrays(settings, dataset)
     schedule = _schedule(settings, parameter_groups(settings, dataset))
     directory = ClientDirectory() if deployed is None else deployed.directory(settings.deployment)
-    guards = settings.federation.guards
+    inner: Strategy = _inner_strategy(settings)
+    drawn_from, updates = settings.seed, None
+    if settings.privacy.on:
+        drawn_from = secret_of(settings, deployed is not None)
+        inner = updates = private(inner, settings, drawn_from)
     partial = PartialAggregation(
-        _inner_strategy(settings), schedule, guards.max_examples, settings.federation.min_reply_fraction
+        inner, schedule, settings.federation.guards.max_examples, settings.federation.min_reply_fraction
     )
-    strategy = Cohorts(partial, settings.federation.client_fraction, settings.seed, directory.client_ids)
+    strategy = Cohorts(partial, settings.federation.client_fraction, drawn_from, directory.client_ids)
     state_arrays(strategy)  # a strategy that no checkpoint could hold is refused now, not at the first checkpoint
 
     state = LoopState(list_arrays(arrays))
@@ -110,7 +116,11 @@ def run(
     if deployed is not None:
         directory.announce = identity(settings, dataset, state.round)
     deadline = None if deployed is None else settings.deployment.round_deadline or None
-    loop = ServerLoop(grid, strategy, partial, schedule, settings, directory, tracker, store, deadline)
+    ledger = None
+    if updates is not None:
+        spent = spent_before(source, state.history, deployed is not None)
+        ledger = PrivacyLedger(folder, settings, updates, spent)
+    loop = ServerLoop(grid, strategy, partial, schedule, settings, directory, tracker, store, deadline, ledger)
     with _quiet_flower(), _failure_recorded(tracker):
         known = str(dataset.interactions.num_users) if deployed is None else "the connected"
         tracker.note(_headline(settings, dataset, state, folder, known))

@@ -20,6 +20,7 @@ from fedmoe_server.client_ranks import read_client_ranks
 from fedmoe_server.diagnosis import RECENT, findings, signs
 from fedmoe_server.guard_report import failed_rounds, guard_table, who
 from fedmoe_server.plots import BASELINE_LABEL, draw_gate, draw_loss, draw_ranking
+from fedmoe_server.privacy import privacy_section
 from fedmoe_server.progress import duration
 from fedmoe_server.run_folder import BASELINES, METRICS, RESULT, SETTINGS
 from fedmoe_server.tracking import write_text
@@ -51,6 +52,7 @@ def write_report(run_dir: Path) -> Path:
             _diagnosis(records, result, baselines),
             _personalisation(run_dir),
             _pictures(drawn, settings),
+            privacy_section(run_dir),
             _cost(records, result),
             _failures(records),
             _guards(records),

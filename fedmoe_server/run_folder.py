@@ -13,6 +13,7 @@ METRICS = "metrics.jsonl"
 RESULT = "result.json"
 SETTINGS = "settings.yaml"
 BASELINES = "baselines.json"
+PRIVACY = "privacy.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 

@@ -23,6 +23,7 @@ from fedmoe_server.checkpoints import CheckpointStore
 from fedmoe_server.client_ranks import ClientRank, ranks_of, write_client_ranks
 from fedmoe_server.clients import ClientDirectory
 from fedmoe_server.exchange import Exchange, Failure, exchange, name_failures, too_few
+from fedmoe_server.privacy import PrivacyLedger
 from fedmoe_server.state import SELECTION_METRIC, LoopState, Metrics, Result, plain_metrics
 from fedmoe_server.tracking import Tracker
 from settings import Settings
@@ -43,6 +44,7 @@ class ServerLoop:
         schedule: which parameters are shared in which round.
         directory: node id -> client id.
         timeout: seconds to wait for a round's replies; None: until every client has answered or failed.
+        ledger: what a private run has spent; it stops before it spends more than its budget.
     """
 
     grid: Grid
@@ -54,6 +56,7 @@ class ServerLoop:
     tracker: Tracker
     checkpoints: CheckpointStore
     timeout: float | None = None
+    ledger: PrivacyLedger | None = None
 
     def run(self, state: LoopState) -> Result:
         """Do the remaining rounds, then evaluate the best model on all clients.
@@ -67,11 +70,18 @@ class ServerLoop:
             self._give_up_if_all_fail(state)
             if self._checkpoint_due(state):
                 self.checkpoints.save(state, self.strategy, self.grid)
+        if self.ledger is not None and state.round < self.settings.federation.num_rounds and self._last(state.round):
+            self.tracker.note(f"the privacy budget is spent after round {state.round}")
         return self._finish(state)
 
     def _done(self, state: LoopState) -> bool:
         """Whether the last round is done or patience has run out; decided from the state, so also after a resume."""
-        return state.round >= self.settings.federation.num_rounds or self._out_of_patience(state)
+        return self._last(state.round) or self._out_of_patience(state)
+
+    def _last(self, number: int) -> bool:
+        """Whether a round that is done was the last one: all are, or the privacy budget allows no other."""
+        spent = self.ledger is not None and not self.ledger.allows_another()
+        return spent or number >= self.settings.federation.num_rounds
 
     def _out_of_patience(self, state: LoopState) -> bool:
         patience = self.settings.federation.patience
@@ -85,7 +95,7 @@ class ServerLoop:
         # The last round counts as well, or the last model could never be the best one. With evaluate_every 0 there
         # is only one candidate, so nothing has to be chosen.
         every = self.settings.federation.evaluate_every
-        return every > 0 and (number % every == 0 or number == self.settings.federation.num_rounds)
+        return every > 0 and (number % every == 0 or self._last(number))
 
     def one_round(self, state: LoopState) -> None:
         """Do one round and put its record into the history."""
@@ -104,6 +114,8 @@ class ServerLoop:
             "best": False,
         }
         exchanges = [outcome]
+        if self.ledger is not None:
+            record["privacy"] = self.ledger.spend(number)
         if self._evaluation_due(number):
             checked, metrics = self._evaluate(number, state.arrays, "validation", self._sample())
             exchanges.append(checked)
@@ -220,7 +232,7 @@ class ServerLoop:
             arrays=arrays,
             best_round=best_round,
             rounds=state.round,
-            stopped_early=self._out_of_patience(state) and state.round < self.settings.federation.num_rounds,
+            stopped_early=state.round < self.settings.federation.num_rounds,
             validation=metrics["validation"],
             test=metrics["test"],
             history=state.history,

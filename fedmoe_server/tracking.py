@@ -179,6 +179,8 @@ def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
     values = {f"train/{key}": value for key, value in record["train"].items()}
     values |= {f"validation/{key}": value for key, value in (record["validation"] or {}).items()}
     values |= {f"round/{key}": record[key] for key in ("seconds", "bytes_down", "bytes_up", "clients")}
+    if record.get("privacy"):
+        values["round/epsilon"] = record["privacy"]["epsilon"]
     values["round/failed"] = len(record["failed"])
     return {tag.replace("@", "_at_"): float(value) for tag, value in values.items() if value is not None}
 

@@ -13,20 +13,24 @@ It sees the parameters that are shared in the round and nothing else; the wrappe
 the cohort, sort and check the replies. Nothing in this package has to be edited. See ``docs/strategies.md`` and the ten
 lines of ``examples/strategies/server_step.py``.
 
-Usual order of the wrappers: ``Cohorts(PartialAggregation(OutlierClipping(ServerLearningRate(build_strategy(...)))))``.
+Usual order of the wrappers: ``Cohorts(PartialAggregation(OutlierClipping(ServerLearningRate(build_strategy(...)))))``;
+with privacy, ``PrivateUpdates`` stands between the second and the third.
 """
 
+from strategies.accounting import Release, epsilon_of, noise_for
 from strategies.cohort import Cohorts, sample_clients
 from strategies.context import RoundContext
 from strategies.guards import Refusal, check_metric_replies, check_train_replies
 from strategies.learning_rate import ServerLearningRate
 from strategies.outliers import Clipping, OutlierClipping, clippings
 from strategies.partial import PartialAggregation
-from strategies.registry import STRATEGIES, build_strategy
+from strategies.private_updates import PrivateUpdates
+from strategies.registry import STRATEGIES, WRAPPERS, build_strategy
 from strategies.reply_mean import ReplyMean, counts_of, needs_every_reply
 from strategies.row_wise import RowWise
 from strategies.schedule import AggregationSchedule
 from strategies.state import load_state_arrays, state_arrays
+from strategies.trimmed_rows import TrimmedRows
 from strategies.wrapper import Wrapper, chain
 
 __all__ = [
@@ -36,11 +40,15 @@ __all__ = [
     "Cohorts",
     "OutlierClipping",
     "PartialAggregation",
+    "PrivateUpdates",
     "Refusal",
     "ReplyMean",
     "RoundContext",
     "RowWise",
+    "Release",
     "ServerLearningRate",
+    "WRAPPERS",
+    "TrimmedRows",
     "Wrapper",
     "build_strategy",
     "chain",
@@ -50,6 +58,9 @@ __all__ = [
     "clippings",
     "load_state_arrays",
     "needs_every_reply",
+    "epsilon_of",
+    "load_state_arrays",
+    "noise_for",
     "sample_clients",
     "state_arrays",
 ]

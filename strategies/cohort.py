@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from errors import FedMoEError
+from strategies.private_updates import PrivateUpdates
 from strategies.wrapper import Wrapper, chain
 
 
@@ -31,10 +32,21 @@ def sample_clients(seed: int, purpose: str, server_round: int, client_ids: Itera
     return [int(client) for client in ids[np.sort(chosen)]]
 
 
+def poisson_sample(seed: int, purpose: str, server_round: int, client_ids: Iterable[int], rate: float) -> list[int]:
+    """Return the client ids of a Poisson sample, sorted: each with probability ``rate``, independently of all others.
+
+    The draw depends on (seed, purpose, server_round) and the set of client ids, not on their order.
+    """
+    ids = np.sort(np.fromiter(client_ids, dtype=np.int64))
+    rng = np.random.default_rng(np.random.SeedSequence([seed, crc32(purpose.encode()), server_round]))
+    return [int(client) for client in ids[rng.random(len(ids)) < rate]]
+
+
 class Cohorts(Wrapper):
     """Choose a round's clients for ``strategy``; sort its messages and the replies by client id.
 
-    fraction: share of the clients in a training round, in (0, 1]; at least one client takes part.
+    fraction: share of the clients in a training round, in (0, 1]; at least one client takes part. Around
+        ``PrivateUpdates`` it is the probability with which each takes part, as the accounting of privacy wants it.
     seed: with the round it determines the cohort; see :func:`sample_clients`.
     client_ids: node id -> client id of the nodes that a grid has now. A mapping that knows its inverse, as the
     simulation's does (``clients``: all client ids; ``node_of``), is not read entry by entry: it may have millions.
@@ -56,6 +68,7 @@ class Cohorts(Wrapper):
         self.client_ids = client_ids
         self.cohort: list[int] = []
         self.evaluated: list[int] = []
+        self._private = [part for part in chain(strategy) if isinstance(part, PrivateUpdates)]
         self._evaluate_on: frozenset[int] | None = None
         self._clients: Mapping[int, int] = {}  # node id -> client id, as of the latest configure
 
@@ -68,9 +81,7 @@ class Cohorts(Wrapper):
     ) -> Iterable[Message]:
         """Messages to the cohort, sorted by client id. FedMoEError: no client, or a strategy that wants more."""
         clients, node_of = self._connected(grid)
-        # The small term keeps 0.29 * 100 = 28.999... from losing a client.
-        size = max(1, int(self.fraction * len(clients) + 1e-9))
-        self.cohort = sample_clients(self.seed, "cohort", server_round, clients, size)
+        self.cohort = self._sampled(server_round, clients)
         self._check_sampling("train", len(self.cohort))
         view = _CohortGrid(grid, [node_of(client) for client in self.cohort])
         return self._sorted_messages(self.strategy.configure_train(server_round, arrays, config, view))
@@ -97,6 +108,18 @@ class Cohorts(Wrapper):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Aggregate the replies in the order of their client ids."""
         return self.strategy.aggregate_evaluate(server_round, self._sorted_replies(replies))
+
+    def _sampled(self, server_round: int, clients: Collection[int]) -> list[int]:
+        if not self._private:
+            # The small term keeps 0.29 * 100 = 28.999... from losing a client.
+            size = max(1, int(self.fraction * len(clients) + 1e-9))
+            return sample_clients(self.seed, "cohort", server_round, clients, size)
+        for part in self._private:
+            part.expect(len(clients))
+        cohort = poisson_sample(self.seed, "cohort", server_round, clients, self.fraction)
+        if not cohort:
+            raise FedMoEError(f"round {server_round}: the Poisson sample of privacy is empty; raise client_fraction")
+        return cohort
 
     def _connected(self, grid: Grid) -> tuple[Collection[int], Callable[[int], int]]:
         """Return the ids of the connected clients, and what tells a client's node id."""

@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 
 from errors import FedMoEError, nearest
 from strategies.row_wise import RowWise
+from strategies.trimmed_rows import TrimmedRows
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
     "fedavg": flower.FedAvg,
@@ -29,6 +30,14 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
     "qfedavg": flower.QFedAvg,
     "rowwise": RowWise,
 }
+# Around another strategy: Flower's differential privacy (the settings of `privacy` use PrivateUpdates), and ours.
+WRAPPERS: Mapping[str, type[Strategy]] = {
+    "trimmed-rows": TrimmedRows,
+    "dp-server-fixed": flower.DifferentialPrivacyServerSideFixedClipping,
+    "dp-server-adaptive": flower.DifferentialPrivacyServerSideAdaptiveClipping,
+    "dp-client-fixed": flower.DifferentialPrivacyClientSideFixedClipping,
+    "dp-client-adaptive": flower.DifferentialPrivacyClientSideAdaptiveClipping,
+}
 # Set where the constructor takes them and the user did not: the cohort is chosen outside, the strategy takes all of it.
 _DEFAULTS: Mapping[str, Any] = {
     "fraction_train": 1.0,
@@ -43,7 +52,9 @@ _WHERE = "federation.strategy_parameters"
 
 
 def build_strategy(name: str, parameters: Mapping[str, Any]) -> Strategy:
-    """Return the strategy ``name``: a key of STRATEGIES or ``package.module:Class``, built with ``parameters``.
+    """Return the strategy ``name``, built with ``parameters``.
+
+    name: a key of STRATEGIES or WRAPPERS, or ``package.module:Class``.
 
     An argument named ``strategy``, as Flower's differential-privacy wrappers take it, is itself a name, or a mapping of
     ``name`` and its parameters; FedAvg, if it is not given.
@@ -78,14 +89,15 @@ def _wrapped(name: str, value: Any) -> Any:
 
 
 def _strategy_class(name: str) -> type[Strategy]:
-    if name in STRATEGIES:
-        return STRATEGIES[name]
+    by_name = {**STRATEGIES, **WRAPPERS}
+    if name in by_name:
+        return by_name[name]
     where = f"federation.strategy '{name}'"
     module_name, colon, class_name = name.partition(":")
     if not (colon and module_name and class_name):
         raise FedMoEError(
-            f"{where} is not known{nearest(name, STRATEGIES)}; "
-            f"use one of {', '.join(STRATEGIES)}, or package.module:Class for one's own"
+            f"{where} is not known{nearest(name, by_name)}; "
+            f"use one of {', '.join(by_name)}, or package.module:Class for one's own"
         )
     try:
         module = importlib.import_module(module_name)

@@ -201,10 +201,10 @@ def test_all_replies_bad_leave_model_and_strategy_bit_identical(fakes: Any, tmp_
     state = LoopState(fakes.model_arrays())
     settings = fakes.make_settings(strategy=strategy, num_rounds=2, evaluate_every=0, client_fraction=1.0)
     loop = fakes.make_loop(grid, tmp_path, settings)
-    loop._round(state)
+    loop.one_round(state)
     before = {name: bytes(array.data) for name, array in state.arrays.items()}
     memory = {name: value.tobytes() for name, value in state_arrays(loop.strategy).items() if "current" not in name}
-    loop._round(state)
+    loop.one_round(state)
     assert {name: bytes(array.data) for name, array in state.arrays.items()} == before
     after = {name: value.tobytes() for name, value in state_arrays(loop.strategy).items() if "current" not in name}
     assert after == memory

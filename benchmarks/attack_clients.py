@@ -1,0 +1,146 @@
+"""Clients of which some are bad: the product's client app, whose replies an attack changes before they leave.
+
+Which clients are bad and what they do is the key ``attack`` of the run config, an ``Attack`` as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from data.splits import training_part
+from fedmoe_client.app import app as honest
+from fedmoe_client.node import node_from
+from fedmoe_client.private_reply import ROWS
+from fedmoe_client.workbench import Workbench, workbench
+
+Kind = Literal["none", "nan", "infinite", "misshapen", "x1000", "examples", "flip", "promote"]
+TABLE = "items.ids.weight"
+HUGE = 10**12
+RIVALS = 100  # popular items that the promoted one has to overtake
+
+app = ClientApp()
+
+
+class Attack(BaseModel):
+    """What the bad clients do.
+
+    Attributes:
+        kind: see ``changed``.
+        clients: the bad ones, by number; all know each other's histories.
+        target: the item to promote.
+        strength: flip: by what the update is multiplied, with a minus; promote: the norm of the push.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Kind
+    clients: tuple[int, ...] = ()
+    target: int = 0
+    strength: float = 1.0
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train honestly; a bad client changes what it sends."""
+    reply: Message = honest(message, context)
+    attack = _attack(str(context.run_config["attack"]))
+    if reply.has_error() or node_from(context.node_config).sole_number not in attack.clients:
+        return reply
+    sent = message.content.array_records["arrays"]
+    arrays, metrics = reply.content.array_records["arrays"], reply.content.metric_records["metrics"]
+    if attack.kind == "examples":
+        metrics["num-examples"] = HUGE
+    elif attack.kind == "promote":
+        push = promotion(workbench(context.run_config), sent, attack)
+        arrays = pushed(sent, arrays, attack.target, push)
+    else:
+        arrays = changed(attack, sent, arrays)
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate honestly."""
+    reply: Message = honest(message, context)
+    return reply
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Say honestly which client this is."""
+    reply: Message = honest(message, context)
+    return reply
+
+
+@lru_cache(maxsize=1)
+def _attack(document: str) -> Attack:
+    return Attack.model_validate_json(document)
+
+
+def changed(attack: Attack, sent: ArrayRecord, trained: ArrayRecord) -> ArrayRecord:
+    """Return the arrays that a bad client sends in place of ``trained``, for the attacks that need no model."""
+    factor = {"x1000": 1000.0, "flip": -attack.strength}.get(attack.kind, 1.0)
+    arrays = ArrayRecord()
+    for name, array in trained.items():
+        if name.endswith(ROWS):
+            arrays[name] = array
+            continue
+        rows = trained[name + ROWS].numpy() if name + ROWS in trained else ...
+        before, values = sent[name].numpy()[rows], array.numpy()
+        values = before + np.float32(factor) * (values - before) if factor != 1.0 else values.copy()
+        if attack.kind in ("nan", "infinite"):
+            values = np.full_like(values, np.nan if attack.kind == "nan" else np.inf)
+        elif attack.kind == "misshapen":
+            values = np.concatenate([values.ravel(), np.zeros(1, values.dtype)])
+        arrays[name] = Array(values)
+    return arrays
+
+
+def promotion(bench: Workbench, sent: ArrayRecord, attack: Attack) -> NDArray[np.float32]:
+    """Return the push ``[D]`` to the target's embedding, of norm ``strength``.
+
+    As in FedRecAttack (Rong et al., ICDE 2022) the bad clients approximate the users' states, here by those of their
+    own histories, and follow the gradient of the target's share of the softmax; as in PipAttack (Zhang et al., WSDM
+    2022) its rivals are the popular items, and the push is boosted far beyond what training would give.
+    """
+    bench.load({name: array.numpy() for name, array in sent.items()})
+    bench.model.eval()
+    histories = [training_part(bench.dataset.interactions.history(client)) for client in attack.clients]
+    length = max(bench.settings.model.max_seq_len, bench.settings.model.memory_size)
+    contexts = np.zeros((len(histories), length), np.int64)
+    for row, items in zip(contexts, histories, strict=True):
+        recent = items[-length:]
+        row[length - len(recent) :] = recent
+    counts = np.bincount(np.concatenate(histories), minlength=bench.dataset.interactions.num_items + 1)
+    counts[attack.target] = 0
+    rivals = np.argsort(-counts, kind="stable")[:RIVALS]
+    candidates = torch.from_numpy(np.tile(np.concatenate([[attack.target], rivals[rivals > 0]]), (len(contexts), 1)))
+    scores = bench.model.rank_scores(torch.from_numpy(contexts), candidates)
+    share = torch.log_softmax(scores, dim=1)[:, 0].mean()
+    (gradient,) = torch.autograd.grad(share, [bench.parameters[TABLE]])
+    direction = gradient[attack.target].numpy()
+    push: NDArray[np.float32] = np.float32(attack.strength) * direction / max(float(np.linalg.norm(direction)), 1e-12)
+    return push
+
+
+def pushed(sent: ArrayRecord, trained: ArrayRecord, target: int, push: NDArray[np.float32]) -> ArrayRecord:
+    """Return the reply with the target's row moved by ``push``, as a whole table."""
+    values: Mapping[str, Array] = dict(trained.items())
+    table = sent[TABLE].numpy().copy()
+    rows = trained[TABLE + ROWS].numpy() if TABLE + ROWS in trained else ...
+    table[rows] = trained[TABLE].numpy()
+    table[target] = sent[TABLE].numpy()[target] + push
+    arrays = ArrayRecord()
+    for name, array in values.items():
+        if not name.endswith(ROWS):
+            arrays[name] = Array(table) if name == TABLE else array
+    return arrays

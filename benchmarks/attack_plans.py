@@ -1,0 +1,104 @@
+"""What the attack benchmark compares: attacks, defences, and the shortened job that they meet in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.attack_clients import Attack, Kind
+from data.interactions import Interactions
+from data.sampling import generator
+from settings import FederationSettings
+
+ADAM: dict[str, Any] = {"eta": 0.02, "tau": 1e-6}
+INNER = {"name": "fedadam", **ADAM}
+# The default job in a sixth of its rounds: larger steps of the server, and only the last model counts.
+SHORT: dict[str, Any] = {
+    "federation.num_rounds": 60,
+    "federation.warmup_rounds": 6,
+    "federation.evaluate_every": 0,
+    "federation.patience": 0,
+    "federation.checkpoint_every": 0,
+    "federation.strategy_parameters": ADAM,
+}
+COLD_SHARE = 0.2  # of the items, by the number of users that met them: the promoted one is the most popular of these
+
+
+@dataclass(frozen=True)
+class Plan:
+    """kind: what bad clients do; share: of the clients that are bad; strength: see ``Attack``."""
+
+    kind: Kind
+    share: float = 0.1
+    strength: float = 1.0
+
+
+ATTACKS: dict[str, Plan] = {
+    "none": Plan("none", 0.0),
+    "NaN": Plan("nan"),
+    "infinite": Plan("infinite"),
+    "wrong shapes": Plan("misshapen"),
+    "x1000": Plan("x1000"),
+    "huge num-examples": Plan("examples"),
+    "sign flip x5": Plan("flip", strength=5.0),
+    "promotion": Plan("promote", 0.05, strength=3.0),
+}
+_TRIMMED = {"federation.strategy": "trimmed-rows", "federation.server_schedule": "cosine"}
+DEFENCES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "norm clipping": {
+        **_TRIMMED,
+        "federation.strategy_parameters": {"trim": 0.0, "clip": 1.0, "strategy": INNER},
+    },
+    "trimmed rows": {
+        **_TRIMMED,
+        "federation.strategy_parameters": {"trim": 0.3, "clip": 2.0, "strategy": INNER},
+    },
+    "trimmed mean": {
+        "federation.strategy": "fedtrimmedavg",
+        "federation.strategy_parameters": {"beta": 0.2},
+        "federation.server_schedule": "constant",
+    },
+    "Krum": {
+        "federation.strategy": "krum",
+        "federation.strategy_parameters": {"num_malicious_nodes": 5},
+        "federation.server_schedule": "constant",
+    },
+    "Multi-Krum": {
+        "federation.strategy": "multikrum",
+        "federation.strategy_parameters": {"num_malicious_nodes": 5, "num_nodes_to_select": 30},
+        "federation.server_schedule": "constant",
+    },
+    "privacy, epsilon 8": {"privacy.epsilon": 8.0},
+}
+if "decoy_rows" in FederationSettings.model_fields:
+    DEFENCES["decoy rows"] = {"federation.decoy_rows": 64}
+# Many clients a round and few rounds: the noise is divided by the clients of a round, and paid for in each.
+PRIVATE: dict[str, Any] = {
+    "federation.client_fraction": 0.5,
+    "federation.num_rounds": 30,
+    "federation.warmup_rounds": 30,
+}
+EPSILONS = (1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+def attack_of(plan: Plan, interactions: Interactions, seed: int) -> Attack:
+    """Return the attack for a data set: its bad clients drawn from the seed, its target a cold item."""
+    users = interactions.num_users
+    size = round(plan.share * users)
+    bad = np.sort(generator(seed, "bad clients").choice(users, size, replace=False))
+    return Attack(
+        kind=plan.kind,
+        clients=tuple(int(client) for client in bad),
+        target=cold_item(interactions),
+        strength=plan.strength,
+    )
+
+
+def cold_item(interactions: Interactions) -> int:
+    """Return the item that stands at COLD_SHARE when all are sorted by how often they occur, the rarest first."""
+    counts = np.bincount(interactions.items, minlength=interactions.num_items + 1)[1:]
+    order = np.argsort(counts, kind="stable")
+    return int(order[int(COLD_SHARE * len(order))]) + 1

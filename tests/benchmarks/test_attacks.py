@@ -1,0 +1,148 @@
+"""The attack benchmark: attacks and measures by hand, and a small run from end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord
+
+from benchmarks import attacks
+from benchmarks.attack_clients import TABLE, Attack, changed, promotion, pushed
+from benchmarks.attack_measures import auc, exposure, norm_score, sign_score, touched_score
+from benchmarks.attack_plans import ATTACKS, DEFENCES, SHORT, attack_of, cold_item
+from benchmarks.attack_runs import Outcome
+from benchmarks.attack_runs import changed as changed_settings
+from benchmarks.attack_tables import budget_table, leak_table, outcome_table
+from data.registry import load_dataset
+from fedmoe_client.workbench import Workbench
+from model.build import initial_arrays
+from settings_loading import load_settings
+
+TINY = (
+    "name=tiny dataset=synthetic data.synthetic.users=40 data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 "
+    "max_seq_len=8 memory_size=8 memory_refresh=4 num_negatives=10 num_rounds=3 client_fraction=0.5 warmup_rounds=1 "
+    "client_cpus=0.5"
+).split()
+
+
+def record(**arrays: Any) -> ArrayRecord:
+    return ArrayRecord({name: Array(np.asarray(value, np.float32)) for name, value in arrays.items()})
+
+
+def test_what_bad_clients_send() -> None:
+    sent, trained = record(w=[1, 1]), record(w=[1, 2])
+    bad = {kind: changed(Attack(kind=kind, strength=5.0), sent, trained)["w"].numpy() for kind in _KINDS}
+    assert np.isnan(bad["nan"]).all()
+    assert np.isinf(bad["infinite"]).all()
+    assert bad["misshapen"].shape == (3,)
+    assert bad["x1000"].tolist() == [1, 1001]
+    assert bad["flip"].tolist() == [1, -4]
+
+
+_KINDS = ("nan", "infinite", "misshapen", "x1000", "flip")
+
+
+def test_a_push_moves_the_target_alone_and_whole_tables_come_of_rows() -> None:
+    table = np.arange(8, dtype=np.float32).reshape(4, 2)
+    rows = ArrayRecord({TABLE: Array(table[[1]] + 1), f"{TABLE}/rows": Array(np.array([1])), "w": Array(table[0])})
+    found = pushed(ArrayRecord({TABLE: Array(table)}), rows, 3, np.array([5, 0], np.float32))
+    assert found[TABLE].numpy().tolist() == [[0, 1], [3, 4], [4, 5], [11, 7]]
+    assert list(found) == [TABLE, "w"]
+
+
+def test_a_promotion_raises_the_target() -> None:
+    settings, _ = load_settings(TINY)
+    dataset = load_dataset(settings.data, settings.seed)
+    bench = Workbench(settings, dataset)
+    arrays = initial_arrays(settings, dataset)
+    attack = Attack(kind="promote", clients=(1, 2, 3), target=7, strength=2.0)
+    push = promotion(bench, ArrayRecord({name: Array(array) for name, array in arrays.items()}), attack)
+    assert np.linalg.norm(push) == pytest.approx(2.0, rel=1e-5)
+    bench.load(arrays)
+    from fedmoe_client.evaluation import model_scorer
+
+    users, length = np.arange(dataset.interactions.num_users), 8
+    before = exposure(model_scorer(bench.model), dataset.interactions, users, 7, length)
+    bench.load({TABLE: arrays[TABLE] + np.eye(61, dtype=np.float32)[:, [7]] * push})
+    assert exposure(model_scorer(bench.model), dataset.interactions, users, 7, length) > before
+
+
+def test_exposure_by_hand() -> None:
+    class Two:
+        num_items = 30
+
+        def history(self, user: int) -> np.ndarray:
+            return np.array([[5, 1, 2], [1, 2, 3], [1, 2, 4]][user], np.int32)
+
+    def scorer(contexts: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        # Higher numbers are better for user 2, whose context ends with 4; lower ones for the others.
+        sign = np.where(contexts[:, -1:] == 4, 1.0, -1.0)
+        return (sign * candidates).astype(np.float32)
+
+    # User 0 met item 5; for user 1 it is second of those not met; for user 2 it is the last but none.
+    assert exposure(scorer, Two(), np.arange(3), 5, 3) == 0.5
+
+
+def test_auc_by_hand() -> None:
+    assert auc(np.array([1.0, 2, 3, 4]), np.array([False, False, True, True])) == 1.0
+    assert auc(np.array([4.0, 3, 2, 1]), np.array([False, False, True, True])) == 0.0
+    assert auc(np.array([1.0, 1, 1]), np.array([True, False, False])) == 0.5
+    assert auc(np.array([1.0, 3, 2, 3]), np.array([False, True, False, False])) == pytest.approx(2.5 / 3)
+
+
+def test_scores_tell_targets_from_negatives() -> None:
+    changes = np.zeros((2, 5, 2), np.float32)
+    changes[0, 1], changes[1, 1] = [0.3, 0], [0.2, 0]  # a target in both rounds
+    changes[0, 2] = [-0.4, 0]  # a negative in one
+    assert touched_score(changes).tolist() == [0, 2, 1, 0, 0]
+    assert norm_score(changes) == pytest.approx(np.array([0, 0.5, 0.4, 0, 0]))
+    changes[0, 3] = [-0.1, 0.1]
+    assert sign_score(changes)[1] > 0.5
+    assert sign_score(changes)[2] < -0.5
+    assert sign_score(changes)[4] == -1
+
+
+def test_every_plan_has_valid_settings_and_the_same_bad_clients(tmp_path: Path) -> None:
+    settings = attacks._shortened([])
+    assert settings.federation.num_rounds == SHORT["federation.num_rounds"]
+    assert settings.federation.strategy_parameters == SHORT["federation.strategy_parameters"]
+    for name, changes in DEFENCES.items():
+        assert changed_settings(settings, changes, 7, tmp_path, name).seed == 7
+    interactions = load_dataset(load_settings(TINY)[0].data, 42).interactions
+    first = attack_of(ATTACKS["x1000"], interactions, 3)
+    assert len(first.clients) == 4
+    assert first.clients == attack_of(ATTACKS["NaN"], interactions, 3).clients
+    counts = np.bincount(interactions.items, minlength=61)
+    assert (counts[1:] < counts[cold_item(interactions)]).mean() <= 0.2
+
+
+def test_a_small_benchmark_is_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, "--attacks", "promotion", "--defences", "defaults", "--epsilons"]
+    words += ["--folder", str(tmp_path), "--leak_users", "2", "--leak_rounds", "2"]
+    assert attacks.main(words) == 0
+    first = capsys.readouterr().out
+    for row in ("| defaults | none |", "| defaults | promotion |", "| privacy, epsilon 8 | sign |"):
+        assert row in first
+    assert (tmp_path / "tiny" / "attacks.png").is_file()
+    assert attacks.main(words) == 0
+    again = capsys.readouterr().out
+    assert "rounds in" in first
+    assert "rounds in" not in again
+    assert again[again.index("## Damage") :] == first[first.index("## Damage") :]
+
+
+def test_tables_show_failed_runs_and_budgets() -> None:
+    grid = {("defaults", "none"): [Outcome(0.2, 0.01, 0)], ("defaults", "NaN"): [Outcome(error="no | model")]}
+    table = outcome_table(grid)
+    assert "| defaults | none | 0.2000 | +0.0 | 0.0100 | 0 |" in table
+    assert "| defaults | NaN | run failed: no / model |" in table
+    assert "| 8 | 0.1500 |" in budget_table({8.0: [Outcome(0.1), Outcome(0.2)]})
+    assert outcome_table({}) == budget_table({}) == leak_table({}) == ""
+
+
+def test_an_unknown_defence_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert attacks.main(["--defences", "trimed rows"]) == 2
+    assert "did you mean 'trimmed rows'" in capsys.readouterr().err
