@@ -71,17 +71,16 @@ class FedMoEClient(NumPyClient):
         bench = self.workbench
         shared = bench.names_in(cast(list[str], config["shared"]))
         server, own = self._start(parameters, shared)
-        trained, touched, outcome = self._train(server | own, shared, config)
-        table = (server | own)[TABLE]
+        start = server | own
+        trained, touched, outcome = self._train(start, shared, config)
+        auto = bench.settings.federation.item_updates == "auto"
+        as_rows = auto and TABLE in shared and travels_as_rows(start[TABLE], touched)
+        trained[TABLE] = trained[TABLE][1:] if as_rows else in_table(start[TABLE], touched, trained[TABLE])
+        private = trained.keys() - set(shared)
+        self.private.save({name: array for name, array in trained.items() if name in private})
         arrays: list[NDArray[Any]] = [trained[name] for name in shared]
-        if TABLE in shared and bench.settings.federation.item_updates == "auto" and travels_as_rows(table, touched):
-            arrays[shared.index(TABLE)] = trained[TABLE][1:]
+        if as_rows:
             arrays.append(touched[1:])
-        elif TABLE in shared:
-            arrays[shared.index(TABLE)] = in_table(table, touched, trained[TABLE])
-        else:
-            trained[TABLE] = in_table(table, touched, trained[TABLE])
-        self.private.save({name: array for name, array in trained.items() if name not in set(shared)})
         return arrays, outcome.examples, _scalars(outcome)
 
     def reply_names(self, shared: Sequence[str], arrays: NDArrays) -> list[str]:
