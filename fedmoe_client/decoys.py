@@ -3,8 +3,8 @@
 Which rows of the item table a client changed is plain to the server. Negatives hide the history in a single round, yet
 they are drawn anew each time, so what is left when the rows of several rounds are intersected is the history. Decoys
 are left as well. They are not sent along but trained: each takes over the part of one of the negatives that were drawn,
-so its row changes just as a negative's does, as often and by as much. What tells negatives from targets, such as the
-direction of a change, tells decoys from targets too.
+so its row changes just as a negative's does, as often and by as much. What tells negatives from targets, such as
+the length of a change, tells decoys from targets too.
 """
 
 from __future__ import annotations
