@@ -28,8 +28,8 @@ def echo(address: str, count: int) -> dict[str, Any]:
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as wire:
         wire.connect((address, 0))
         for number in range(count):
+            sent[number] = time.monotonic()  # before it: on a busy machine the next line may take its time
             wire.send(request(me, number))
-            sent[number] = time.monotonic()
             _listen(wire, me, sent, trips, EVERY if number < count - 1 else PATIENCE)
     milliseconds = [1000 * trip for trip in trips.values()]
     return {

@@ -105,12 +105,11 @@ def _carry(directions: tuple[tuple[int, int, Wire], ...], stopping: int) -> None
         ready = select.select([*sources, stopping], [], [], min(waits, default=None))[0]
         if stopping in ready:
             return
-        now = time.monotonic()
         for source, target, wire in directions:
             if source in ready:
                 for frame in _waiting(source):
-                    wire.put(frame, now)
-            for frame in wire.take(now):
+                    wire.put(frame, time.monotonic())
+            for frame in wire.take(time.monotonic()):
                 try:
                     os.write(target, frame)
                 except OSError:  # the device is down, or will not take more: lost, as on any cable

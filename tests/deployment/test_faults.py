@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from real_processes import SMALL, Federation, final_arrays, records, simulated, wait_for
 
+from fedmoe_client.store import ClientStore
+
 pytestmark = pytest.mark.faults
 # A training that takes a few seconds, so that it can be hit.
 LONG = "local_epochs=400"
@@ -70,6 +72,15 @@ def ended(run: subprocess.Popen[str], status: int, seconds: float = 280) -> str:
     return said
 
 
+def kept_rounds(federation: Federation, client: int) -> list[int]:
+    """Return the rounds after which a client has kept its private parameters, the newest last."""
+    folder = federation.client_dir(client) / "state"
+    (file,) = folder.glob("private-*.state")
+    state = ClientStore(folder).load(file.stem)
+    assert state is not None
+    return [entry["round"] for entry in state.about["entries"] if entry["names"]]
+
+
 def failed_in(record: dict[str, Any]) -> dict[int, str]:
     return {failure["client"]: failure["reason"] for failure in record["failed"]}
 
@@ -77,26 +88,27 @@ def failed_in(record: dict[str, Any]) -> dict[int, str]:
 def test_a_node_killed_in_a_round_comes_back_with_its_state(federation: Federation, report: Report) -> None:
     federation.up()
     with running(federation, "num_rounds=6", LONG) as run:
-        in_training(federation, 1, 3)
+        in_training(federation, 1, 4)  # private parameters are kept since round 3
         before = connections(federation, 1)
         killed = time.monotonic()
         for program in ("flower-supernode", "fedmoe_client.resident"):
             federation.process(1, program).kill()
         wait_for(lambda: connections(federation, 1) > before, 100, "the node connects again")
         back = time.monotonic() - killed
-        wait_for(lambda: len(rounds_done(federation)) >= 3, 100, "the round goes on without it")
+        wait_for(lambda: len(rounds_done(federation)) >= 4, 100, "the round goes on without it")
         gone_on = time.monotonic() - killed
         ended(run, 0)
     rows = rounds_done(federation)
-    assert failed_in(rows[2]).keys() == {1}
-    assert all(not row["failed"] for row in [*rows[:2], *rows[4:]])
-    kept = json.loads(result(federation))["status"]
-    assert kept == "completed"
+    assert failed_in(rows[3]).keys() == {1}
+    assert all(not row["failed"] for row in [*rows[:3], *rows[5:]])
+    assert json.loads(result(federation))["status"] == "completed"
+    assert kept_rounds(federation, 0)[-3:] == [4, 5, 6]
+    assert [number for number in kept_rounds(federation, 1) if number < 5] == [3]  # what was there before outlived it
     report(
         f"node and its worker killed (SIGKILL): connected again after {back:.1f} s; round done after {gone_on:.1f} s"
     )
     lost = [row["round"] for row in rows if row["failed"]]
-    report(f"rounds without its work: {lost}; reason: {failed_in(rows[2])[1]}")
+    report(f"rounds without its work: {lost}; reason: {failed_in(rows[3])[1]}")
 
 
 def test_a_server_killed_in_a_run_goes_on_from_its_checkpoint(federation: Federation, report: Report) -> None:
