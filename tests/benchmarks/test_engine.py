@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from benchmarks import engine
+from benchmarks import engine, engine_central
 from benchmarks.engine_cases import DEFAULT_ENGINES, ENGINES, TINY, Case, Options, cases, plan_of, smoke_cases
 from benchmarks.engine_figures import figure, pairs, ratios, seconds_of_client, speed_up
 from benchmarks.engine_memory import Look, MemoryWatch, peaks, proportional_bytes
 from benchmarks.engine_page import write_page
 from benchmarks.engine_report import Report, Round, phase_of_rounds
-from benchmarks.engine_runs import Phase, Result, Results
+from benchmarks.engine_runs import Phase, Result, Results, run
 from benchmarks.engine_windows import client_batches, joined, parts
 from data.registry import load_dataset
 from errors import FedMoEError
@@ -194,22 +196,41 @@ def test_the_page_has_tables_plots_and_what_was_left_out(tmp_path: Path) -> None
         assert (tmp_path / "images" / picture).stat().st_size > 1000
 
 
-def test_smoke_runs_engines_in_processes_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_central_training_reports_each_cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDMOE_CACHE", str(tmp_path / "cache"))
+    case = smoke_cases(["central"])[0]
+    (tmp_path / "plan.json").write_text(json.dumps(plan_of(case, "central", 40).as_json()))
+    engine_central.main([str(tmp_path / "plan.json"), str(tmp_path / "report.json")])
+    report = Report.read(tmp_path / "report.json")
+    assert [(done.phase, done.clients) for done in report.rounds] == [(0, 8)] * 3
+    assert all(done.seconds > 0 for done in report.rounds)
+    assert report.notes["batch size"] in engine_central.BATCH_SIZES
+
+
+def test_a_process_that_fails_shows_its_last_lines(tmp_path: Path) -> None:
+    plan = plan_of(smoke_cases(["ray"])[0], "ray", 40)
+    broken = replace(plan, engine="data", settings={"seed": "none"})
+    with pytest.raises(FedMoEError, match=r"ml-1m, data: exit 1: .*seed"):
+        run(broken, 0, tmp_path)
+
+
+def test_smoke_runs_an_engine_in_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begun = time.time()
-    assert engine.main(["--smoke", "--engines", "ray", "central", "pfl", "--folder", str(tmp_path)]) == 0
+    words = ["--smoke", "--cases", "synthetic-80", "--engines", "ray", "--folder", str(tmp_path)]
+    assert engine.main(words) == 0
     shown = capsys.readouterr().out
-    assert "efficiency of ray" in shown
-    assert "pfl is left out: --pfl-python does not name" in shown
-    ran = {(kept.case, kept.engine): kept for kept in Results(tmp_path).all}
-    assert set(ran) == {
-        ("ml-1m", "data"),
-        ("ml-1m", "ray"),
-        ("ml-1m", "central"),
-        ("synthetic-80", "data"),
-        ("synthetic-80", "ray"),
-    }
-    ray = ran["synthetic-80", "ray"]
+    assert "synthetic-80  ray  1/1:" in shown
+    made, ray = Results(tmp_path).all
+    assert (made.engine, made.phases[0].clients) == ("data", 80)
     assert [(phase.clients, len(phase.seconds)) for phase in ray.phases] == [(8, 1), (16, 1)]
     assert 0 < ray.first < time.time() - begun
     assert ray.phases[0].up > 0
     assert ray.phases[0].tree > ray.phases[0].driver > 10**7
+
+
+def test_engines_that_cannot_run_are_left_out_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--smoke", "--cases", "ml-1m", "--engines", "pfl", "--folder", str(tmp_path)]
+    assert engine.main(words) == 0
+    assert "pfl is left out: --pfl-python does not name" in capsys.readouterr().out
