@@ -26,7 +26,7 @@ from benchmarks.engine_cases import (
     smoke_cases,
 )
 from benchmarks.engine_page import write_page
-from benchmarks.engine_runs import ROOT, Results, run
+from benchmarks.engine_runs import ROOT, Result, Results, run
 from errors import FedMoEError, nearest
 
 
@@ -40,8 +40,8 @@ def main(words: Sequence[str]) -> int:
         with tempfile.TemporaryDirectory() as temporary:
             smoke_folder = Path(temporary) if given.smoke and given.folder is None else None
             folder = smoke_folder or given.folder or Path("runs/engine")
-            everything = cases(options)
-            chosen = smoke_cases(options.engines) if given.smoke else _chosen(everything, given.cases)
+            everything = cases(options)  # which checks the options, for the small ones too
+            chosen = _chosen(smoke_cases(options.engines) if given.smoke else everything, given.cases)
             results = Results(folder)
             left_out = _measure(
                 chosen, results, folder / "cache", 1 if given.smoke else given.repeats, given.pfl_python
@@ -115,17 +115,16 @@ def _measure(
                 if not results.has(plan, repeat):
                     result = run(plan, repeat, cache, pfl_python)
                     results.add(result)
-                    rate = sum(p.clients * len(p.seconds) for p in result.phases) / sum(
-                        sum(p.seconds) for p in result.phases
-                    )
-                    print(
-                        f"{case.name}  {plan.engine}  {repeat + 1}/{repeats}: {rate:.0f} clients/s, "
-                        f"first round {result.first:.1f} s",
-                        flush=True,
-                    )
+                    print(f"{case.name}  {plan.engine}  {repeat + 1}/{repeats}: {_summary(result)}", flush=True)
     for engine, reason in left_out.items():
         print(f"{engine} is left out: {reason}", flush=True)
     return left_out
+
+
+def _summary(result: Result) -> str:
+    clients = sum(phase.clients * len(phase.seconds) for phase in result.phases)
+    seconds = sum(sum(phase.seconds) for phase in result.phases)
+    return f"{clients / seconds:.0f} clients/s, first round {result.first:.1f} s"
 
 
 def _reason_against(engine: str, users: int, pfl_python: Path | None) -> str:

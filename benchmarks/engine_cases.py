@@ -102,8 +102,8 @@ def cases(options: Options) -> list[Case]:
 def smoke_cases(engines: Sequence[str]) -> list[Case]:
     """Return one tiny job and a tiny sweep, which show within a minute that all of it works."""
     job = Case("ml-1m", (*TINY, "data.synthetic.users=40"), ((8, 2),), tuple(engines))
-    fast = tuple(engine for engine in engines if engine not in (*SLOW, *ALONE))
-    sweep = Case("synthetic-80", (*TINY, "data.synthetic.users=80"), ((8, 1), (16, 1)), fast)
+    fast = [engine for engine in engines if engine not in (*SLOW, *ALONE)][:1]  # one is enough to see the sweep work
+    sweep = Case("synthetic-80", (*TINY, "data.synthetic.users=80"), ((8, 1), (16, 1)), tuple(fast))
     return [job, sweep]
 
 
