@@ -8,7 +8,7 @@ depends on the time of day, the order of arrival or the number of workers: the s
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,11 +22,19 @@ from errors import FedMoEError
 from fedmoe_server.checkpoints import CheckpointStore
 from fedmoe_server.client_ranks import ClientRank, ranks_of, write_client_ranks
 from fedmoe_server.clients import ClientDirectory
-from fedmoe_server.exchange import Exchange, Failure, exchange, name_failures, require_enough
+from fedmoe_server.exchange import (
+    Exchange,
+    Failure,
+    ReducingGrid,
+    exchange,
+    name_failures,
+    reduced_exchange,
+    require_enough,
+)
 from fedmoe_server.state import SELECTION_METRIC, LoopState, Metrics, Result, plain_metrics
 from fedmoe_server.tracking import Tracker
 from settings import Settings
-from strategies import AggregationSchedule, Cohorts, PartialAggregation
+from strategies import AggregationSchedule, Cohorts, PartialAggregation, ReplyMean
 
 LARGEST_COUNTED_ID = 2**24  # above it client ids are not the numbers 0, 1, 2 ... of a simulation
 
@@ -120,7 +128,7 @@ class ServerLoop:
         self.directory.await_clients(self.grid)
         config = ConfigRecord({"server-round": number})
         messages = self.strategy.configure_train(number, state.arrays, config, self.grid)
-        outcome = self._exchange(messages, "train")
+        outcome = self._exchange(messages, "train", self._reducer(number))
         what = f"round {number}, train"
         self._require_enough(what, outcome)
         arrays, metrics = self.strategy.aggregate_train(number, outcome.replies)
@@ -144,7 +152,16 @@ class ServerLoop:
         self._require_enough(what, outcome)
         return outcome, plain_metrics(metrics)
 
-    def _exchange(self, messages: Iterable[Message], stage: str) -> Exchange:
+    def _reducer(self, number: int) -> Callable[[], ReplyMean] | None:
+        """Return what merges the replies of a round where the clients live; None: each is needed here."""
+        wanted = self.settings.simulation.aggregate_in_hosts and self.timeout is None
+        return self.partial.reducer(number) if wanted else None
+
+    def _exchange(
+        self, messages: Iterable[Message], stage: str, reducer: Callable[[], ReplyMean] | None = None
+    ) -> Exchange:
+        if reducer is not None and isinstance(self.grid, ReducingGrid):
+            return reduced_exchange(self.grid, messages, stage, self._client_ids, reducer)
         outcome = exchange(self.grid, messages, stage, self._client_ids, self.timeout)
         if outcome.dropped:
             self.tracker.note(f"{outcome.dropped} late or repeated replies dropped ({stage})")

@@ -20,7 +20,8 @@ def sample_clients(seed: int, purpose: str, server_round: int, client_ids: Itera
 
     The draw depends on (seed, purpose, server_round) and the set of client ids, not on their order.
     """
-    ids = np.sort(np.fromiter(client_ids, dtype=np.int64))
+    known = np.asarray(client_ids) if hasattr(client_ids, "__array__") else np.fromiter(client_ids, dtype=np.int64)
+    ids = np.sort(known)
     if size >= len(ids):
         return [int(client) for client in ids]
     rng = np.random.default_rng(np.random.SeedSequence([seed, crc32(purpose.encode()), server_round]))
@@ -33,7 +34,8 @@ class Cohorts(Wrapper):
 
     fraction: share of the clients in a training round, in (0, 1]; at least one client takes part.
     seed: with the round it determines the cohort; see :func:`sample_clients`.
-    client_ids: node id -> client id of the nodes that a grid has now.
+    client_ids: node id -> client id of the nodes that a grid has now. A mapping of millions that never changes should
+        have a method ``inverse`` (client id -> node id), which should be an array (``__array__``: its keys).
 
     ``strategy`` gets a grid whose nodes are exactly the cohort; its own sampling must take all of them. ``cohort``
     holds the client ids of the latest training round, ``evaluated`` those of the latest evaluation.
@@ -53,7 +55,7 @@ class Cohorts(Wrapper):
         self.cohort: list[int] = []
         self.evaluated: list[int] = []
         self._evaluate_on: frozenset[int] | None = None
-        self._clients: dict[int, int] = {}  # node id -> client id, as of the latest configure
+        self._clients: Mapping[int, int] = {}  # node id -> client id, as of the latest configure
 
     def evaluate_on(self, client_ids: Iterable[int] | None) -> None:
         """Evaluate on these clients from now on; None: on all. Those not connected are left out."""
@@ -93,9 +95,14 @@ class Cohorts(Wrapper):
         """Aggregate the replies in the order of their client ids."""
         return self.strategy.aggregate_evaluate(server_round, self._sorted_replies(replies))
 
-    def _nodes(self, grid: Grid) -> dict[int, int]:
+    def _nodes(self, grid: Grid) -> Mapping[int, int]:
         """Return client id -> node id of the connected clients."""
-        self._clients = dict(self.client_ids(grid))
+        found = self.client_ids(grid)
+        inverse: Callable[[], Mapping[int, int]] | None = getattr(found, "inverse", None)
+        if inverse is not None:
+            self._clients = found
+            return inverse()
+        self._clients = dict(found)
         nodes: dict[int, int] = {}
         for node, client in self._clients.items():
             if client in nodes:
