@@ -14,6 +14,7 @@ from settings_loading import load_points, read_yaml, settings_from, to_run_confi
 from sweep import run_sweep
 
 CLIENT_APP = "fedmoe_client.app:app"
+STACKED = "fedmoe_client.stack_app:train"  # what the vectorized engine calls
 
 
 def main(words: list[str]) -> int:
@@ -41,6 +42,8 @@ def main(words: list[str]) -> int:
 
 def simulate(settings: Settings, resume: Path | None = None) -> Path:
     """Run a federation on this machine, print it beside popularity, and return its run folder."""
+    import numpy as np
+
     # Torch, Ray and Flower take seconds to import: not for --help, nor for a misspelt key.
     from data.registry import load_dataset
     from fedmoe_client.evaluation import popularity_metrics
@@ -54,7 +57,16 @@ def simulate(settings: Settings, resume: Path | None = None) -> Path:
     run_dir = resume or new_run_dir(settings, datetime.now())
     run_config: dict[str, Any] = {**to_run_config(settings), "run_dir": str(run_dir), "resume": str(resume or "")}
     users = dataset.interactions.num_users
-    run_simulation(settings.simulation.engine, server_app, CLIENT_APP, users, run_config, settings.simulation)
+    run_simulation(
+        settings.simulation.engine,
+        server_app,
+        CLIENT_APP,
+        users,
+        run_config,
+        settings.simulation,
+        loads=np.diff(dataset.interactions.offsets),
+        stacked=STACKED,
+    )
     add_baseline(run_dir, "popularity", popularity_metrics(dataset.interactions, settings.evaluation, settings.seed))
     print(comparison(run_dir))
     write_report(run_dir)

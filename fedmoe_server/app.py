@@ -41,6 +41,7 @@ from strategies import (
     PartialAggregation,
     ServerLearningRate,
     build_strategy,
+    needs_every_reply,
     state_arrays,
 )
 
@@ -87,7 +88,7 @@ def run(
     arrays = initial_arrays(settings, dataset)
     schedule = _schedule(settings, parameter_groups(settings, dataset))
     directory = ClientDirectory() if deployed is None else deployed.directory(settings.deployment)
-    inner: Strategy = _inner_strategy(settings)
+    inner: Strategy = _inner_strategy(settings, simulated=deployed is None)
     drawn_from, updates = settings.seed, None
     if settings.privacy.on:
         drawn_from = secret_of(settings, deployed is not None)
@@ -145,11 +146,13 @@ def _schedule(settings: Settings, groups: Mapping[str, list[str]]) -> Aggregatio
     return AggregationSchedule(groups, federation.warmup_rounds, federation.warmup, federation.shared)
 
 
-def _inner_strategy(settings: Settings) -> OutlierClipping:
+def _inner_strategy(settings: Settings, simulated: bool) -> OutlierClipping:
     federation = settings.federation
     strategy = build_strategy(federation.strategy, federation.strategy_parameters)
     rated = ServerLearningRate(strategy, federation.server_schedule, federation.num_rounds)
-    return OutlierClipping(rated, federation.guards.norm_multiple)
+    # Where a simulation's hosts merge the replies, there are no single updates left to compare.
+    merged = simulated and settings.simulation.aggregate_in_hosts and not needs_every_reply(rated)
+    return OutlierClipping(rated, 0.0 if merged else federation.guards.norm_multiple)
 
 
 def _default_run_dir(settings: Settings, source: Path | None) -> Path:

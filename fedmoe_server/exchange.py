@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from errors import FedMoEError
+from strategies import ReplyMean, counts_of
 
 ClientIds = Callable[[], Mapping[int, int]]
 REASON_LENGTH = 300
@@ -95,6 +97,50 @@ def exchange(
         bytes_down=_payload(requests),
         bytes_up=_payload(reply for reply in replies.values() if reply.has_content()),
         dropped=_dropped(arrived, replies),
+    )
+
+
+@runtime_checkable
+class ReducingGrid(Protocol):
+    """A grid that can merge replies where the clients live."""
+
+    def send_and_reduce(self, messages: Iterable[Message], reducer: Callable[[], ReplyMean]) -> list[Message]:
+        """Return what each reducer made of the replies it got; every reply is in a merged one, or an error."""
+
+
+def reduced_exchange(
+    grid: ReducingGrid,
+    messages: Iterable[Message],
+    stage: str,
+    client_ids: ClientIds,
+    reducer: Callable[[], ReplyMean],
+) -> Exchange:
+    """Do what ``exchange`` does, without a time limit, with replies that are merged where the clients live.
+
+    The merged replies count their clients and the bytes that these would have sent; a refused reply is an error, and
+    its bytes are not counted.
+    """
+    requests = list(messages)
+    replies = grid.send_and_reduce(requests, reducer) if requests else []
+    reasons = {}
+    merged = bytes_up = 0
+    for reply in replies:
+        if reply.has_error():
+            node = reply.metadata.src_node_id
+            reasons[node] = (reply.error.reason or f"error {reply.error.code}").replace(
+                f"reply of node {node}", "reply"
+            )
+        else:
+            counts = counts_of(reply)
+            merged, bytes_up = merged + counts["num-clients"], bytes_up + counts["num-bytes"]
+    if merged + len(reasons) != len(requests):
+        raise FedMoEError(f"{stage}: {merged} replies and {len(reasons)} failures of {len(requests)} clients: a fault")
+    return Exchange(
+        sent=len(requests),
+        replies=replies,
+        failures=name_failures(reasons, stage, client_ids),
+        bytes_down=_payload(requests),
+        bytes_up=bytes_up,
     )
 
 

@@ -8,7 +8,7 @@ depends on the time of day, the order of arrival or the number of workers: the s
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,12 +22,12 @@ from errors import FedMoEError
 from fedmoe_server.checkpoints import CheckpointStore
 from fedmoe_server.client_ranks import ClientRank, ranks_of, write_client_ranks
 from fedmoe_server.clients import ClientDirectory
-from fedmoe_server.exchange import Exchange, Failure, exchange, name_failures, too_few
+from fedmoe_server.exchange import Exchange, Failure, ReducingGrid, exchange, name_failures, reduced_exchange, too_few
 from fedmoe_server.privacy import PrivacyLedger
 from fedmoe_server.state import SELECTION_METRIC, LoopState, Metrics, Result, plain_metrics
 from fedmoe_server.tracking import Tracker
 from settings import Settings
-from strategies import AggregationSchedule, Cohorts, PartialAggregation, clippings
+from strategies import AggregationSchedule, Cohorts, PartialAggregation, ReplyMean, clippings
 
 LARGEST_NORM = 1e300  # JSON has no infinity
 LARGEST_COUNTED_ID = 2**24  # above it client ids are not the numbers 0, 1, 2 ... of a simulation
@@ -139,7 +139,7 @@ class ServerLoop:
         self.directory.await_clients(self.grid)
         config = ConfigRecord({"server-round": number})
         messages = self.strategy.configure_train(number, state.arrays, config, self.grid)
-        outcome = self._exchange(messages, "train")
+        outcome = self._exchange(messages, "train", self._reducer(number))
         what = f"round {number}, train"
         outcome.problem = self._too_few(what, outcome)
         if outcome.problem is not None:
@@ -177,7 +177,18 @@ class ServerLoop:
         outcome.problem = self._too_few(what, outcome)
         return outcome, plain_metrics(metrics)
 
-    def _exchange(self, messages: Iterable[Message], stage: str) -> Exchange:
+    def _reducer(self, number: int) -> Callable[[], ReplyMean] | None:
+        """Return what merges the replies of a round where the clients live; None: each is needed here."""
+        wanted = self.settings.simulation.aggregate_in_hosts and self.timeout is None
+        reducer = self.partial.reducer(number) if wanted and isinstance(self.grid, ReducingGrid) else None
+        self.partial.means = reducer is not None
+        return reducer
+
+    def _exchange(
+        self, messages: Iterable[Message], stage: str, reducer: Callable[[], ReplyMean] | None = None
+    ) -> Exchange:
+        if reducer is not None and isinstance(self.grid, ReducingGrid):
+            return reduced_exchange(self.grid, messages, stage, self._client_ids, reducer)
         outcome = exchange(self.grid, messages, stage, self._client_ids, self.timeout)
         if outcome.dropped:
             self.tracker.note(f"{len(outcome.dropped)} late or repeated replies dropped ({stage})")

@@ -8,6 +8,6 @@ the same to the last bit.
 
 from simulation.engines import run_simulation
 from simulation.ray_grid import RayGrid
-from simulation.reduction import Reduced, Reducer
+from simulation.reduction import Reducer
 
-__all__ = ["RayGrid", "Reduced", "Reducer", "run_simulation"]
+__all__ = ["RayGrid", "Reducer", "run_simulation"]

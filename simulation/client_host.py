@@ -29,7 +29,7 @@ from simulation.flower_runtime import (
     records_to_bytes,
 )
 from simulation.pinning import Pinning
-from simulation.reduction import Reducer, clients_in, take_bytes_up
+from simulation.reduction import Reducer, clients_in
 from simulation.state_table import StateTable
 
 # Trains a stack of clients at once: (messages, contexts, reduce) -> replies. One for each message; or, where reduce is
@@ -91,22 +91,12 @@ class Outcome:
         replies: one for each message, None for those not begun; with a reducer what it returned, if it was the last
             work.
         changed: (client id, serialised private state) of the clients whose state changed; empty: nothing is kept.
-        bytes_up: payload bytes of all replies that the reducer took, if it was the last work.
         notes: what the user should be told, once.
     """
 
     replies: list[Message | None] = field(default_factory=list)
     changed: list[tuple[int, bytes]] = field(default_factory=list)
-    bytes_up: int = 0
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass
-class _Merging:
-    """A reducer at work, and the payload bytes of what it took."""
-
-    reducer: Reducer
-    bytes_up: int = 0
 
 
 class ClientHost:
@@ -117,7 +107,7 @@ class ClientHost:
         self._settings = settings
         self._states = StateTable(settings.state_memory)
         self._shared: dict[int, object] = {}
-        self._merging: dict[int, _Merging] = {}
+        self._reducers: dict[int, Reducer] = {}
         self._stacked: Stacked | None = None
 
     def load(self) -> int:
@@ -136,7 +126,7 @@ class ClientHost:
         """Drop what belongs to a round that is over."""
         for key in keys:
             self._shared.pop(key, None)
-            self._merging.pop(key, None)
+            self._reducers.pop(key, None)
 
     def execute(self, work: Work) -> Outcome:
         """Execute messages; keep the private state of their clients, and hand over what changed of it."""
@@ -185,17 +175,15 @@ class ClientHost:
         return replies
 
     def _reduce(self, work: Work, key: int, replies: Iterable[Message | None], outcome: Outcome) -> None:
-        if key not in self._merging:
+        if key not in self._reducers:
             factory: Callable[[], Reducer] = self._shared[key]  # type: ignore[assignment]
-            self._merging[key] = _Merging(factory())
-        merging = self._merging[key]
+            self._reducers[key] = factory()
+        reducer = self._reducers[key]
         for reply in replies:
             if reply is not None:
-                merging.bytes_up += take_bytes_up(reply)
-                merging.reducer.add(reply)
+                reducer.add(reply)
         if work.last:
-            outcome.replies.extend(merging.reducer.replies())
-            outcome.bytes_up = merging.bytes_up
+            outcome.replies.extend(reducer.replies())
 
     def _contents(self, jobs: Sequence[Job]) -> dict[int, RecordDict]:
         """Return ``id()`` of a job's content -> the content with its shared records; usually all jobs have the same."""

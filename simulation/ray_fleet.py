@@ -114,7 +114,6 @@ class RayFleet:
         else:
             # The merged replies are in the host's memory until its last chunk: until then nothing counts.
             self._journal.stage(host.index, outcome.changed)
-            call.bytes_up += outcome.bytes_up
             if chunk.last:
                 self._journal.commit(host.index)
                 call.merged[host.index] = [self._numbered(reply) for reply in outcome.replies if reply is not None]

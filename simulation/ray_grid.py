@@ -31,7 +31,7 @@ from simulation.pinning import pin_clients
 from simulation.ray_cluster import number_of_hosts, start_ray
 from simulation.ray_fleet import RayFleet
 from simulation.ray_host import Call, Chunk, pickled_app
-from simulation.reduction import Reduced, Reducer
+from simulation.reduction import Reducer
 
 
 class RayGrid(Grid):
@@ -152,8 +152,8 @@ class RayGrid(Grid):
         """Return node id -> client id for every node."""
         return self._client_ids
 
-    def send_and_reduce(self, messages: Iterable[Message], reducer: Callable[[], Reducer]) -> Reduced:
-        """Send messages and return what is left of their replies after each host has merged those of its clients.
+    def send_and_reduce(self, messages: Iterable[Message], reducer: Callable[[], Reducer]) -> list[Message]:
+        """Send messages and return what each host's reducer makes of its clients' replies, host by host.
 
         ``reducer`` makes the object that merges; it is pickled and called once on each host, which adds the replies in
         the order of the clients' ids. Waits for all; each client's reply is in a merged one, or an error.
@@ -163,7 +163,7 @@ class RayGrid(Grid):
         call.reducer = next(self._keys)
         call.shared[call.reducer] = ray.put(reducer)
         self._wait(self._send(requests, call), None)
-        return Reduced(call.replies(), call.bytes_up)
+        return call.replies()
 
     def save_clients(self, folder: Path) -> int:
         """Write the private state of every client that has any into ``folder``; return the number of clients.

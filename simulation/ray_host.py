@@ -34,7 +34,6 @@ class Call:
         reducer: key of the reducer's factory; None: all replies come back.
         wanted: False once nobody waits for the replies.
         merged: by host: what its reducer returned, and errors; filled in any order.
-        bytes_up: see ``Reduced``.
     """
 
     key: int
@@ -44,7 +43,6 @@ class Call:
     reducer: int | None = None
     wanted: bool = True
     merged: dict[int, list[Message]] = field(default_factory=dict)
-    bytes_up: int = 0
 
     def replies(self) -> list[Message]:
         """Return what is left of merged replies, host by host: sums must not depend on which one was first."""

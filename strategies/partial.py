@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -14,7 +15,7 @@ from errors import FedMoEError
 from strategies.context import tell_context
 from strategies.guards import MAX_EXAMPLES, Refusal, check_metric_replies, check_train_replies
 from strategies.keyed_state import change_parameters
-from strategies.reply_mean import counts_of, mean_of_checked, needs_every_reply, without_counts
+from strategies.reply_mean import ReplyMean, counts_of, mean_of_checked, needs_every_reply, without_counts
 from strategies.schedule import AggregationSchedule
 from strategies.wrapper import Wrapper, chain, weight_key
 
@@ -76,10 +77,7 @@ class PartialAggregation(Wrapper):
 
         Raises FedMoEError if the wrapped strategy cannot aggregate, or returns other parameters or infinite ones.
         """
-        if self._arrays is None:
-            raise FedMoEError("aggregate_train was called before configure_train: there are no arrays to merge into")
-        names = set(self.schedule.shared_names(server_round))
-        expected = {name: array for name, array in self._arrays.items() if name in names}
+        expected = self._expected(server_round)
         key = weight_key(self.strategy)
         checked, self.refusals = check_train_replies(replies, expected, key, self.max_examples, self.means)
         passed = sum(counts_of(reply)["num-clients"] for reply in checked if reply.has_content())
@@ -94,6 +92,15 @@ class PartialAggregation(Wrapper):
         if arrays is None:
             return None, metrics
         return self._merged(server_round, arrays, expected), metrics
+
+    def reducer(self, server_round: int) -> Callable[[], ReplyMean] | None:
+        """Return what makes the object that merges replies to the latest training messages where the clients live.
+
+        None where the wrapped strategy needs every reply, see ``needs_every_reply``.
+        """
+        if needs_every_reply(self.strategy):
+            return None
+        return partial(ReplyMean, self._expected(server_round), weight_key(self.strategy), self.max_examples)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -129,6 +136,13 @@ class PartialAggregation(Wrapper):
             old = {name: _flat(arrays[name]).shape for name in self._names}
             change_parameters(self.strategy, old, shared)
             self._names = list(shared)
+
+    def _expected(self, server_round: int) -> dict[str, Array]:
+        """Return the arrays that replies must have, as they were sent."""
+        if self._arrays is None:
+            raise FedMoEError("aggregate_train was called before configure_train: there are no arrays to merge into")
+        names = set(self.schedule.shared_names(server_round))
+        return {name: array for name, array in self._arrays.items() if name in names}
 
     def _shared(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
         """Return the part of ``arrays`` that the wrapped strategy sees, in the same order."""

@@ -122,7 +122,6 @@ def test_replies_are_merged_in_the_host() -> None:
     single = [reply for reply in execute(new_host(), jobs) if reply is not None and reply.has_content()]
     expected = np.sum([reply.content["arrays"]["w"].numpy() for reply in single], axis=0)
     np.testing.assert_allclose(merged.content["arrays"]["w"].numpy(), expected, rtol=1e-6)
-    assert outcome.bytes_up == sum(r.count_bytes() for reply in single for r in reply.content.values())
     host.forget([7])
     with pytest.raises(KeyError):
         host.execute(Work(jobs, reducer=7))
@@ -140,9 +139,7 @@ def test_a_stack_is_executed_at_once(reduce: bool) -> None:
         if reduce:
             host.forget([7])
             host.receive(7, apps.Summing)
-            assert outcome.bytes_up == 3 * 1000, "the stacked function says what its clients would have sent"
             assert outcome.replies[0] is not None and clients_in(outcome.replies[0]) == 3
-            assert "bytes-up" not in outcome.replies[0].content["metrics"]
         else:
             assert [reply.content["arrays"] for reply in outcome.replies if reply] == [
                 reply.content["arrays"] for reply in expected

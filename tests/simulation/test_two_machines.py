@@ -30,7 +30,7 @@ def cluster() -> Iterator[Cluster]:
 def merge(grid: RayGrid, **config: object) -> list[bytes]:
     """One round whose replies are merged; the sums of the hosts."""
     reduced = grid.send_and_reduce(apps.requests(list(grid.get_node_ids()), **config), apps.Summing)
-    return [reply.content["arrays"]["w"].data for reply in reduced.replies]
+    return [reply.content["arrays"]["w"].data for reply in reduced]
 
 
 def answers(grid: RayGrid, key: str) -> list[int]:
