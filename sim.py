@@ -5,13 +5,18 @@ from __future__ import annotations
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from errors import FedMoEError
 from settings import Settings
 from settings_help import help_text
 from settings_loading import load_points, read_yaml, settings_from, to_run_config
 from sweep import run_sweep
+
+if TYPE_CHECKING:
+    from flwr.serverapp import ServerApp
+
+    from data.interactions import Interactions
 
 CLIENT_APP = "fedmoe_client.app:app"
 STACKED = "fedmoe_client.stack_app:train"  # what the vectorized engine calls
@@ -42,8 +47,6 @@ def main(words: list[str]) -> int:
 
 def simulate(settings: Settings, resume: Path | None = None) -> Path:
     """Run a federation on this machine, print it beside popularity, and return its run folder."""
-    import numpy as np
-
     # Torch, Ray and Flower take seconds to import: not for --help, nor for a misspelt key.
     from data.registry import load_dataset
     from fedmoe_client.evaluation import popularity_metrics
@@ -51,26 +54,26 @@ def simulate(settings: Settings, resume: Path | None = None) -> Path:
     from fedmoe_server.baselines import add_baseline, comparison
     from fedmoe_server.report import write_report
     from fedmoe_server.run_folder import new_run_dir
-    from simulation.engines import run_simulation
 
     dataset = load_dataset(settings.data, settings.seed)
     run_dir = resume or new_run_dir(settings, datetime.now())
     run_config: dict[str, Any] = {**to_run_config(settings), "run_dir": str(run_dir), "resume": str(resume or "")}
-    users = dataset.interactions.num_users
-    run_simulation(
-        settings.simulation.engine,
-        server_app,
-        CLIENT_APP,
-        users,
-        run_config,
-        settings.simulation,
-        loads=np.diff(dataset.interactions.offsets),
-        stacked=STACKED,
-    )
+    execute(settings, server_app, dataset.interactions, run_config)
     add_baseline(run_dir, "popularity", popularity_metrics(dataset.interactions, settings.evaluation, settings.seed))
     print(comparison(run_dir))
     write_report(run_dir)
     return run_dir
+
+
+def execute(settings: Settings, server: ServerApp, histories: Interactions, run_config: dict[str, Any]) -> None:
+    """Run a ServerApp on the engine of the settings; each user of the histories is a client."""
+    import numpy as np
+
+    from simulation.engines import run_simulation
+
+    resources, loads = settings.simulation, np.diff(histories.offsets)
+    users = histories.num_users
+    run_simulation(resources.engine, server, CLIENT_APP, users, run_config, resources, loads, STACKED)
 
 
 def _resume_folder(words: list[str]) -> tuple[Path | None, list[str]]:

@@ -26,7 +26,7 @@ from benchmarks.engine_cases import (
     smoke_cases,
 )
 from benchmarks.engine_page import write_page
-from benchmarks.engine_runs import ROOT, Result, Results, run
+from benchmarks.engine_runs import ROOT, EngineFailed, Result, Results, run
 from errors import FedMoEError, nearest
 
 
@@ -43,16 +43,16 @@ def main(words: Sequence[str]) -> int:
             everything = cases(options)  # which checks the options, for the small ones too
             chosen = _chosen(smoke_cases(options.engines) if given.smoke else everything, given.cases)
             results = Results(folder)
-            left_out = _measure(
-                chosen, results, folder / "cache", 1 if given.smoke else given.repeats, given.pfl_python
-            )
+            repeats = 1 if given.smoke else given.repeats
+            left_out, failed = _measure(chosen, results, folder / "cache", repeats, given.pfl_python)
             target = (ROOT / "docs", Path("images")) if given.write_docs else (folder, Path("."))
-            page = write_page(results, left_out, f"python -m benchmarks.engine {' '.join(words)}", *target)
+            command = f"python -m benchmarks.engine {' '.join(words)}"
+            page = write_page(results, left_out | failed, command, *target)
             print(page.read_text(encoding="utf-8") if given.smoke else f"page: {page}")
+            return 1 if failed else 0
     except FedMoEError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,48 +92,54 @@ def _chosen(everything: Sequence[Case], names: Sequence[str] | None) -> list[Cas
 
 def _measure(
     chosen: Sequence[Case], results: Results, cache: Path, repeats: int, pfl_python: Path | None
-) -> dict[str, str]:
-    """Run what is missing, interleaved, and return why which engine was left out."""
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Run what is missing, interleaved. Return why which engine was left out, and why which engine failed where."""
     left_out: dict[str, str] = {}
-    for case in chosen:
-        settings = settings_of(case).model_dump(mode="json")
-        data = Plan(case.name, "data", settings, [[0, 0]], [])
-        if repeats and not results.has(data, 0):
+    failed: dict[str, str] = {}
+    for case in chosen if repeats else ():
+        data = Plan(case.name, "data", settings_of(case).model_dump(mode="json"), [[0, 0]], [])
+        if not results.has(data, 0):
             results.add(run(data, 0, cache))
-        plans = []
-        for engine in case.engines if repeats else ():
-            users = results.of(case.name, "data")[0].phases[0].clients
-            if reason := _reason_against(engine, users, pfl_python):
-                left_out[engine] = reason
-                continue
-            try:
-                plans.append(plan_of(case, engine, users))
-            except FedMoEError as error:
-                left_out[engine] = str(error)
+        users = results.of(case.name, "data")[0].phases[0].clients
+        plans = _plans(case, users, pfl_python, left_out)
         for repeat in range(repeats):
             for plan in plans:
-                if not results.has(plan, repeat):
+                label = f"{case.name}  {plan.engine}"
+                if label in failed or results.has(plan, repeat):
+                    continue
+                try:
                     result = run(plan, repeat, cache, pfl_python)
-                    results.add(result)
-                    print(f"{case.name}  {plan.engine}  {repeat + 1}/{repeats}: {_summary(result)}", flush=True)
+                except EngineFailed as error:  # the others' hours should not be lost with it
+                    failed[label] = str(error)
+                    print(f"{label}  failed: {error}", flush=True)
+                    continue
+                results.add(result)
+                print(f"{label}  {repeat + 1}/{repeats}: {_summary(result)}", flush=True)
+    return left_out, failed
+
+
+def _plans(case: Case, users: int, pfl_python: Path | None, left_out: dict[str, str]) -> list[Plan]:
+    """Return the plans of a case; the engines that cannot be run are put into ``left_out`` with the reason."""
+    plans = []
+    for engine in case.engines:
+        if engine == "pfl" and pfl_python is None:
+            left_out[engine] = "--pfl-python does not name an interpreter that has pfl"
+        elif engine == "flower" and users > FLOWER_USERS:
+            left_out[engine] = f"its dispatcher scans all messages for each of {users} nodes"
+        else:
+            try:
+                plans.append(plan_of(case, engine, users))
+            except FedMoEError as error:  # settings that do not know it
+                left_out[engine] = str(error)
     for engine, reason in left_out.items():
         print(f"{engine} is left out: {reason}", flush=True)
-    return left_out
+    return plans
 
 
 def _summary(result: Result) -> str:
     clients = sum(phase.clients * len(phase.seconds) for phase in result.phases)
     seconds = sum(sum(phase.seconds) for phase in result.phases)
     return f"{clients / seconds:.0f} clients/s, first round {result.first:.1f} s"
-
-
-def _reason_against(engine: str, users: int, pfl_python: Path | None) -> str:
-    """Return why an engine cannot be run, '' if it can."""
-    if engine == "pfl" and pfl_python is None:
-        return "--pfl-python does not name an interpreter that has pfl"
-    if engine == "flower" and users > FLOWER_USERS:
-        return f"its dispatcher scans all messages for each of {users} nodes"
-    return ""
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from rich.console import Console
 from benchmarks.engine_report import Report, Round, phase_of_rounds, plan_and_place
 from data.registry import load_dataset
 from errors import FedMoEError
-from fedmoe_server.app import list_arrays
+from fedmoe_server.app import aggregation_schedule, layered_strategy, list_arrays
 from fedmoe_server.checkpoints import CheckpointStore
 from fedmoe_server.clients import ClientDirectory
 from fedmoe_server.server_loop import ServerLoop
@@ -25,15 +25,13 @@ from fedmoe_server.tracking import Tracker
 from model.build import initial_arrays, parameter_groups
 from settings import Settings
 from settings_loading import to_run_config
-from sim import CLIENT_APP
-from simulation.engines import run_simulation
-from strategies import AggregationSchedule, Cohorts, PartialAggregation, ServerLearningRate, build_strategy
+from sim import execute
 
 
 def main(words: Sequence[str]) -> None:
     """Run a plan's rounds. Raises FedMoEError if a client failed: its time would be worth nothing."""
     settings, phases, _, place = plan_and_place(words)
-    users = load_dataset(settings.data, settings.seed).interactions.num_users
+    histories = load_dataset(settings.data, settings.seed).interactions
     report = Report()
     app = ServerApp()
 
@@ -43,26 +41,21 @@ def main(words: Sequence[str]) -> None:
             loop, state = make_loop(grid, settings, Path(folder), Console(file=nowhere))
             try:
                 for phase, clients in phase_of_rounds(phases):
-                    loop.strategy.fraction = min(1.0, clients / users)
+                    loop.strategy.fraction = min(1.0, clients / histories.num_users)
                     report.rounds.append(one_round(loop, state, phase))
             finally:
                 loop.tracker.close()
 
-    run_config: dict[str, bool | int | float | str] = {**to_run_config(settings)}
-    run_simulation(settings.simulation.engine, app, CLIENT_APP, users, run_config, settings.simulation)
+    execute(settings, app, histories, {**to_run_config(settings)})
     report.write(place)
 
 
 def make_loop(grid: Grid, settings: Settings, folder: Path, console: Console) -> tuple[ServerLoop, LoopState]:
     """Return the round loop and the state before its first round, as ``fedmoe_server.app`` makes them."""
-    federation = settings.federation
     dataset = load_dataset(settings.data, settings.seed)
-    groups = parameter_groups(settings, dataset)
-    schedule = AggregationSchedule(groups, federation.warmup_rounds, federation.warmup, federation.shared)
-    inner = build_strategy(federation.strategy, federation.strategy_parameters)
-    partial = PartialAggregation(ServerLearningRate(inner, federation.server_schedule, federation.num_rounds), schedule)
+    schedule = aggregation_schedule(settings, parameter_groups(settings, dataset))
     directory = ClientDirectory()
-    strategy = Cohorts(partial, federation.client_fraction, settings.seed, directory.client_ids)
+    strategy, partial, _ = layered_strategy(settings, schedule, directory, deployed=False)
     tracker = Tracker(folder, settings, (), console)
     store = CheckpointStore(folder / "checkpoints")
     loop = ServerLoop(grid, strategy, partial, schedule, settings, directory, tracker, store)

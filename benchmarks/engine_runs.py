@@ -72,11 +72,15 @@ class Result:
         return cls(**{**tree, "phases": [Phase(**phase) for phase in tree["phases"]]})
 
 
+class EngineFailed(FedMoEError):
+    """An engine's process ended without a report."""
+
+
 def run(plan: Plan, repeat: int, cache: Path, pfl_python: Path | None = None) -> Result:
     """Run a plan in a new process.
 
     cache: folder of parsed data sets; pfl_python: the interpreter that has pfl.
-    Raises FedMoEError with the end of what it printed if the process fails, or is at work for longer than a limit.
+    Raises EngineFailed with the end of what it printed if the process fails, or is at work for longer than a limit.
     """
     with tempfile.TemporaryDirectory(prefix="fedmoe-engine-") as name:
         folder = Path(name)
@@ -95,7 +99,7 @@ def run(plan: Plan, repeat: int, cache: Path, pfl_python: Path | None = None) ->
             watch = _watched(process, launched + LIMIT_SECONDS)
         if process.returncode or not (folder / "report.json").is_file():
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise FedMoEError(f"{plan.case}, {plan.engine}: exit {process.returncode}: {' / '.join(lines[-3:])}")
+            raise EngineFailed(f"{plan.case}, {plan.engine}: exit {process.returncode}: {' / '.join(lines[-3:])}")
         report = Report.read(folder / "report.json")
     phases = [_phase(index, report, watch, launched) for index in range(len(plan.phases))]
     first = report.rounds[0].ended - report.ready

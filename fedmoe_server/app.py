@@ -39,6 +39,7 @@ from strategies import (
     Cohorts,
     OutlierClipping,
     PartialAggregation,
+    PrivateUpdates,
     ServerLearningRate,
     build_strategy,
     needs_every_reply,
@@ -86,17 +87,9 @@ def run(
     source = find_checkpoint(resume) if resume is not None else None
     dataset = load_dataset(settings.data, settings.seed)
     arrays = initial_arrays(settings, dataset)
-    schedule = _schedule(settings, parameter_groups(settings, dataset))
+    schedule = aggregation_schedule(settings, parameter_groups(settings, dataset))
     directory = ClientDirectory() if deployed is None else deployed.directory(settings.deployment)
-    inner: Strategy = _inner_strategy(settings, simulated=deployed is None)
-    drawn_from, updates = settings.seed, None
-    if settings.privacy.on:
-        drawn_from = secret_of(settings, deployed is not None)
-        inner = updates = private(inner, settings, drawn_from)
-    partial = PartialAggregation(
-        inner, schedule, settings.federation.guards.max_examples, settings.federation.min_reply_fraction
-    )
-    strategy = Cohorts(partial, settings.federation.client_fraction, drawn_from, directory.client_ids)
+    strategy, partial, updates = layered_strategy(settings, schedule, directory, deployed is not None)
     state_arrays(strategy)  # a strategy that no checkpoint could hold is refused now, not at the first checkpoint
 
     state = LoopState(list_arrays(arrays))
@@ -132,6 +125,28 @@ def run(
     return folder
 
 
+def aggregation_schedule(settings: Settings, groups: Mapping[str, list[str]]) -> AggregationSchedule:
+    """Return which groups' parameters are shared in which round."""
+    federation = settings.federation
+    return AggregationSchedule(groups, federation.warmup_rounds, federation.warmup, federation.shared)
+
+
+def layered_strategy(
+    settings: Settings, schedule: AggregationSchedule, directory: ClientDirectory, deployed: bool
+) -> tuple[Cohorts, PartialAggregation, PrivateUpdates | None]:
+    """Return the strategy with all its layers; of these the one that withholds groups, and that of a private run."""
+    inner: Strategy = _inner_strategy(settings, simulated=not deployed)
+    drawn_from, updates = settings.seed, None
+    if settings.privacy.on:
+        drawn_from = secret_of(settings, deployed)
+        inner = updates = private(inner, settings, drawn_from)
+    partial = PartialAggregation(
+        inner, schedule, settings.federation.guards.max_examples, settings.federation.min_reply_fraction
+    )
+    cohorts = Cohorts(partial, settings.federation.client_fraction, drawn_from, directory.client_ids)
+    return cohorts, partial, updates
+
+
 def list_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Return named arrays as the record that travels, in their order."""
     return ArrayRecord({name: Array(array) for name, array in arrays.items()})
@@ -139,11 +154,6 @@ def list_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
 
 def _path(value: object) -> Path | None:
     return Path(str(value)) if value else None
-
-
-def _schedule(settings: Settings, groups: Mapping[str, list[str]]) -> AggregationSchedule:
-    federation = settings.federation
-    return AggregationSchedule(groups, federation.warmup_rounds, federation.warmup, federation.shared)
 
 
 def _inner_strategy(settings: Settings, simulated: bool) -> OutlierClipping:

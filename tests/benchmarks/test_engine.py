@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from benchmarks import engine, engine_central
-from benchmarks.engine_cases import DEFAULT_ENGINES, ENGINES, TINY, Case, Options, cases, plan_of, smoke_cases
+from benchmarks.engine_cases import DEFAULT_ENGINES, ENGINES, TINY, Case, Options, Plan, cases, plan_of, smoke_cases
 from benchmarks.engine_figures import figure, pairs, ratios, seconds_of_client, speed_up
 from benchmarks.engine_memory import Look, MemoryWatch, peaks, proportional_bytes
 from benchmarks.engine_page import write_page
 from benchmarks.engine_report import Report, Round, phase_of_rounds
-from benchmarks.engine_runs import Phase, Result, Results, run
+from benchmarks.engine_runs import EngineFailed, Phase, Result, Results, run
 from benchmarks.engine_windows import client_batches, joined, parts
 from data.registry import load_dataset
 from errors import FedMoEError
@@ -226,6 +226,25 @@ def test_smoke_runs_an_engine_in_a_process_of_its_own(tmp_path: Path, capsys: py
     assert 0 < ray.first < time.time() - begun
     assert ray.phases[0].up > 0
     assert ray.phases[0].tree > ray.phases[0].driver > 10**7
+
+
+def test_an_engine_that_fails_is_told_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pretended(plan: Plan, repeat: int, cache: Path, pfl_python: Path | None = None) -> Result:
+        if plan.engine == "data":
+            return data(plan.case)
+        if plan.engine == "ray":
+            raise EngineFailed("ray: exit 1: boom")
+        return replace(result(plan.engine, [1.0], repeat=repeat, case=plan.case), plan=plan.as_json())
+
+    monkeypatch.setattr(engine, "run", pretended)
+    words = ["--cases", "ml-1m", "--engines", "ray", "central", "--repeats", "2", "--folder", str(tmp_path)]
+    assert engine.main(words) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("ml-1m  ray  failed: ray: exit 1: boom") == 1
+    assert "ml-1m  central  2/2: 10 clients/s" in shown
+    assert "boom" in (tmp_path / "performance.md").read_text()
 
 
 def test_engines_that_cannot_run_are_left_out_with_the_reason(
