@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, ValuesView
-from typing import Any
 
-import numpy as np
 from flwr.app import Message
-from numpy.typing import NDArray
 
 from simulation.flower_runtime import Record
 
@@ -18,56 +15,40 @@ MERGED_MESSAGES = 64  # at most, where a host merges the replies: a chunk is the
 STACKED_MESSAGES = 256  # at most, where clients are trained in stacks: enough to sort them by length
 
 
-class _Ids(Mapping[int, int]):
-    """The numbers of a range -> the same numbers, shifted; without a table of millions of entries."""
-
-    def __init__(self, numbers: range, shift: int) -> None:
-        self._numbers = numbers
-        self._shift = shift
-
-    def __getitem__(self, number: int) -> int:
-        if number not in self._numbers:
-            raise KeyError(number)
-        return number + self._shift
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._numbers)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def values(self) -> ValuesView[int]:
-        """Return the shifted numbers."""
-        return _Values(self)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """The keys as an array, at once: iterating over a million of them takes a while."""
-        return np.arange(self._numbers.start, self._numbers.stop, dtype=dtype or np.int64)
-
-
-class _Values(ValuesView[int]):
-    def __init__(self, ids: _Ids) -> None:
-        super().__init__(ids)
-        self._shifted = range(ids._numbers.start + ids._shift, ids._numbers.stop + ids._shift)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._shifted)  # looking each one up takes ten times as long
-
-
-class ClientIds(_Ids):
-    """Node id -> client id of all nodes."""
+class ClientIds(Mapping[int, int]):
+    """Node id -> client id of all nodes, without a table of millions of entries."""
 
     def __init__(self, num_clients: int) -> None:
-        super().__init__(range(FIRST_NODE_ID, FIRST_NODE_ID + num_clients), -FIRST_NODE_ID)
         self.clients = range(num_clients)  # all client ids, ascending
+        self._nodes = range(FIRST_NODE_ID, FIRST_NODE_ID + num_clients)
+
+    def __getitem__(self, node_id: int) -> int:
+        if node_id not in self._nodes:
+            raise KeyError(node_id)
+        return node_id - FIRST_NODE_ID
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
 
     def node_of(self, client_id: int) -> int:
         """Return the node id of a client: the inverse, which also needs no table."""
         return FIRST_NODE_ID + client_id
 
-    def inverse(self) -> Mapping[int, int]:
-        """Return client id -> node id."""
-        return _Ids(range(len(self)), FIRST_NODE_ID)
+    def values(self) -> ValuesView[int]:
+        """Return the client ids."""
+        return _Values(self)
+
+
+class _Values(ValuesView[int]):
+    def __init__(self, ids: ClientIds) -> None:
+        super().__init__(ids)
+        self._clients = ids.clients
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._clients)  # looking each one up takes ten times as long
 
 
 def shared_records(contents: Sequence[Mapping[str, Record]]) -> dict[int, Record]:

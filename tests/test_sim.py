@@ -54,7 +54,7 @@ def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
 def test_flower_and_ray_give_the_same_bits(tmp_path: Path) -> None:
     ray = run(tmp_path / "ray", "num_rounds=3", "aggregate_in_hosts=false")
     one_host = run(tmp_path / "one", "num_rounds=3", "hosts=1", "aggregate_in_hosts=false")
-    flower = run(tmp_path / "flower", "num_rounds=3", "engine=flower")
+    flower = run(tmp_path / "flower", "num_rounds=3", "engine=flower", "aggregate_in_hosts=false")
     assert same(final_arrays(ray), final_arrays(one_host))
     assert same(final_arrays(ray), final_arrays(flower))
     assert records(ray) == records(flower)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import simulation_apps as apps
 from flwr.app import RecordDict
@@ -23,10 +22,6 @@ from simulation.flower_runtime import begin_run
 def test_a_million_ids_need_no_table() -> None:
     ids = ClientIds(1_000_000)
     assert (len(ids), ids[2], ids[1_000_001], next(iter(ids))) == (1_000_000, 0, 999_999, 2)
-    back = ids.inverse()
-    assert (len(back), back[0], back[999_999], ids[back[12]]) == (1_000_000, 2, 1_000_001, 12)
-    assert 1_000_000 not in back
-    assert np.array_equal(np.asarray(back), np.arange(1_000_000)) and np.asarray(ids)[0] == 2
     assert list(ClientIds(3).values()) == [0, 1, 2] and 2 in ClientIds(3).values()
     for nobody in (0, 1, 1_000_002):
         with pytest.raises(KeyError):

@@ -22,10 +22,13 @@ RESOURCES = SimulationSettings(client_cpus=0.5)
 FAILURE = "client 5: train: RuntimeError: out of luck"
 
 
-def outcome(engine: str, resources: SimulationSettings, folder: Path) -> dict[str, np.ndarray]:
+def outcome(
+    engine: str, resources: SimulationSettings, folder: Path, stacked: str | None = None
+) -> dict[str, np.ndarray]:
     out = folder / "out.npz"
     config: dict[str, bool | int | float | str] = {"colour": "red", "clients": CLIENTS, "out": str(out)}
-    run_simulation(engine, apps.server_app, "simulation_apps:app", CLIENTS, config, resources)
+    loads = range(CLIENTS, 0, -1)
+    run_simulation(engine, apps.server_app, "simulation_apps:app", CLIENTS, config, resources, loads, stacked)
     with np.load(out) as file:
         return dict(file)
 
@@ -84,3 +87,14 @@ def test_unknown_engine_and_cluster() -> None:
         run_simulation(
             "flower", ServerApp(), "simulation_apps:app", 2, {}, RESOURCES.model_copy(update={"ray_address": "here"})
         )
+
+
+def test_stacks_give_the_same_numbers(tmp_path: Path) -> None:
+    resources = SimulationSettings(client_cpus=0.25, hosts=2)
+    plain = outcome("ray", resources, tmp_path)
+    stacked = outcome("vectorized", resources, tmp_path, "simulation_apps:train_stack")
+    assert all(plain[name].tobytes() == stacked[name].tobytes() for name in plain if name != "processes")
+    with pytest.raises(FedMoEError, match="'vectorized': simulation_apps:app has no function for stacks: use 'ray'"):
+        outcome("vectorized", resources, tmp_path)
+    with pytest.raises(FedMoEError, match="stacked client function 'simulation_apps:nothing' cannot be loaded"):
+        outcome("vectorized", resources, tmp_path, "simulation_apps:nothing")
