@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 from zlib import crc32
 
 import numpy as np
@@ -74,6 +74,8 @@ class PrivateUpdates(Wrapper):
     Raises FedMoEError for a strategy that does not average, and in adaptive clipping for more noise than the expected
     cohort allows.
     """
+
+    needs_every_reply: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -69,7 +69,8 @@ def single_reply(answer: Message, sent: ArrayRecord, values: Vector, metrics: Ma
 def refuse_comparing(strategy: Strategy, why: str) -> None:
     """Raise FedMoEError for a strategy that compares the replies with one another: it would see a single one."""
     for part in chain(strategy):
-        if isinstance(part, Bulyan | FedMedian | FedTrimmedAvg | Krum | MultiKrum | QFedAvg):
+        flowers = isinstance(part, Bulyan | FedMedian | FedTrimmedAvg | Krum | MultiKrum | QFedAvg)
+        if flowers or getattr(part, "compares_replies", False):
             raise FedMoEError(
                 f"{why}: {type(part).__name__} compares the clients' updates, but would see their mean alone; "
                 "use fedavg, fedavgm, fedadam, fedyogi, fedadagrad or fedprox"

@@ -17,6 +17,7 @@ Suresh and McMahan: Can you really backdoor federated learning? (2019).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -48,6 +49,9 @@ class TrimmedRows(Wrapper):
 
     Raises FedMoEError for values out of range, and for a strategy that compares the replies itself.
     """
+
+    needs_every_reply: ClassVar[bool] = True
+    compares_replies: ClassVar[bool] = True
 
     def __init__(
         self, strategy: Strategy, trim: float = 0.3, clip: float = 2.0, table: str = "items.ids.weight"
