@@ -15,7 +15,7 @@ import sim
 from strategies import PartialAggregation
 
 JOB = (
-    "quick data.synthetic.users=300 dim=16 attention_dim=16 num_rounds=20 evaluate_every=0 warmup_rounds=20 "
+    "quick dim=16 attention_dim=16 num_rounds=30 strategy_parameters.eta=0.015 evaluate_every=0 warmup_rounds=30 "
     "client_cpus=0.5"
 ).split()
 TABLE = "items.ids.weight"
@@ -76,7 +76,7 @@ def test_the_guards_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(PartialAggregation, "aggregate_train", with_bad_clients)
     assert sim.main([*JOB, f"save_dir={tmp_path / 'bad'}"]) == 0
     clean, attacked = (next((tmp_path / name).iterdir()) for name in ("clean", "bad"))
-    assert len(bad) >= 25
+    assert len(bad) >= 15
     assert final(attacked)["failed_rounds"] == []
     hits = [final(run_dir)["test"]["global"]["hr@10"] for run_dir in (clean, attacked)]
     print("HITS", hits)
