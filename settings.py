@@ -161,7 +161,7 @@ class GuardSettings(Section):
 
     max_examples: Count = Field(100_000, description="a reply that claims more examples is refused")
     norm_multiple: NonNegative = Field(
-        10.0, description="an update longer than so many times the round's median is scaled down to that; 0: never"
+        3.0, description="an update longer than so many times the round's median is scaled down to that; 0: never"
     )
     max_failed_rounds: Count = Field(3, description="failed rounds in a row that end the run")
 

@@ -11,7 +11,7 @@ in any importable module, named in the settings as ``federation.strategy: my_mod
 
 It sees the parameters that are shared in the round and nothing else; the wrappers add and keep the private ones, choose
 the cohort, sort and check the replies. Nothing in this package has to be edited. See ``docs/strategies.md`` and the ten
-lines of ``examples/strategies/server_step.py``.
+lines of ``examples/strategies/server_step.py``; ``python -m strategies.check my_module:MyStrategy`` tries it out.
 
 Usual order of the wrappers: ``Cohorts(PartialAggregation(OutlierClipping(ServerLearningRate(build_strategy(...)))))``;
 with privacy, ``PrivateUpdates`` stands between the second and the third.
