@@ -10,7 +10,6 @@ import numpy as np
 from benchmarks.attack_clients import Attack, Kind
 from data.interactions import Interactions
 from data.sampling import generator
-from settings import FederationSettings
 
 ADAM: dict[str, Any] = {"eta": 0.02, "tau": 1e-6}
 INNER = {"name": "fedadam", **ADAM}
@@ -72,9 +71,8 @@ DEFENCES: dict[str, dict[str, Any]] = {
         "federation.server_schedule": "constant",
     },
     "privacy, epsilon 8": {"privacy.epsilon": 8.0},
+    "decoy rows": {"federation.decoy_rows": 64},
 }
-if "decoy_rows" in FederationSettings.model_fields:
-    DEFENCES["decoy rows"] = {"federation.decoy_rows": 64}
 # Many clients a round and few rounds: the noise is divided by the clients of a round, and paid for in each.
 PRIVATE: dict[str, Any] = {
     "federation.client_fraction": 0.5,

@@ -241,8 +241,9 @@ class RayGrid(Grid):
     def _chunk_size(self, batch: Sequence[Message], call: Call) -> int:
         if call.deadline is not None:
             return 1  # each reply counts as soon as it is there
-        # Replies are about as large as what was sent.
-        size = None if call.reducer is not None else sum(record.count_bytes() for record in batch[0].content.values())
+        # Replies are about as large as the arrays that were sent.
+        sent = batch[0].content.array_records.values()
+        size = None if call.reducer is not None else sum(record.count_bytes() for record in sent)
         return chunk_size(len(batch), size, self._stacked and batch[0].metadata.message_type == "train")
 
     def _wait(self, chunks: Sequence[Chunk], deadline: float | None) -> None:

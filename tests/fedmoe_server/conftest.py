@@ -28,6 +28,7 @@ from strategies import (
     PartialAggregation,
     ServerLearningRate,
     build_strategy,
+    needs_every_reply,
 )
 
 FIRST_NODE = 1_000
@@ -157,7 +158,10 @@ def make_loop(
     groups = {group: PARAMETERS.get(group, []) for group in GROUPS}
     schedule = AggregationSchedule(groups, f.warmup_rounds, f.warmup, f.shared)
     inner = ServerLearningRate(build_strategy(f.strategy, f.strategy_parameters), f.server_schedule, f.num_rounds)
-    clipping = OutlierClipping(inner, f.guards.norm_multiple)
+    merged = (
+        settings.simulation.aggregate_in_hosts and hasattr(grid, "send_and_reduce") and not needs_every_reply(inner)
+    )
+    clipping = OutlierClipping(inner, 0.0 if merged else f.guards.norm_multiple)
     partial = PartialAggregation(clipping, schedule, f.guards.max_examples, f.min_reply_fraction)
     directory = ClientDirectory(wait_seconds=0.0)
     strategy = Cohorts(partial, f.client_fraction, settings.seed, directory.client_ids)
