@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 from zlib import crc32
 
 import numpy as np
@@ -75,7 +75,7 @@ class PrivateUpdates(Wrapper):
     cohort allows.
     """
 
-    needs_every_reply: ClassVar[bool] = True
+    needs_every_reply = True
 
     def __init__(
         self,

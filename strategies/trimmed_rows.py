@@ -50,7 +50,7 @@ class TrimmedRows(Wrapper):
     Raises FedMoEError for values out of range, and for a strategy that compares the replies itself.
     """
 
-    needs_every_reply: ClassVar[bool] = True
+    needs_every_reply = True
     compares_replies: ClassVar[bool] = True
 
     def __init__(
