@@ -34,7 +34,7 @@ WARMUP = 2
 WORDS = (
     f"dataset=synthetic data.synthetic.users={USERS} data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 "
     "max_seq_len=10 memory_size=10 memory_refresh=5 num_negatives=20 client_fraction=0.7 num_rounds=6 name=three "
-    f"warmup_rounds={WARMUP} evaluate_every=2 checkpoint_every=2 client_cpus=0.5"
+    f"warmup_rounds={WARMUP} evaluate_every=2 checkpoint_every=2 client_cpus=0.5 max_failed_rounds=1"
 ).split()
 
 
