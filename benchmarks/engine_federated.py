@@ -19,6 +19,7 @@ from errors import FedMoEError
 from fedmoe_server.app import aggregation_schedule, layered_strategy, list_arrays
 from fedmoe_server.checkpoints import CheckpointStore
 from fedmoe_server.clients import ClientDirectory
+from fedmoe_server.exchange import ReducingGrid
 from fedmoe_server.server_loop import ServerLoop
 from fedmoe_server.state import LoopState
 from fedmoe_server.tracking import Tracker
@@ -55,7 +56,9 @@ def make_loop(grid: Grid, settings: Settings, folder: Path, console: Console) ->
     dataset = load_dataset(settings.data, settings.seed)
     schedule = aggregation_schedule(settings, parameter_groups(settings, dataset))
     directory = ClientDirectory()
-    strategy, partial, _ = layered_strategy(settings, schedule, directory, deployed=False)
+    strategy, partial, _ = layered_strategy(
+        settings, schedule, directory, deployed=False, reducing=isinstance(grid, ReducingGrid)
+    )
     tracker = Tracker(folder, settings, (), console)
     store = CheckpointStore(folder / "checkpoints")
     loop = ServerLoop(grid, strategy, partial, schedule, settings, directory, tracker, store)

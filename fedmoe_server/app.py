@@ -25,6 +25,7 @@ from errors import FedMoEError
 from fedmoe_server.checkpoints import Checkpoint, CheckpointStore, ClientStore, find_checkpoint, load_checkpoint
 from fedmoe_server.clients import ClientDirectory
 from fedmoe_server.deployed import Deployed, identity, progress_log
+from fedmoe_server.exchange import ReducingGrid
 from fedmoe_server.privacy import PrivacyLedger, private, secret_of, spent_before
 from fedmoe_server.report import write_report
 from fedmoe_server.run_folder import CHECKPOINTS, bytes_needed, check_run_dir, new_run_dir
@@ -89,7 +90,9 @@ def run(
     arrays = initial_arrays(settings, dataset)
     schedule = aggregation_schedule(settings, parameter_groups(settings, dataset))
     directory = ClientDirectory() if deployed is None else deployed.directory(settings.deployment)
-    strategy, partial, updates = layered_strategy(settings, schedule, directory, deployed is not None)
+    strategy, partial, updates = layered_strategy(
+        settings, schedule, directory, deployed is not None, isinstance(grid, ReducingGrid)
+    )
     state_arrays(strategy)  # a strategy that no checkpoint could hold is refused now, not at the first checkpoint
 
     state = LoopState(list_arrays(arrays))
@@ -132,10 +135,13 @@ def aggregation_schedule(settings: Settings, groups: Mapping[str, list[str]]) ->
 
 
 def layered_strategy(
-    settings: Settings, schedule: AggregationSchedule, directory: ClientDirectory, deployed: bool
+    settings: Settings, schedule: AggregationSchedule, directory: ClientDirectory, deployed: bool, reducing: bool
 ) -> tuple[Cohorts, PartialAggregation, PrivateUpdates | None]:
-    """Return the strategy with all its layers; of these the one that withholds groups, and that of a private run."""
-    inner: Strategy = _inner_strategy(settings, simulated=not deployed)
+    """Return the strategy with all its layers; of these the one that withholds groups, and that of a private run.
+
+    reducing: whether the grid can merge replies where the clients live.
+    """
+    inner: Strategy = _inner_strategy(settings, reducing)
     drawn_from, updates = settings.seed, None
     if settings.privacy.on:
         drawn_from = secret_of(settings, deployed)
@@ -156,12 +162,12 @@ def _path(value: object) -> Path | None:
     return Path(str(value)) if value else None
 
 
-def _inner_strategy(settings: Settings, simulated: bool) -> OutlierClipping:
+def _inner_strategy(settings: Settings, reducing: bool) -> OutlierClipping:
     federation = settings.federation
     strategy = build_strategy(federation.strategy, federation.strategy_parameters)
     rated = ServerLearningRate(strategy, federation.server_schedule, federation.num_rounds)
     # Where a simulation's hosts merge the replies, there are no single updates left to compare.
-    merged = simulated and settings.simulation.aggregate_in_hosts and not needs_every_reply(rated)
+    merged = reducing and settings.simulation.aggregate_in_hosts and not needs_every_reply(rated)
     return OutlierClipping(rated, 0.0 if merged else federation.guards.norm_multiple)
 
 

@@ -17,7 +17,7 @@ from strategies import PartialAggregation
 
 JOB = (
     "quick dim=16 attention_dim=16 num_rounds=30 strategy_parameters.eta=0.015 evaluate_every=0 warmup_rounds=30 "
-    "client_cpus=0.5"
+    "client_cpus=0.5 aggregate_in_hosts=false"
 ).split()
 SPLITS = ("validation", "test")
 TABLE = "items.ids.weight"
@@ -50,8 +50,9 @@ def spoilt(reply: Message, change: Callable[[Arrays, dict[str, Any]], None]) -> 
     """Return a reply with its arrays and metrics changed."""
     arrays = {name: array.numpy() for name, array in next(iter(reply.content.array_records.values())).items()}
     metrics = dict(next(iter(reply.content.metric_records.values())).items())
+    ids = {name: arrays.pop(name) for name in list(arrays) if name.endswith("/rows")}  # which rows they are stays true
     change(arrays, metrics)
-    record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    record = ArrayRecord({name: Array(array) for name, array in (arrays | ids).items()})
     reply.content = RecordDict({"arrays": record, "metrics": MetricRecord(metrics)})
     return reply
 

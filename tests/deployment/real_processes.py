@@ -180,7 +180,7 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
 
 def simulated(root: Path, *more: str) -> Path:
     """Run the same settings with sim.py and return the run folder."""
-    words = [*SMALL, *more, f"save_dir={root / 'simulated'}", "client_cpus=0.5"]
+    words = [*SMALL, *more, f"save_dir={root / 'simulated'}", "client_cpus=0.5", "aggregate_in_hosts=false"]
     done = subprocess.run(
         [sys.executable, "sim.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
     )
