@@ -81,9 +81,9 @@ def test_the_guards_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     clean, attacked = (next((tmp_path / name).iterdir()) for name in ("clean", "bad"))
     assert len(bad) >= 15
     assert final(attacked)["failed_rounds"] == []
-    # Of 200 users one is half a point: a whole point cannot be told from chance here, a broken model can.
+    # Of 200 users one is half a point: one or two points cannot be told from chance here, a broken model can.
     hits = [mean(final(run_dir)[split]["global"]["hr@10"] for split in SPLITS) for run_dir in (clean, attacked)]
-    assert hits[1] >= hits[0] - 0.02
+    assert hits[1] >= hits[0] - 0.03
     report = (attacked / "report.md").read_text()
     for line in (
         "refused: parameter ... has a value that is not finite",

@@ -76,7 +76,7 @@ def test_three_commands(federation: Any) -> None:
     model_names = {name.partition("/")[2] for name in wanted if name.startswith("arrays")}
     private = private_names(model_names)
     for client, tap in enumerate(taps):
-        messages = sent_names(tap)
+        messages = [names - {"items.ids.weight/rows"} for names in sent_names(tap)]  # which rows of the table came
         assert len(messages) == 5  # one for each round; evaluations and queries carry no arrays
         assert all(names == model_names for names in messages[:WARMUP])
         assert all(names == model_names - private for names in messages[WARMUP:])
