@@ -63,7 +63,7 @@ def test_flower_and_ray_give_the_same_bits(tmp_path: Path) -> None:
     merged = run(tmp_path / "merged", *words)
     plain = final_arrays(ray)
     for name, array in final_arrays(merged).items():
-        # The means agree to 1e-6 (test_reduced_rounds); FedAdam divides by roots close to its tau, which magnifies that.
+        # The means agree to 1e-6 (test_reduced_rounds); FedAdam divides by roots near its tau, which magnifies it.
         np.testing.assert_allclose(array, plain[name], rtol=0, atol=5e-5)
     for before, after in zip(records(ray), records(merged), strict=True):
         assert [after[k] for k in ("clients", "bytes_up")] == [before[k] for k in ("clients", "bytes_up")]

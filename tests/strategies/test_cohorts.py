@@ -93,7 +93,7 @@ def test_sizes(count: int, fraction: float, size: int) -> None:
     assert len(cohort_of(grid_of(count), 1, fraction=fraction)) == size
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.randoms(use_true_random=False), st.sampled_from(sorted(STRATEGIES)))
 def test_the_order_of_arrival_changes_no_bit(shuffler: random.Random, name: str) -> None:
     grid = grid_of(8)
