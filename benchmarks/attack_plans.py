@@ -1,4 +1,7 @@
-"""What the attack benchmark compares: attacks, defences, and the shortened job that they meet in."""
+"""What the attack benchmark compares: attacks, defences, and the shortened job that they meet in.
+
+The defence "none" has no clipping; malformed replies are refused there too, since a mean with them is no model.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ SHORT: dict[str, Any] = {
     "federation.patience": 0,
     "federation.checkpoint_every": 0,
     "federation.strategy_parameters": ADAM,
+    "simulation.aggregate_in_hosts": False,  # as with real clients: the server sees each reply
 }
 COLD_SHARE = 0.2  # of the items, by the number of users that met them: the promoted one is the most popular of these
 
@@ -45,8 +49,11 @@ ATTACKS: dict[str, Plan] = {
     "promotion": Plan("promote", 0.05, strength=3.0),
 }
 _TRIMMED = {"federation.strategy": "trimmed-rows", "federation.server_schedule": "cosine"}
+# What the checks refuse whatever the strategy: shown once, with the default guards.
+MALFORMED = ("NaN", "infinite", "wrong shapes", "huge num-examples")
 DEFENCES: dict[str, dict[str, Any]] = {
     "defaults": {},
+    "none": {"federation.guards": {"norm_multiple": 0.0}},
     "norm clipping": {
         **_TRIMMED,
         "federation.strategy_parameters": {"trim": 0.0, "clip": 1.0, "strategy": INNER},

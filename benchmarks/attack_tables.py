@@ -85,7 +85,7 @@ def draw(outcomes: Grid, path: Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 4.5), width_ratios=[3, 1])
     width = 0.8 / len(defences)
     for place, defence in enumerate(defences):
-        rates = [_mean(outcomes[defence, attack], "hit_rate") for attack in attacks]
+        rates = [_mean(outcomes.get((defence, attack), []), "hit_rate") for attack in attacks]
         left.bar(np.arange(len(attacks)) + (place + 0.5) * width - 0.4, rates, width, label=defence)
         promoted = "promotion" if "promotion" in attacks else attacks[-1]
         right.bar(place, _mean(outcomes[defence, promoted], "exposure"))
@@ -101,4 +101,5 @@ def draw(outcomes: Grid, path: Path) -> None:
 
 
 def _mean(outcomes: Sequence[Outcome], name: str) -> float:
-    return float(np.mean([getattr(outcome, name) for outcome in outcomes]))
+    """Return the mean over seeds; not a number, which is drawn as no bar, where there was no run."""
+    return float(np.mean([getattr(outcome, name) for outcome in outcomes])) if outcomes else float("nan")

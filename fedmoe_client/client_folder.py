@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from errors import FedMoEError
 
 CONNECTED = re.compile(r"SuperNode ID: (\d+)")
 RELEASE_SECONDS = 30.0
+NOTICED_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,24 @@ class ClientFolder(Folder):
         return int(found[-1]) if found else None
 
     def release(self, server: str, environment: Mapping[str, str]) -> None:
-        """Tell the server that the node has crashed; where that fails, the server finds out within a minute."""
+        """Tell the server that the node has crashed; where that fails, the server finds out within a minute.
+
+        Returns once the server app has noticed: it asks for replies every three seconds, and a node that is back before
+        it asks again would owe it the lost reply until the round's deadline.
+        """
         node = self.node_id()
         if node is None:
             return
         command = [sys.executable, "-m", "fedmoe_client.release", "--server", server, "--ca", str(self.authority)]
         command += ["--key", str(self.key), "--node", str(node)]
         try:
-            subprocess.run(command, env=dict(environment), capture_output=True, timeout=RELEASE_SECONDS, check=False)
+            done = subprocess.run(
+                command, env=dict(environment), capture_output=True, timeout=RELEASE_SECONDS, check=False
+            )
         except subprocess.TimeoutExpired:
             return
+        if done.returncode == 0:
+            time.sleep(NOTICED_SECONDS)
 
 
 def node_config(values: Mapping[str, str | int | Path | None]) -> str:
