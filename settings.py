@@ -154,6 +154,9 @@ class TrainingSettings(Section):
     num_negatives: Count = Field(128, description="negatives of a window, outside the user's training items")
     gbce_calibration: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.75, description="t of gBCE")
     balance_weight: NonNegative = Field(0.01, description="weight of the router's load-balance loss")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the model's products in training; bfloat16: parameters and losses stay float32"
+    )
 
 
 class GuardSettings(Section):

@@ -101,7 +101,7 @@ def changed(attack: Attack, sent: ArrayRecord, trained: ArrayRecord) -> ArrayRec
             values = np.full_like(values, np.nan if attack.kind == "nan" else np.inf)
         elif attack.kind == "misshapen":
             values = np.concatenate([values.ravel(), np.zeros(1, values.dtype)])
-        arrays[name] = Array(values)
+        arrays[name] = Array(np.asarray(values))  # arithmetic on a 0-d array, the gate, gives a scalar
     return arrays
 
 

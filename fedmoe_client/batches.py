@@ -69,4 +69,7 @@ def _negatives(
 
 
 def _tensor(array: NDArray[np.int32], device: torch.device) -> Tensor:
-    return torch.from_numpy(array.astype(np.int64)).to(device)
+    tensor = torch.from_numpy(array.astype(np.int64))
+    if device.type == "cuda":  # from pinned memory a copy does not wait for the kernels before it
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -72,12 +72,24 @@ class Objective:
 def objective(model: ResidualMoE, batch: WindowBatch, training: TrainingSettings) -> Objective:
     """Return the losses of one client's batch."""
     num_items = model.architecture.num_items
-    scores = window_scores(model, batch, num_items)
+    scores = window_scores(model, batch, num_items, training.precision)
     return Objective(*losses_of(scores, num_items, training), scores)
 
 
-def window_scores(model: Model, batch: WindowBatch, num_items: int) -> WindowScores:
-    """Run the model on a batch."""
+def window_scores(
+    model: Model, batch: WindowBatch, num_items: int, precision: Literal["float32", "bfloat16"] = "float32"
+) -> WindowScores:
+    """Run the model on a batch. With bfloat16, its matrix products are taken in that type (torch's autocast)."""
+    with torch.autocast(batch.context.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        scores = _scores_of(model, batch, num_items)
+    return scores if precision == "float32" else scores.map(_widened)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _scores_of(model: Model, batch: WindowBatch, num_items: int) -> WindowScores:
     length = batch.targets.shape[1]
     if batch.negatives is None:
         catalogue = torch.arange(1, num_items + 1, device=batch.targets.device)

@@ -98,7 +98,7 @@ class StackTrainer:
         """Take one step of every client; return the numbers of their reports, ``[C]`` each."""
         clients = len(touched)
         self._model.load(parameters, touched, len(batch.context) // clients)
-        scores = window_scores(self._model, batch, self.num_items).by_client(clients)
+        scores = window_scores(self._model, batch, self.num_items, self.training.precision).by_client(clients)
         losses: Losses = vmap(lambda *each: losses_of(WindowScores(*each), self.num_items, self.training))(
             *scores.tensors()
         )

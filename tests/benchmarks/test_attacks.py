@@ -33,13 +33,15 @@ def record(**arrays: Any) -> ArrayRecord:
 
 
 def test_what_bad_clients_send() -> None:
-    sent, trained = record(w=[1, 1]), record(w=[1, 2])
+    sent, trained = record(w=[1, 1], gate=1), record(w=[1, 2], gate=2)
     bad = {kind: changed(Attack(kind=kind, strength=5.0), sent, trained)["w"].numpy() for kind in _KINDS}
     assert np.isnan(bad["nan"]).all()
     assert np.isinf(bad["infinite"]).all()
     assert bad["misshapen"].shape == (3,)
     assert bad["x1000"].tolist() == [1, 1001]
     assert bad["flip"].tolist() == [1, -4]
+    flipped = changed(Attack(kind="flip", strength=5.0), sent, trained)["gate"].numpy()
+    assert (flipped.shape, float(flipped)) == ((), -4)
 
 
 _KINDS = ("nan", "infinite", "misshapen", "x1000", "flip")
