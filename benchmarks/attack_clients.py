@@ -22,7 +22,7 @@ from fedmoe_client.node import node_from
 from fedmoe_client.private_reply import ROWS
 from fedmoe_client.workbench import Workbench, workbench
 
-Kind = Literal["none", "nan", "infinite", "misshapen", "x1000", "examples", "flip", "promote"]
+Kind = Literal["none", "nan", "infinite", "misshapen", "x1000", "examples", "flip", "promote", "mimic"]
 TABLE = "items.ids.weight"
 HUGE = 10**12
 RIVALS = 100  # popular items that the promoted one has to overtake
@@ -37,7 +37,8 @@ class Attack(BaseModel):
         kind: see ``changed``.
         clients: the bad ones, by number; all know each other's histories.
         target: the item to promote.
-        strength: flip: by what the update is multiplied, with a minus; promote: the norm of the push.
+        strength: flip: by what the update is multiplied, with a minus; promote: the norm of the push; mimic: the same
+            in multiples of the longest change of a row in the client's honest reply, so that 1 does not stand out.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -59,8 +60,10 @@ def train(message: Message, context: Context) -> Message:
     arrays, metrics = reply.content.array_records["arrays"], reply.content.metric_records["metrics"]
     if attack.kind == "examples":
         metrics["num-examples"] = HUGE
-    elif attack.kind == "promote":
+    elif attack.kind in ("promote", "mimic"):
         push = promotion(workbench(context.run_config), sent, attack)
+        if attack.kind == "mimic":
+            push *= longest_change(sent, arrays)
         arrays = pushed(sent, arrays, attack.target, push)
     else:
         arrays = changed(attack, sent, arrays)
@@ -130,6 +133,12 @@ def promotion(bench: Workbench, sent: ArrayRecord, attack: Attack) -> NDArray[np
     direction = gradient[attack.target].numpy()
     push: NDArray[np.float32] = np.float32(attack.strength) * direction / max(float(np.linalg.norm(direction)), 1e-12)
     return push
+
+
+def longest_change(sent: ArrayRecord, trained: ArrayRecord) -> float:
+    """Return the norm of the largest change of a row."""
+    rows = trained[TABLE + ROWS].numpy() if TABLE + ROWS in trained else ...
+    return float(np.linalg.norm(trained[TABLE].numpy() - sent[TABLE].numpy()[rows], axis=1).max())
 
 
 def pushed(sent: ArrayRecord, trained: ArrayRecord, target: int, push: NDArray[np.float32]) -> ArrayRecord:

@@ -47,21 +47,20 @@ ATTACKS: dict[str, Plan] = {
     "huge num-examples": Plan("examples"),
     "sign flip x5": Plan("flip", strength=5.0),
     "promotion": Plan("promote", 0.05, strength=3.0),
+    "quiet promotion": Plan("mimic", 0.05),
 }
-_TRIMMED = {"federation.strategy": "trimmed-rows", "federation.server_schedule": "cosine"}
+_ROBUST = {"federation.strategy": "robust-rows", "federation.server_schedule": "cosine"}
 # What the checks refuse whatever the strategy: shown once, with the default guards.
 MALFORMED = ("NaN", "infinite", "wrong shapes", "huge num-examples")
 DEFENCES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "none": {"federation.guards": {"norm_multiple": 0.0}},
     "norm clipping": {
-        **_TRIMMED,
-        "federation.strategy_parameters": {"trim": 0.0, "clip": 1.0, "strategy": INNER},
+        **_ROBUST,
+        "federation.strategy_parameters": {"clip": 1.0, "row": 0.0, "strategy": INNER},
     },
-    "trimmed rows": {
-        **_TRIMMED,
-        "federation.strategy_parameters": {"trim": 0.3, "clip": 2.0, "strategy": INNER},
-    },
+    "bounded rows": {**_ROBUST, "federation.strategy_parameters": {"strategy": INNER}},
+    "trimmed rows": {**_ROBUST, "federation.strategy_parameters": {"trim": 0.1, "strategy": INNER}},
     "trimmed mean": {
         "federation.strategy": "fedtrimmedavg",
         "federation.strategy_parameters": {"beta": 0.2},

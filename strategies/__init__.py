@@ -27,10 +27,10 @@ from strategies.partial import PartialAggregation
 from strategies.private_updates import PrivateUpdates
 from strategies.registry import STRATEGIES, WRAPPERS, build_strategy
 from strategies.reply_mean import ReplyMean, counts_of, needs_every_reply
+from strategies.robust_rows import RobustRows
 from strategies.row_wise import RowWise
 from strategies.schedule import AggregationSchedule
 from strategies.state import load_state_arrays, state_arrays
-from strategies.trimmed_rows import TrimmedRows
 from strategies.wrapper import Wrapper, chain
 
 __all__ = [
@@ -48,7 +48,7 @@ __all__ = [
     "Release",
     "ServerLearningRate",
     "WRAPPERS",
-    "TrimmedRows",
+    "RobustRows",
     "Wrapper",
     "build_strategy",
     "chain",

@@ -12,8 +12,8 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from errors import FedMoEError, nearest
+from strategies.robust_rows import RobustRows
 from strategies.row_wise import RowWise
-from strategies.trimmed_rows import TrimmedRows
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
     "fedavg": flower.FedAvg,
@@ -32,7 +32,7 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
 }
 # Around another strategy: Flower's differential privacy (the settings of `privacy` use PrivateUpdates), and ours.
 WRAPPERS: Mapping[str, type[Strategy]] = {
-    "trimmed-rows": TrimmedRows,
+    "robust-rows": RobustRows,
     "dp-server-fixed": flower.DifferentialPrivacyServerSideFixedClipping,
     "dp-server-adaptive": flower.DifferentialPrivacyServerSideAdaptiveClipping,
     "dp-client-fixed": flower.DifferentialPrivacyClientSideFixedClipping,

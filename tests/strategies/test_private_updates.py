@@ -209,8 +209,8 @@ def test_too_few_clients_and_strategies_that_compare_are_refused() -> None:
         private(rate=0.1).expect(50)
     with pytest.raises(FedMoEError, match="Krum compares the clients' updates"):
         private(build_strategy("krum", {}))
-    with pytest.raises(FedMoEError, match="privacy: TrimmedRows compares"):
-        private(build_strategy("trimmed-rows", {"strategy": "fedavg"}))
+    with pytest.raises(FedMoEError, match="privacy: RobustRows compares"):
+        private(build_strategy("robust-rows", {"strategy": "fedavg"}))
     with pytest.raises(FedMoEError, match="before expect"):
         private().aggregate_train(1, [])
 
