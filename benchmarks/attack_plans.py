@@ -88,6 +88,13 @@ PRIVATE: dict[str, Any] = {
 EPSILONS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
+def meets(defence: str, attack: str) -> bool:
+    """Whether a cell is worth a run: malformed replies never get to a strategy; decoys and noise are no guards."""
+    if attack in MALFORMED:
+        return defence == "defaults"
+    return attack in ("none", "promotion") or defence not in ("decoy rows", "privacy, epsilon 8")
+
+
 def attack_of(plan: Plan, interactions: Interactions, seed: int) -> Attack:
     """Return the attack for a data set: its bad clients drawn from the seed, its target a cold item."""
     users = interactions.num_users

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.attack_leaks import Leak, leak
-from benchmarks.attack_plans import ATTACKS, DEFENCES, EPSILONS, MALFORMED, PRIVATE, SHORT, attack_of
+from benchmarks.attack_plans import ATTACKS, DEFENCES, EPSILONS, PRIVATE, SHORT, attack_of, meets
 from benchmarks.attack_runs import Outcome, changed, model_of, run
 from benchmarks.attack_tables import Grid, budget_table, draw, leak_table, outcome_table
 from data.registry import load_dataset
@@ -43,9 +43,8 @@ def main(words: Sequence[str]) -> int:
         outcomes: Grid = {}
         for defence in given.defences:
             for attack in dict.fromkeys(["none", *given.attacks]):
-                if attack in MALFORMED and defence != "defaults":
-                    continue
-                outcomes[defence, attack] = [_cell(base, defence, attack, seed, folder) for seed in given.seeds]
+                if meets(defence, attack):
+                    outcomes[defence, attack] = [_cell(base, defence, attack, seed, folder) for seed in given.seeds]
         budgets = {
             epsilon: [_budget(base, epsilon, seed, folder) for seed in given.seeds] for epsilon in given.epsilons
         }
