@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from math import prod
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ if TYPE_CHECKING:  # who only reads what a client keeps does not load Flower
     from flwr.app import ArrayRecord, RecordDict
 
 GLOBAL = "global"  # the state that holds the arrays last received from the server
-_RECORD = "private"
+_RECORD, _LAYOUT = "private", "private-layout"  # the values of all arrays, and their names and shapes
 NamedArrays = dict[str, NDArray[np.float32]]
 # Older values are kept for a server that goes back to a checkpoint; large private groups must not fill the disk.
 OLDER_BYTES = 64 * 1024**2
@@ -32,7 +33,10 @@ class Private(Protocol):
 
 
 class PrivateParameters:
-    """Private parameters in the Flower context: a simulation's engine keeps and checkpoints them."""
+    """Private parameters in the Flower context: a simulation's engine keeps and checkpoints them.
+
+    They are kept as one array, since reading and writing a dozen small ones takes a tenth of a client's time.
+    """
 
     def __init__(self, state: RecordDict) -> None:
         """state: ``context.state``, which Flower keeps for this client."""
@@ -40,15 +44,26 @@ class PrivateParameters:
 
     def load(self) -> NamedArrays:
         """Return the kept arrays; empty before the client first trained with private parameters."""
-        record = self._state.array_records.get(_RECORD)
-        return {} if record is None else {name: array.numpy() for name, array in record.items()}
+        if _RECORD not in self._state.array_records:
+            return {}
+        (kept,) = self._state.array_records[_RECORD].values()
+        layout = self._state.config_records[_LAYOUT]
+        names, shapes = cast(list[str], layout["names"]), cast(list[str], layout["shapes"])
+        sizes = [tuple(map(int, shape.split())) for shape in shapes]
+        parts = np.split(kept.numpy(), np.cumsum([prod(size) for size in sizes])[:-1])
+        return {name: part.reshape(size) for name, part, size in zip(names, parts, sizes, strict=True)}
 
     def save(self, arrays: NamedArrays) -> None:
         """Keep these arrays and no others: what has become shared is the server's again."""
-        if arrays:
-            self._state[_RECORD] = packed(arrays)
-        else:
+        from flwr.app import ConfigRecord
+
+        if not arrays:
             self._state.pop(_RECORD, None)
+            self._state.pop(_LAYOUT, None)
+            return
+        self._state[_RECORD] = packed({"values": np.concatenate([array.ravel() for array in arrays.values()])})
+        shapes = [" ".join(map(str, array.shape)) for array in arrays.values()]
+        self._state[_LAYOUT] = ConfigRecord({"names": list(arrays), "shapes": shapes})
 
 
 @dataclass(frozen=True)

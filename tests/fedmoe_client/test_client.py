@@ -51,7 +51,7 @@ def test_only_the_shared_arrays_come_back(bench: Workbench, server: list[np.ndar
     assert [array.shape for array in arrays] == [tuple(bench.parameters[name].shape) for name in names]
     assert examples == len(bench.dataset.interactions.history(3)) - 3
     assert np.isfinite(list(metrics.values())).all()
-    assert list(state["private"]) == bench.names_in(PRIVATE)
+    assert list(PrivateParameters(state).load()) == bench.names_in(PRIVATE)
 
 
 def test_private_parameters_advance_from_round_to_round(bench: Workbench, server: list[np.ndarray]) -> None:

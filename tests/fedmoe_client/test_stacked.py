@@ -135,7 +135,7 @@ def test_a_client_that_fails_costs_itself_alone() -> None:
     failed = [reply for reply in replies if reply.has_error()]
     assert [reply.error.reason[:40] for reply in failed] == ["client 3: train: FloatingPointError: the"]
     assert sum(reply.content["metrics"].get("num-clients", 1) for reply in replies if reply.has_content()) == 4
-    assert list(states[3]["private"]) == ["gate.value"]  # as it was
+    assert list(stack_app.PrivateParameters(states[3]).load()) == ["gate.value"]  # as it was
 
 
 @pytest.mark.parametrize(
