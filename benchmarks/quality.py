@@ -8,13 +8,15 @@ modality. What is in the folder already is not trained again, so that the page c
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.quality_plots import draw
 from benchmarks.quality_runs import Ranks, run
-from benchmarks.quality_tables import Floats, main_table, slice_table, slices_of
-from benchmarks.variants import VARIANTS
+from benchmarks.quality_tables import Floats, comparison_table, main_table, slice_table, slices_of
+from benchmarks.variants import COMPARISONS, VARIANTS
 from data.registry import load_dataset
 from errors import FedMoEError, nearest
 from settings_loading import load_settings
@@ -48,9 +50,19 @@ def main(words: Sequence[str]) -> int:
                 rows[f"{name}, personalised"] = personal
         sampled = {name: [ranks.sampled for ranks in seeds] for name, seeds in found.items()}
         slices = slices_of(load_dataset(base.data, base.seed))
-        command = f"    python -m benchmarks.quality {' '.join(words)}"
-        parts = [f"# {base.name}", command, main_table(rows, sampled, given.against), slice_table(rows, slices)]
+        validation = {name: [ranks.validation for ranks in seeds] for name, seeds in found.items()}
+        tail = next((members for name, members in slices.items() if name.startswith("tail")), None)
         page = given.folder / base.name / "quality.md"
+        draw(rows, slices, base.name, page.with_name("quality.png"))
+        parts = [
+            f"# {base.name}",
+            f"    {shlex.join(['python', '-m', 'benchmarks.quality', *words])}",
+            main_table(rows, sampled, given.against),
+            "" if tail is None else comparison_table(rows, validation, COMPARISONS, tail),
+            slice_table(rows, slices),
+            "![NDCG@10](quality.png)",
+        ]
+        parts = [part for part in parts if part]
         page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
         print("\n\n".join(parts[2:]))
         print(f"page: {page}")

@@ -57,6 +57,38 @@ def main_table(rows: Mapping[str, Sequence[Floats]], sampled: Mapping[str, Seque
     return "\n".join(lines)
 
 
+def comparison_table(
+    rows: Mapping[str, Sequence[Floats]],
+    validation: Mapping[str, Sequence[Floats]],
+    pairs: Sequence[tuple[str, str]],
+    tail: NDArray[np.bool_],
+) -> str:
+    """Return a Markdown table of ratios, one row over another.
+
+    rows, validation: ranks of the test and the validation item, one array a seed; tail: the users whose test item is
+    rare. p: of NDCG@10 on test, paired over users, each user's mean over the seeds.
+    """
+    lines = [
+        "| this | over this | NDCG@10, test | p | NDCG@10, validation | HR@50, tail items |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for name, other in pairs:
+        if name not in rows or other not in rows:
+            continue
+        own, base = (np.mean([gain(ranks) for ranks in rows[row]], axis=0) for row in (name, other))
+        cells = [_ratio(own.mean(), base.mean()), f"{paired_p(own, base):.3f}"]
+        known = name in validation and other in validation
+        means = [np.mean([gain(r).mean() for r in validation[row]]) for row in (name, other)] if known else []
+        cells.append(_ratio(*means) if known else "")
+        cells.append(_ratio(*(np.mean([hit_rate(r, 50)[tail].mean() for r in rows[row]]) for row in (name, other))))
+        lines.append(f"| {name} | {other} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _ratio(own: np.floating, base: np.floating) -> str:
+    return f"{own / base:.3f}" if base > 0 else ""
+
+
 def _spread(values: Sequence[float]) -> str:
     mean = f"{np.mean(values):.4f}"
     return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.4f}"

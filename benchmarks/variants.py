@@ -47,3 +47,19 @@ VARIANTS: dict[str, Variant] = {
     "federated mixture, score-level": Variant("federated", {"model.fusion": "score"}),
     "federated as the reference trains": Variant("federated", _REFERENCE),
 }
+
+# What is to be read off the rows, each pair only where both were run: the first over the second.
+COMPARISONS: tuple[tuple[str, str], ...] = (
+    ("federated SASRec, id", "central SASRec, id"),
+    ("federated SASRec, id+content", "central SASRec, id+content"),
+    ("federated mixture, id", "central mixture, id"),
+    ("federated mixture", "central mixture"),
+    ("federated SASRec, id+content", "federated SASRec, id"),
+    ("federated mixture, id", "federated SASRec, id"),
+    ("federated mixture", "federated SASRec, id"),
+    ("federated mixture", "federated SASRec, id+content"),
+    ("federated mixture, noise", "federated SASRec, id"),
+    ("federated mixture, personalised", "federated mixture"),
+    ("federated mixture, id, personalised", "federated mixture, id"),
+    ("federated mixture, all shared", "federated mixture"),
+)

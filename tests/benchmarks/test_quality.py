@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import quality
 from benchmarks.quality_runs import changed
-from benchmarks.quality_tables import gain, hit_rate, main_table, paired_p, slice_table
+from benchmarks.quality_tables import comparison_table, gain, hit_rate, main_table, paired_p, slice_table
 from benchmarks.variants import VARIANTS
 from settings_loading import load_settings
 
@@ -44,6 +44,16 @@ def test_tables_show_mean_spread_and_slices() -> None:
     assert "| a | 0.2500 | 0.5000 |" in sliced
 
 
+def test_comparisons_are_ratios_of_rows_that_were_run() -> None:
+    rows = {"a": [RANKS], "b": [RANKS + 1.0]}
+    found = comparison_table(rows, {"a": [RANKS], "b": [RANKS]}, [("a", "b"), ("a", "c")], RANKS > 10)
+    # NDCG@10 of b: 1 / log2(3) and 1 / log2(5), together 1.0616; HR@50 of the two rare ones: both one of two.
+    assert found.splitlines()[2].startswith("| a | b | 1.413 | ")
+    assert found.splitlines()[2].endswith(" | 1.000 | 1.000 |")
+    assert len(found.splitlines()) == 3
+    assert comparison_table(rows, {}, [("a", "c")], RANKS > 10) == ""
+
+
 def test_every_variant_has_valid_settings(tmp_path: Path) -> None:
     base, _ = load_settings([])
     for variant in VARIANTS.values():
@@ -55,7 +65,8 @@ def test_a_small_run_is_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFix
     words += ["--against", "federated mixture"]
     assert quality.main(words) == 0
     first = capsys.readouterr().out
-    for row in ("| popularity |", "| central mixture |", "| federated mixture |", "tail item"):
+    assert (tmp_path / "tiny" / "quality.png").is_file()
+    for row in ("| popularity |", "| federated mixture | central mixture |", "| federated mixture |", "tail item"):
         assert row in first
     assert quality.main(words) == 0
     again = capsys.readouterr().out
