@@ -20,7 +20,7 @@ from fedmoe_client.batches import WindowBatch
 from fedmoe_client.objective import Losses, WindowScores, losses_of, window_scores
 from fedmoe_client.step_report import step_report
 from fedmoe_client.sub_catalogue import TABLE, renumbered, touched_items
-from fedmoe_client.training import LocalSteps, decayed, optimizer_over, warmed_up
+from fedmoe_client.training import LocalSteps, decayed, optimizer_over, seed_dropout, warmed_up
 from model.residual_moe import ResidualMoE
 from model.stacked import StackedModel
 from settings import TrainingSettings
@@ -83,7 +83,7 @@ class StackTrainer:
         touched, batches = _joined(members, self.num_items)
         parameters = _start(members, server, touched)
         optimizer = optimizer_over(parameters, self._decayed, self.training, warmed_up(self.training, server_round))
-        torch.manual_seed(members[0].steps.dropout_seed)
+        seed_dropout(members[0].steps.dropout_seed, touched.device)
         targets = torch.stack([(batch.targets > 0).view(len(members), -1).sum(dim=1) for batch in batches])
         reports = [self._step(parameters, batch, touched, optimizer) for batch in batches]
         means = {

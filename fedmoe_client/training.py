@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -102,19 +103,32 @@ def train_steps(
     proximal: Proximal | None = None,
 ) -> Outcome:
     """Train the model in place, with a new optimiser. Raises FloatingPointError if the loss is not finite."""
-    torch.manual_seed(steps.dropout_seed)
-    optimizer = make_optimizer(model, training, warmed_up(training, server_round))
-    model.train()
+    parameters = dict(model.named_parameters())
+    seed_dropout(steps.dropout_seed, next(iter(parameters.values())).device)
+    optimizer = optimizer_over(parameters, decayed(model), training, warmed_up(training, server_round))
+    if not model.training:
+        model.train()
     reports = []
     for batch in steps.batches:
         losses = objective(model, batch, training)
         total = losses.total if proximal is None else losses.total + proximal.term()
         optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
-        gate_gradient = clip_gradients(model, training)
+        gate_gradient = clip_gradients(parameters, training)
         optimizer.step()
         reports.append((int((batch.targets > 0).sum()), report(model, losses, gate_gradient)))
     return Outcome(steps.examples, _weighted_means(reports))
+
+
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed the generator that dropout draws from on a device.
+
+    ``torch.manual_seed`` does it too, but for every kind of device; where there is none of a kind it writes down each
+    time from where it was called.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def warmed_up(training: TrainingSettings, server_round: int) -> float:
@@ -126,11 +140,10 @@ def warmed_up(training: TrainingSettings, server_round: int) -> float:
 
 def make_optimizer(model: ResidualMoE, training: TrainingSettings, learning_rate: float) -> torch.optim.Optimizer:
     """Return a new optimiser. Only weight matrices decay: a decayed item row would move without being trained."""
-    decay = decayed(model)
-    parameters = dict(model.named_parameters())
-    return optimizer_over(parameters, decay, training, learning_rate)
+    return optimizer_over(dict(model.named_parameters()), decayed(model), training, learning_rate)
 
 
+@lru_cache(maxsize=1)
 def decayed(model: ResidualMoE) -> set[str]:
     """Return the names of the parameters that decay."""
     embeddings = {id(parameter) for parameter in model.items.parameters()}
@@ -151,15 +164,16 @@ def optimizer_over(
     return adam(groups, lr=learning_rate)
 
 
-def clip_gradients(model: ResidualMoE, training: TrainingSettings) -> float:
+def clip_gradients(parameters: Mapping[str, Tensor], training: TrainingSettings) -> float:
     """Clip the gate's gradient, then the whole gradient's norm; return the gate's gradient as it was."""
+    gate = parameters.get("gate.value")
     gate_gradient = 0.0
-    if model.gate is not None and model.gate.value.grad is not None:
-        gate_gradient = float(model.gate.value.grad)
+    if gate is not None and gate.grad is not None:
+        gate_gradient = float(gate.grad)
         if training.clip_gate:
-            model.gate.value.grad.clamp_(-training.clip_gate, training.clip_gate)
+            gate.grad.clamp_(-training.clip_gate, training.clip_gate)
     if training.clip_norm:
-        nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
+        nn.utils.clip_grad_norm_(parameters.values(), training.clip_norm)
     return gate_gradient
 
 

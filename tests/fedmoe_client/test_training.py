@@ -148,9 +148,9 @@ def test_gradients_are_clipped_the_gates_on_its_own(small) -> None:  # type: ign
     _, model, _ = small()
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 7.0)
-    assert clip_gradients(model, TrainingSettings(clip_norm=0.0, clip_gate=0.5)) == 7.0
+    assert clip_gradients(dict(model.named_parameters()), TrainingSettings(clip_norm=0.0, clip_gate=0.5)) == 7.0
     assert model.gate.value.grad.item() == 0.5
-    clip_gradients(model, TrainingSettings(clip_norm=1.0))
+    clip_gradients(dict(model.named_parameters()), TrainingSettings(clip_norm=1.0))
     norm = torch.stack([parameter.grad.square().sum() for parameter in model.parameters()]).sum().sqrt()
     assert norm.item() == pytest.approx(1.0, rel=1e-4)
 
