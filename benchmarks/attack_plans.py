@@ -59,8 +59,11 @@ DEFENCES: dict[str, dict[str, Any]] = {
         **_ROBUST,
         "federation.strategy_parameters": {"clip": 1.0, "row": 0.0, "strategy": INNER},
     },
-    "bounded rows": {**_ROBUST, "federation.strategy_parameters": {"strategy": INNER}},
-    "trimmed rows": {**_ROBUST, "federation.strategy_parameters": {"trim": 0.1, "strategy": INNER}},
+    "bounded rows": {**_ROBUST, "federation.strategy_parameters": {"clip": 1.0, "row": 2.0, "strategy": INNER}},
+    "trimmed rows": {
+        **_ROBUST,
+        "federation.strategy_parameters": {"clip": 1.0, "row": 2.0, "trim": 0.1, "strategy": INNER},
+    },
     "trimmed mean": {
         "federation.strategy": "fedtrimmedavg",
         "federation.strategy_parameters": {"beta": 0.2},

@@ -52,7 +52,8 @@ CAP = 4.0
 class RobustRows(Wrapper):
     """Hand to ``strategy`` the robust mean of the replies, as the reply of one client.
 
-    clip: largest norm of a client's weighted update, in multiples of the round's median; 0: no bound.
+    clip: largest norm of a client's weighted update, in multiples of the round's median; 0: no bound. At 1, half of the
+        clients are cut down to the length of the other half: long histories no longer outweigh the short ones.
     row: longest change of a row, in multiples of the median over clients of their longest; 0: no bound.
     trim: share of the round's clients that may be bad, in [0, 0.5). table: name of the parameter whose rows are items.
 
@@ -65,7 +66,7 @@ class RobustRows(Wrapper):
     def __init__(
         self,
         strategy: Strategy,
-        clip: float = 3.0,
+        clip: float = 1.0,
         row: float = 2.0,
         trim: float = 0.0,
         table: str = "items.ids.weight",
