@@ -1,17 +1,21 @@
-r"""Memory prototypes: can cold users borrow a memory from all the others? Measured here; they gain nothing.
+r"""Memory prototypes: can cold users borrow a memory from all the others? They can, and random items do as well.
 
 The experts attend over the items that a user has met, and a cold user has met few. So let each client find the centres
 of the feature vectors of its own memory, let the server make P prototypes of all clients' centres, and let users with
 short memories attend over these besides their own items. For each modality, with the vectors x_i of client u's memory,
 
     client    c_uj = mean of x_i over S_uj,   S_u1, ..., S_uJ a k-means clustering of the memory
-              sent where |S_uj| >= k, with |S_uj|; smaller clusters never leave the client
+              sent with |S_uj| where |S_uj| >= k; smaller clusters never leave the client
     server    p_1, ..., p_P = argmin  sum_uj |S_uj| min_q ||c_uj - p_q||^2          (weighted k-means)
 
     python examples/strategies/memory_prototypes.py ml-100k text_file=... visual_file=...
 
-trains a model centrally for each memory and ranks the test items of users cut down to their latest few items. The
-control has as many random items of the catalogue as there are prototypes.
+trains a model centrally for each memory and ranks the test items of users cut down to their latest items. The control
+has as many random items of the catalogue as there are prototypes. NDCG@10 on MovieLens-100K, MiniLM and EfficientNet
+features, users with 3 / 5 / 10 items (docs/strategies.md has the gains and their p-values):
+
+    own memory only     .108 / .114 / .117
+    32 prototypes       .119 / .114 / .113        32 random items    .118 / .116 / .116
 
 The rule of k is no guarantee: the catalogue is public, and the mean of five known vectors may give away which five.
 """
@@ -24,7 +28,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -47,7 +50,6 @@ from settings_loading import load_settings
 Vectors = NDArray[np.float32]
 Items = NDArray[np.int32]
 Kind = Literal["own memory only", "prototypes", "random items"]
-KINDS: tuple[Kind, ...] = ("prototypes", "random items")
 Expert = VisualExpert | SemanticExpert
 Centres = tuple[Vectors, NDArray[np.float64]]
 """Centres ``[J, F]`` and the number of items, or weight, of each ``[J]``."""
@@ -142,18 +144,15 @@ def prototypes(features: FixedFeatures, memories: Sequence[Items], size: int, pl
     return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6)
 
 
-def random_items(features: FixedFeatures, size: int, seed: int) -> Vectors:
-    """Return the vectors ``[P, F]`` of random items."""
-    rng = generator(seed, "random items", size)
-    return features.values.numpy()[rng.choice(np.flatnonzero(features.present), size, replace=False)]
-
-
 def extend(model: ResidualMoE, kind: Kind, size: int, memories: Sequence[Items], plan: Plan, seed: int) -> None:
     """Give both experts the slots."""
     for name, expert in model.experts.items():
         features = expert._features[0]
-        random = random_items(features, size, seed)
-        slots = prototypes(features, memories, size, plan, seed) if kind == "prototypes" else random
+        if kind == "prototypes":
+            slots = prototypes(features, memories, size, plan, seed)
+        else:
+            items = generator(seed, "random items", size).choice(np.flatnonzero(features.present), size, replace=False)
+            slots = features.values.numpy()[items]
         model.experts[name] = ExtendedMemory(expert, slots, plan.short)
 
 
@@ -173,11 +172,11 @@ def paired_p(gains: NDArray[np.float64]) -> float:
     return math.erfc(abs(gains.mean()) / error / math.sqrt(2)) if error > 0 else 1.0
 
 
-def line(label: str, found: NDArray[np.float64], own: NDArray[np.float64]) -> str:
-    """Return a row of the table: NDCG@10 for each cut, its gain over the own memory alone, and p."""
+def line(label: str, found: NDArray[np.float64], other: NDArray[np.float64]) -> str:
+    """Return a row of the table: NDCG@10 for each cut, its gain over another, and p."""
     cells = [
         f"{new.mean():.4f} ({new.mean() / max(old.mean(), 1e-9) - 1:+.1%}, p {paired_p(new - old):.2f})"
-        for new, old in zip(found, own, strict=True)
+        for new, old in zip(found, other, strict=True)
     ]
     return f"| {' | '.join([label, *cells])} |"
 
@@ -188,8 +187,12 @@ def main(words: Sequence[str], plan: Plan = Plan()) -> None:
     dataset = load_dataset(settings.data, settings.seed)
     own = cold_ndcg(settings, dataset, "own memory only", 0, plan)
     print(line("own memory only", own, own), flush=True)
-    for size, kind in product(plan.sizes, KINDS):
-        print(line(f"{size} {kind}", cold_ndcg(settings, dataset, kind, size, plan), own), flush=True)
+    for size in plan.sizes:
+        borrowed = cold_ndcg(settings, dataset, "prototypes", size, plan)
+        control = cold_ndcg(settings, dataset, "random items", size, plan)
+        print(line(f"{size} prototypes", borrowed, own))
+        print(line(f"{size} random items", control, own))
+        print(line("prototypes against these", borrowed, control), flush=True)
 
 
 if __name__ == "__main__":

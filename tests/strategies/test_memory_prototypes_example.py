@@ -99,5 +99,10 @@ def test_p_by_hand(example: ModuleType) -> None:
 def test_a_tiny_comparison(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     example.main(WORDS, example.Plan(epochs=1, sizes=(2,), cuts=(3, 5)))
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
-    assert [row[0] for row in rows] == ["| own memory only", "| 2 prototypes", "| 2 random items"]
+    assert [row[0] for row in rows] == [
+        "| own memory only",
+        "| 2 prototypes",
+        "| 2 random items",
+        "| prototypes against these",
+    ]
     assert {len(row) for row in rows} == {3}
