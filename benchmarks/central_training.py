@@ -43,10 +43,18 @@ class _Windows:
 
 
 def train_centrally(
-    settings: Settings, dataset: Dataset, plan: CentralPlan, progress: Callable[[str], None] = lambda line: None
+    settings: Settings,
+    dataset: Dataset,
+    plan: CentralPlan,
+    progress: Callable[[str], None] = lambda line: None,
+    change: Callable[[ResidualMoE], None] = lambda model: None,
 ) -> tuple[ResidualMoE, dict[str, dict[str, float]]]:
-    """Return the model of the best validation epoch by NDCG@10, and its metrics on validation and test."""
+    """Return the model of the best validation epoch by NDCG@10, and its metrics on validation and test.
+
+    change: what an experiment does to the new model before it is trained.
+    """
     model = build_model(settings.model, dataset, settings.seed)
+    change(model)
     torch.manual_seed(settings.seed)
     windows = _all_windows(settings, dataset)
     optimizer = torch.optim.Adam(model.parameters(), lr=plan.learning_rate)
