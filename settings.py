@@ -177,6 +177,9 @@ class FederationSettings(Section):
     min_reply_fraction: Fraction = Field(
         0.5, description="a round fails, and leaves the model as it was, if a smaller share of its clients replied"
     )
+    client_weight: Literal["examples", "sqrt", "equal"] = Field(
+        "examples", description="weight of a client in the mean: its training targets, their square root, or 1"
+    )
     strategy: str = Field("fedadam", description="a strategy of Flower by name, or package.module:Class")
     strategy_parameters: dict[str, Any] = Field(
         {"eta": 0.005, "tau": 1e-6}, description="arguments of the strategy; none where you name a strategy of your own"

@@ -60,7 +60,7 @@ class FedMoEClient(NumPyClient):
         self.users = [client] if own is None else own.users
 
     def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Train on the own history; return the shared arrays, the number of targets and the training's metrics.
+        """Train on the own history; return the shared arrays, the client's weight and the training's metrics.
 
         Where that is smaller, the item table is returned as its touched rows ``[R, D]``, and their ids, int64 ``[R]``,
         are one more array at the end (see ``reply_names``).
@@ -77,7 +77,7 @@ class FedMoEClient(NumPyClient):
         if TABLE not in shared:
             trained[TABLE] = in_table(table, touched, trained[TABLE])
         self.private.save({name: array for name, array in trained.items() if name not in set(shared)})
-        return list(sent.values()), outcome.examples, _scalars(outcome)
+        return list(sent.values()), outcome.weight, _scalars(outcome)
 
     def reply_names(self, shared: Sequence[str], arrays: NDArrays) -> list[str]:
         """Return the names of the arrays that ``fit`` returned; shared: the groups that it was given."""
@@ -192,12 +192,12 @@ def to_send(
 
 
 def _merged(outcomes: Sequence[Outcome]) -> Outcome:
-    """Return several users' outcomes as one, their metrics weighted by their examples."""
-    examples = sum(outcome.examples for outcome in outcomes)
+    """Return several users' outcomes as one, their metrics weighted as they are."""
+    weight = sum(outcome.weight for outcome in outcomes)
     return Outcome(
-        examples,
+        weight,
         {
-            name: sum(outcome.examples * outcome.metrics[name] for outcome in outcomes) / examples
+            name: sum(outcome.weight * outcome.metrics[name] for outcome in outcomes) / weight
             for name in outcomes[0].metrics
         },
     )

@@ -137,7 +137,7 @@ def _each(this: _Round, trained: Trained) -> Iterator[tuple[int, Message]]:
         own = {name: np.asarray(value[row]) for name, value in values.items()}
         sent = to_send(this.bench, own | {TABLE: own[TABLE][:size]}, touched[row, :size], table, this.shared)
         numbers = {name: float(value[row]) for name, value in trained.metrics.items()}
-        metrics = MetricRecord({"num-examples": member.steps.examples, **numbers})
+        metrics = MetricRecord({"num-examples": member.steps.weight, **numbers})
         place = this.places[member.client]
         content = RecordDict({"arrays": packed(sent), "metrics": metrics})
         yield place, Message(content=content, reply_to=this.messages[place])
@@ -145,7 +145,7 @@ def _each(this: _Round, trained: Trained) -> Iterator[tuple[int, Message]]:
 
 def _mean_reply(this: _Round, total: UpdateSum) -> Message:
     """Return the mean of all stacked clients; ``num-bytes``: what their replies would have weighed one by one."""
-    metrics = MetricRecord({"num-examples": total.examples, **total.metrics()})
+    metrics = MetricRecord({"num-examples": total.weight, **total.metrics()})
     counts = {"num-clients": total.clients, "num-bytes": total.bytes + total.clients * metrics.count_bytes()}
     numbers = MetricRecord({**dict(metrics.items()), **counts})
     return Message(content=RecordDict({"arrays": packed(total.mean()), "metrics": numbers}), reply_to=this.messages[0])

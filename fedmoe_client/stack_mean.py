@@ -1,6 +1,6 @@
 """The weighted mean of stacked clients' updates: what the server would make of their replies, without the replies.
 
-``server + sum_c n_c (x_c - server) / sum_c n_c``, with n_c the targets that a client trained. Summing differences keeps
+``server + sum_c n_c (x_c - server) / sum_c n_c``, with n_c the clients' weights. Summing differences keeps
 the precision of float32 where it matters.
 
 Shapes: C clients, V items, R touched rows, D hidden size.
@@ -33,14 +33,14 @@ class UpdateSum:
         self._total = {name: torch.zeros_like(each) for name, each in server.items()}
         self._touched = torch.zeros(len(server[TABLE]), dtype=torch.bool, device=server[TABLE].device)
         self._metrics: dict[str, float] = {}
-        self.examples = 0
+        self.weight = 0
         self.clients = 0
         self.bytes = 0
 
     def add(self, trained: Trained) -> None:
         """Add the clients of a stack."""
-        examples = [member.steps.examples for member in trained.members]
-        weights = torch.tensor(examples, dtype=torch.float32, device=trained.touched.device)
+        weights_given = [member.steps.weight for member in trained.members]
+        weights = torch.tensor(weights_given, dtype=torch.float32, device=trained.touched.device)
         for name, server in self._server.items():
             parameters = trained.parameters[name]
             if name == TABLE:
@@ -49,18 +49,18 @@ class UpdateSum:
                 self._total[name].index_add_(0, ids, moved.flatten(0, 1))
                 self._touched[ids] = True
             else:
-                moved = (parameters - server).view(len(examples), -1)
+                moved = (parameters - server).view(len(weights), -1)
                 self._total[name] += (weights @ moved).view(server.shape)
         for name, values in trained.metrics.items():
             self._metrics[name] = self._metrics.get(name, 0.0) + float(values @ weights)
-        self.examples += sum(examples)
-        self.clients += len(examples)
+        self.weight += sum(weights_given)
+        self.clients += len(weights)
         self.bytes += self._bytes_of_replies(trained.touched)
 
     def mean(self) -> dict[str, NDArray[Any]]:
         """Return the mean by name; of the item table the rows that any client touched, where that is smaller."""
         means = {
-            name: (server + self._total[name] / self.examples).cpu().numpy() for name, server in self._server.items()
+            name: (server + self._total[name] / self.weight).cpu().numpy() for name, server in self._server.items()
         }
         ids = np.flatnonzero(self._touched.cpu().numpy())
         if self._rows_travel and travels_as_rows(means[TABLE], ids):
@@ -70,7 +70,7 @@ class UpdateSum:
 
     def metrics(self) -> dict[str, float]:
         """Return the means of the clients' numbers."""
-        return {name: total / self.examples for name, total in self._metrics.items()}
+        return {name: total / self.weight for name, total in self._metrics.items()}
 
     def _bytes_of_replies(self, touched: Tensor) -> int:
         """Return the bytes of the arrays that the clients of a stack would have sent, one by one."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import sqrt
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,9 +37,9 @@ class Proximal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a client reports of its training: targets trained in an epoch, and means over its steps by name."""
+    """What a client reports of its training: its weight in the mean, and means over its steps by name."""
 
-    examples: int
+    weight: int
     metrics: dict[str, float]
 
 
@@ -47,12 +49,12 @@ class LocalSteps:
 
     Attributes:
         batches: one a step, in their order; at least one.
-        examples: targets of the first epoch.
+        weight: of the user in the server's mean, see ``weight_of``.
         dropout_seed: for torch's own generator, which dropout draws from.
     """
 
     batches: list[WindowBatch]
-    examples: int
+    weight: int
     dropout_seed: int
 
 
@@ -74,8 +76,19 @@ def draw_steps(
         list(window_batches(items, num_items, settings.model, settings.training, rng, device))
         for _ in range(settings.training.local_epochs)
     ]
-    examples = sum(int((batch.targets > 0).sum()) for batch in epochs[0])
-    return LocalSteps([batch for epoch in epochs for batch in epoch], examples, dropout_seed)
+    targets = sum(int((batch.targets > 0).sum()) for batch in epochs[0])
+    weight = weight_of(targets, settings.federation.client_weight)
+    return LocalSteps([batch for epoch in epochs for batch in epoch], weight, dropout_seed)
+
+
+def weight_of(targets: int, rule: Literal["examples", "sqrt", "equal"]) -> int:
+    """Return what a user with so many targets in an epoch weighs: a whole number, as Flower's ``num-examples`` is.
+
+    By its targets a user of 500 counts as much as twenty of 25; with equal weights the short histories' noise does.
+    """
+    if rule == "equal":
+        return 1
+    return targets if rule == "examples" else max(1, round(10 * sqrt(targets)))  # 10: the rounding should not matter
 
 
 def train_locally(
@@ -117,7 +130,7 @@ def train_steps(
         gate_gradient = clip_gradients(parameters, training)
         optimizer.step()
         reports.append((int((batch.targets > 0).sum()), report(model, losses, gate_gradient)))
-    return Outcome(steps.examples, _weighted_means(reports))
+    return Outcome(steps.weight, _weighted_means(reports))
 
 
 def seed_dropout(seed: int, device: torch.device) -> None:

@@ -1,7 +1,8 @@
 """Robust against promotion and sabotage: bounded contributions, bounded rows, and if wanted trimmed ones.
 
-With w the model sent, n_i the examples of client i (at most CAP times their median) and
-u_i = n_i / mean(n) * (w_i - w), which for one step of SGD is the sum over the client's targets of their gradients:
+With w the model sent, n_i the weight of client i (at most CAP times their median) and
+u_i = n_i / mean(n) * (w_i - w), which with weights by targets, the default, and one step of SGD is the sum of the
+gradients of all the client's targets:
 
     c_i = u_i * min(1, clip * median_j ||u_j|| / ||u_i||)
     a row of a table with ||u_iv|| > row * median_j max_v ||u_jv||  counts as not changed by client i

@@ -46,10 +46,10 @@ def config(server_round: int = 1, shared: list[str] = SHARED, **more: Any) -> di
 
 def test_only_the_shared_arrays_come_back(bench: Workbench, server: list[np.ndarray]) -> None:
     state = RecordDict()
-    arrays, examples, metrics = client(bench, state).fit(server, config())
+    arrays, weight, metrics = client(bench, state).fit(server, config())
     names = bench.names_in(SHARED)
     assert [array.shape for array in arrays] == [tuple(bench.parameters[name].shape) for name in names]
-    assert examples == len(bench.dataset.interactions.history(3)) - 3
+    assert weight == len(bench.dataset.interactions.history(3)) - 3
     assert np.isfinite(list(metrics.values())).all()
     assert list(PrivateParameters(state).load()) == bench.names_in(PRIVATE)
 

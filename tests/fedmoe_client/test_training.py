@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from data.sampling import packed_windows
 from fedmoe_client.batches import WindowBatch, window_batches, with_earlier_items
 from fedmoe_client.objective import objective, ranking_loss
-from fedmoe_client.training import Proximal, clip_gradients, make_optimizer, train_locally, warmed_up
+from fedmoe_client.training import Proximal, clip_gradients, make_optimizer, train_locally, warmed_up, weight_of
 from model.build import build_model
 from model.residual_moe import ResidualMoE
 from settings import Settings, TrainingSettings
@@ -118,7 +118,7 @@ def test_full_softmax_is_the_cross_entropy_over_the_catalogue(small) -> None:  #
 def test_metrics_name_gate_and_router(small) -> None:  # type: ignore[no-untyped-def]
     settings, model, items = small()
     outcome = train_locally(model, items, settings, 0, 1)
-    assert outcome.examples == len(items) - 1
+    assert outcome.weight == len(items) - 1
     assert outcome.metrics["router-visual"] + outcome.metrics["router-semantic"] == pytest.approx(1.0)
     assert 0 < outcome.metrics["router-entropy"] <= 1
     assert outcome.metrics["view-visual"] > 0
@@ -186,3 +186,8 @@ def test_losses_are_chosen_by_name() -> None:
         for loss in ("sampled_softmax", "bpr", "gbce")
     }
     assert len(set(found.values())) == 3
+
+
+def test_what_a_user_weighs() -> None:
+    assert [weight_of(400, rule) for rule in ("examples", "sqrt", "equal")] == [400, 200, 1]
+    assert weight_of(1, "sqrt") == 10
