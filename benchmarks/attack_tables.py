@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks.attack_leaks import Leak
 from benchmarks.attack_runs import Outcome
@@ -72,32 +74,29 @@ def leak_table(leaks: Mapping[str, Leak]) -> str:
 
 
 def draw(outcomes: Grid, path: Path) -> None:
-    """Draw HR@10 for every attack and ER@10 for the promotion, a bar for each defence."""
+    """Draw HR@10 for every attack and ER@10 for every promotion, a bar for each defence; no bar where none was run."""
     if not outcomes:
         return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     defences = list(dict.fromkeys(defence for defence, _ in outcomes))
     attacks = list(dict.fromkeys(attack for _, attack in outcomes))
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 4.5), width_ratios=[3, 1])
+    figure = Figure(figsize=(14, 5.5), layout="constrained")
+    rates, exposures = figure.subplots(1, 2, width_ratios=[3, 1.4])
+    _bars(rates, outcomes, defences, attacks, "hit_rate")
+    rates.axhline(_mean(outcomes[defences[0], "none"], "hit_rate"), color="grey", linewidth=0.8, linestyle="--")
+    rates.set_ylabel("HR@10, test")
+    _bars(exposures, outcomes, defences, [name for name in attacks if "promotion" in name], "exposure")
+    exposures.set_ylabel("ER@10 of the promoted item")
+    handles, labels = rates.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize="small", frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def _bars(axes: Axes, outcomes: Grid, defences: Sequence[str], attacks: Sequence[str], figure: str) -> None:
     width = 0.8 / len(defences)
     for place, defence in enumerate(defences):
-        rates = [_mean(outcomes.get((defence, attack), []), "hit_rate") for attack in attacks]
-        left.bar(np.arange(len(attacks)) + (place + 0.5) * width - 0.4, rates, width, label=defence)
-        promoted = "promotion" if "promotion" in attacks else attacks[-1]
-        right.bar(place, _mean(outcomes[defence, promoted], "exposure"))
-    left.axhline(_mean(outcomes[defences[0], "none"], "hit_rate"), color="grey", linewidth=0.8, linestyle="--")
-    left.set_xticks(np.arange(len(attacks)), attacks, rotation=25, ha="right")
-    left.set_ylabel("HR@10, test")
-    left.legend(fontsize="small", ncols=2)
-    right.set_xticks(np.arange(len(defences)), defences, rotation=40, ha="right")
-    right.set_ylabel("ER@10 of the promoted item")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+        heights = [_mean(outcomes.get((defence, attack), []), figure) for attack in attacks]
+        axes.bar(np.arange(len(attacks)) + (place + 0.5) * width - 0.4, heights, width, label=defence)
+    axes.set_xticks(np.arange(len(attacks)), attacks, rotation=25, ha="right")
 
 
 def _mean(outcomes: Sequence[Outcome], name: str) -> float:
