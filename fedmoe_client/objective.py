@@ -77,7 +77,7 @@ def objective(model: ResidualMoE, batch: WindowBatch, training: TrainingSettings
 
 
 def window_scores(
-    model: Model, batch: WindowBatch, num_items: int, precision: Literal["float32", "bfloat16"] = "float32"
+    model: Model, batch: WindowBatch, num_items: int, precision: Literal["float32", "bfloat16"]
 ) -> WindowScores:
     """Run the model on a batch. With bfloat16, its matrix products are taken in that type (torch's autocast)."""
     with torch.autocast(batch.context.device.type, torch.bfloat16, enabled=precision == "bfloat16"):

@@ -46,10 +46,13 @@ class PrivateParameters:
 
     def load(self) -> NamedArrays:
         """Return the kept arrays; empty before the client first trained with private parameters."""
-        if _RECORD not in self._state.array_records:
+        record = self._state.array_records.get(_RECORD)
+        if record is None:
             return {}
-        (kept,) = self._state.array_records[_RECORD].values()
-        layout = self._state.config_records[_LAYOUT]
+        layout = self._state.config_records.get(_LAYOUT)
+        if layout is None:  # from a checkpoint of 0.1.0, which kept each array by its name
+            return {name: array.numpy() for name, array in record.items()}
+        (kept,) = record.values()
         names, shapes = cast(list[str], layout["names"]), cast(list[str], layout["shapes"])
         sizes = [tuple(map(int, shape.split())) for shape in shapes]
         parts = np.split(kept.numpy(), np.cumsum([prod(size) for size in sizes])[:-1])

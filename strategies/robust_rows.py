@@ -4,8 +4,8 @@ With w the model sent, n_i the weight of client i (at most CAP times their media
 u_i = n_i / mean(n) * (w_i - w), which with weights by targets, the default, and one step of SGD is the sum of the
 gradients of all the client's targets:
 
+    a row of a table with ||u_iv|| > row * median_j max_v ||u_jv||  counts as not changed by client i; then
     c_i = u_i * min(1, clip * median_j ||u_j|| / ||u_i||)
-    a row of a table with ||u_iv|| > row * median_j max_v ||u_jv||  counts as not changed by client i
     dense parameters: w + mean of c_i
     row of a table:   w + (touched / clients) * (for each number: mean of c_i over the clients that changed the row,
                       without the k smallest and the k largest; k = ``trim`` of all clients, rounded up, but

@@ -23,7 +23,6 @@ The rule of k is no guarantee: the catalogue is public, and the mean of five kno
 from __future__ import annotations
 
 import copy
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,10 +35,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.central_training import CentralPlan, train_centrally
+from benchmarks.quality_tables import gain, paired_p
 from data.registry import Dataset, load_dataset
 from data.sampling import generator
 from data.splits import training_part
-from fedmoe_client.evaluation import metrics_of, model_scorer, ranks
+from fedmoe_client.evaluation import model_scorer, ranks
 from model.experts import SemanticExpert, VisualExpert
 from model.items import FixedFeatures
 from model.memory import Memory
@@ -163,19 +163,13 @@ def cold_ndcg(settings: Settings, dataset: Dataset, kind: Kind, size: int, plan:
     change = partial(extend, kind=kind, size=size, memories=memories, plan=plan, seed=seed)
     model, _ = train_centrally(settings, dataset, CentralPlan(plan.epochs), change=change)
     found = [ranks(model_scorer(model), histories, users, "test", settings.evaluation, seed, cut) for cut in plan.cuts]
-    return np.array([[metrics_of(float(rank), ())["ndcg@10"] for rank in each] for each in found])
-
-
-def paired_p(gains: NDArray[np.float64]) -> float:
-    """Return the two-sided p-value of a mean of paired differences ``[users]``, by their normal approximation."""
-    error = gains.std(ddof=1) / math.sqrt(len(gains))
-    return math.erfc(abs(gains.mean()) / error / math.sqrt(2)) if error > 0 else 1.0
+    return np.array([gain(each) for each in found])
 
 
 def line(label: str, found: NDArray[np.float64], other: NDArray[np.float64]) -> str:
     """Return a row of the table: NDCG@10 for each cut, its gain over another, and p."""
     cells = [
-        f"{new.mean():.4f} ({new.mean() / max(old.mean(), 1e-9) - 1:+.1%}, p {paired_p(new - old):.2f})"
+        f"{new.mean():.4f} ({new.mean() / max(old.mean(), 1e-9) - 1:+.1%}, p {paired_p(new, old):.2f})"
         for new, old in zip(found, other, strict=True)
     ]
     return f"| {' | '.join([label, *cells])} |"

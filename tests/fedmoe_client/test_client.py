@@ -54,6 +54,13 @@ def test_only_the_shared_arrays_come_back(bench: Workbench, server: list[np.ndar
     assert list(PrivateParameters(state).load()) == bench.names_in(PRIVATE)
 
 
+def test_private_parameters_of_an_older_checkpoint_are_read() -> None:
+    state = RecordDict({"private": ArrayRecord({"gate.value": Array(np.array(0.5, np.float32))})})
+    assert PrivateParameters(state).load() == {"gate.value": np.float32(0.5)}
+    PrivateParameters(state).save({"gate.value": np.array(0.25, np.float32)})
+    assert PrivateParameters(state).load() == {"gate.value": np.float32(0.25)}
+
+
 def test_private_parameters_advance_from_round_to_round(bench: Workbench, server: list[np.ndarray]) -> None:
     state = RecordDict()
     gates = []

@@ -92,8 +92,8 @@ def test_short_memories_alone_see_the_slots(example: ModuleType) -> None:
 
 def test_p_by_hand(example: ModuleType) -> None:
     # mean .75, standard deviation .5, of 4: three standard errors
-    assert example.paired_p(np.array([1.0, 1.0, 1.0, 0.0])) == pytest.approx(0.0027, abs=1e-5)
-    assert example.paired_p(np.zeros(4)) == 1.0
+    assert example.paired_p(np.array([1.0, 1.0, 1.0, 0.0]), np.zeros(4)) == pytest.approx(0.0027, abs=1e-5)
+    assert example.paired_p(np.zeros(4), np.zeros(4)) == 1.0
 
 
 def test_a_tiny_comparison(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
