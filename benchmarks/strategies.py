@@ -36,6 +36,8 @@ class Entry:
 
 ATTENTIVE = "examples.strategies.attentive:Attentive"
 _ADAM = {"eta": 0.005, "tau": 1e-6}
+# So little noise is no privacy worth the name: it shows that the wrappers work, and what clipping alone costs.
+_NOISE = {"noise_multiplier": 0.01, "num_sampled_clients": 47}
 # The clients take one step of SGD with rate 0.1, so a plain mean moves by a tenth of the mean gradient.
 ENTRIES: dict[str, Entry] = {
     "fedadam": Entry("fedadam", _ADAM, "cosine"),
@@ -52,6 +54,11 @@ ENTRIES: dict[str, Entry] = {
     "qfedavg": Entry("qfedavg", {"client_learning_rate": 0.1}),
     "rowwise (fedavg)": Entry("rowwise", {"strategy": "fedavg"}),
     "rowwise (fedadam)": Entry("rowwise", {"strategy": {"name": "fedadam", **_ADAM}}, "cosine"),
+    "robust-rows (fedadam)": Entry("robust-rows", {"strategy": {"name": "fedadam", **_ADAM}}, "cosine"),
+    "dp-server-fixed (fedavg)": Entry("dp-server-fixed", {"strategy": "fedavg", "clipping_norm": 0.5, **_NOISE}),
+    "dp-server-adaptive (fedavg)": Entry("dp-server-adaptive", {"strategy": "fedavg", **_NOISE}),
+    "dp-client-fixed (fedavg)": Entry("dp-client-fixed", {"strategy": "fedavg", "clipping_norm": 0.5, **_NOISE}),
+    "dp-client-adaptive (fedavg)": Entry("dp-client-adaptive", {"strategy": "fedavg", **_NOISE}),
     "attentive (fedavg)": Entry(ATTENTIVE, {"strategy": "fedavg"}),
     "attentive (fedadam)": Entry(ATTENTIVE, {"strategy": {"name": "fedadam", **_ADAM}}, "cosine"),
 }
