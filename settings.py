@@ -138,6 +138,9 @@ class TrainingSettings(Section):
     windows: Literal["all", "latest", "random"] = Field(
         "all", description="windows of an epoch: all, the latest one, or one ending at a random position"
     )
+    max_windows: CountOrZero = Field(
+        0, description="windows of an epoch: at most so many, drawn anew each time; 0: no limit"
+    )
     batch_size: Count = Field(32, description="windows of one local step")
     optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="the client's optimiser, new each round")
     learning_rate: Positive = Field(0.1, description="the client's learning rate")

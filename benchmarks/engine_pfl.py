@@ -126,7 +126,10 @@ def run(settings: Settings, dataset: Dataset, cohorts: list[list[int]], stopwatc
         eps=float(parameters.get("tau", 1e-6)),
     )
     stream = Stream(cohorts)
-    windows = {client: -(-_targets(dataset, client[1]) // settings.model.max_seq_len) for client in stream.clients}
+    most = settings.training.max_windows or sys.maxsize
+    windows = {
+        client: min(most, -(-_targets(dataset, client[1]) // settings.model.max_seq_len)) for client in stream.clients
+    }
     clients = FederatedDataset(dataset_of, stream, user_id_to_weight=windows)
     FederatedAveraging().run(
         NNAlgorithmParams(

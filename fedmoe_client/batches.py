@@ -35,7 +35,9 @@ def window_batches(
     rng: np.random.Generator,
     device: torch.device,
 ) -> Iterator[WindowBatch]:
-    """Yield one epoch of a user's windows, in random order. items: its training part, oldest first.
+    """Yield one epoch of a user's windows, in random order, or of as many as ``max_windows`` allows.
+
+    items: its training part, oldest first.
 
     Negatives are drawn from the items outside the training part alone: leaving out the validation or the test item
     as well would tell which they are.
@@ -43,7 +45,7 @@ def window_batches(
     windows = packed_windows(items, model.max_seq_len, training.windows, rng)
     context = with_earlier_items(windows, items, model.memory_size if model.mixture else 0)
     seen = np.unique(items)
-    order = rng.permutation(len(windows))
+    order = rng.permutation(len(windows))[: training.max_windows or None]
     for chosen in np.split(order, range(training.batch_size, len(order), training.batch_size)):
         yield WindowBatch(
             _tensor(context[chosen], device),
