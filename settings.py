@@ -139,7 +139,7 @@ class TrainingSettings(Section):
         "all", description="windows of an epoch: all, the latest one, or one ending at a random position"
     )
     max_windows: CountOrZero = Field(
-        0, description="windows of an epoch: at most so many, drawn anew each time; 0: no limit"
+        0, description="windows of an epoch: at most so many, the latest and others drawn anew each time; 0: all"
     )
     batch_size: Count = Field(32, description="windows of one local step")
     optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="the client's optimiser, new each round")

@@ -45,7 +45,7 @@ def window_batches(
     windows = packed_windows(items, model.max_seq_len, training.windows, rng)
     context = with_earlier_items(windows, items, model.memory_size if model.mixture else 0)
     seen = np.unique(items)
-    order = rng.permutation(len(windows))[: training.max_windows or None]
+    order = _chosen(len(windows), training.max_windows, rng)
     for chosen in np.split(order, range(training.batch_size, len(order), training.batch_size)):
         yield WindowBatch(
             _tensor(context[chosen], device),
@@ -54,6 +54,17 @@ def window_batches(
             if training.loss == "softmax"
             else _tensor(_negatives(rng, num_items, seen, len(chosen), training), device),
         )
+
+
+def _chosen(count: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return which windows are trained, in random order: all, or the latest and others drawn at random.
+
+    The latest is nearest to what is to be recommended: with it a federation learns more than with windows drawn alike.
+    """
+    if not most or count <= most:
+        return rng.permutation(count)
+    others = rng.choice(count - 1, size=most - 1, replace=False)
+    return rng.permutation(np.append(others, count - 1))
 
 
 def with_earlier_items(windows: PackedWindows, items: NDArray[np.int32], earlier: int) -> NDArray[np.int32]:

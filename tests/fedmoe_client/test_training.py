@@ -75,13 +75,14 @@ def test_an_epoch_trains_every_target_once_and_never_on_a_later_item(
     assert sorted(targets) == sorted(items[1:].tolist())
 
 
-def test_an_epoch_has_at_most_so_many_windows_others_each_time() -> None:
+def test_an_epoch_has_at_most_so_many_windows_the_latest_and_others_each_time() -> None:
     settings, _ = load_settings([*SMALL, "max_seq_len=4", "max_windows=2"])
     items, rng = np.arange(1, 42, dtype=np.int32), np.random.default_rng(0)
     trained = set()
     for _ in range(40):
         (batch,) = window_batches(items, 60, settings.model, settings.training, rng, torch.device("cpu"))
         assert batch.targets.shape == (2, 4)
+        assert list(range(38, 42)) in batch.targets.tolist()
         trained |= set(batch.targets.flatten().tolist())
     assert trained == set(range(2, 42))  # each target has its turn
     few = items[:5]
