@@ -139,7 +139,7 @@ class TrainingSettings(Section):
         "all", description="windows of an epoch: all, the latest one, or one ending at a random position"
     )
     max_windows: CountOrZero = Field(
-        0, description="windows of an epoch: at most so many, the latest and others drawn anew each time; 0: all"
+        2, description="windows of an epoch: at most so many, the latest and others drawn anew each time; 0: all"
     )
     batch_size: Count = Field(32, description="windows of one local step")
     optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="the client's optimiser, new each round")
@@ -175,7 +175,7 @@ class GuardSettings(Section):
 class FederationSettings(Section):
     """What the server does: rounds, cohorts, strategy and aggregation schedule."""
 
-    num_rounds: Count = Field(400, description="rounds")
+    num_rounds: Count = Field(700, description="rounds")
     client_fraction: Fraction = Field(0.05, description="share of the clients in a round")
     min_reply_fraction: Fraction = Field(
         0.5, description="a round fails, and leaves the model as it was, if a smaller share of its clients replied"
@@ -191,7 +191,7 @@ class FederationSettings(Section):
         "cosine", description="course of the strategy's server learning rate over the rounds"
     )
     warmup_rounds: CountOrZero = Field(
-        40, description="rounds at the start in which the groups of 'warmup' are aggregated"
+        70, description="rounds at the start in which the groups of 'warmup' are aggregated"
     )
     warmup: Groups = Field(GROUPS, description="groups aggregated during the warm-up, or 'all'")
     shared: Groups = Field(
@@ -204,10 +204,10 @@ class FederationSettings(Section):
     decoy_rows: CountOrZero = Field(
         0, description="negatives that are the same in all rounds of a client, so that its items do not stand out"
     )
-    evaluate_every: CountOrZero = Field(20, description="rounds between evaluations; 0: only at the end")
-    evaluate_clients: CountOrZero = Field(300, description="clients of these evaluations, a fixed sample; 0: all")
+    evaluate_every: CountOrZero = Field(35, description="rounds between evaluations; 0: only at the end")
+    evaluate_clients: CountOrZero = Field(0, description="clients of these evaluations, a fixed sample; 0: all")
     patience: CountOrZero = Field(10, description="evaluations without a better NDCG@10 before stopping; 0: never")
-    checkpoint_every: CountOrZero = Field(50, description="rounds between checkpoints; 0: only at the end")
+    checkpoint_every: CountOrZero = Field(70, description="rounds between checkpoints; 0: only at the end")
     guards: GuardSettings = GuardSettings()
 
     @model_validator(mode="before")

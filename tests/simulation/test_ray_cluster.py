@@ -33,3 +33,4 @@ def test_threads(client_cpus: float, threads: str) -> None:
     environment = worker_environment(client_cpus)
     assert environment["OMP_NUM_THREADS"] == environment["OPENBLAS_NUM_THREADS"] == threads
     assert "" not in environment["PYTHONPATH"].split(os.pathsep)
+    assert int(environment["MALLOC_TRIM_THRESHOLD_"]) > int(environment["MALLOC_MMAP_THRESHOLD_"]) > 2**20
