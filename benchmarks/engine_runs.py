@@ -19,6 +19,7 @@ from benchmarks.engine_cases import Plan
 from benchmarks.engine_memory import LOOK_SECONDS, MemoryWatch, peaks
 from benchmarks.engine_report import Report
 from errors import FedMoEError
+from simulation.ray_cluster import ALLOCATOR
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_SECONDS = 1200.0
@@ -119,6 +120,7 @@ def _command(engine: str, pfl_python: Path | None) -> list[str]:
 def _environment(cache: Path, engine: str) -> dict[str, str]:
     environment = {
         **os.environ,
+        **ALLOCATOR,  # all of them: what hosts do by themselves must not count against the others
         "PYTHONPATH": str(ROOT),
         "FEDMOE_CACHE": str(cache),
         "FLWR_TELEMETRY_ENABLED": "0",

@@ -18,7 +18,7 @@ from settings_loading import load_settings, to_run_config
 
 WORDS = (
     "dataset=synthetic users=12 data.synthetic.items=40 dim=8 attention_dim=8 blocks=1 max_seq_len=6 memory_size=6 "
-    "memory_refresh=3 num_negatives=5 learning_rate=0.5 batch_size=1 checkpoint_every=3"
+    "memory_refresh=3 num_negatives=5 max_windows=0 learning_rate=0.5 batch_size=1 checkpoint_every=3"
 ).split()
 SHARED = ["embedding", "backbone", "visual_expert", "semantic_expert"]
 PRIVATE = [group for group in GROUPS if group not in SHARED]

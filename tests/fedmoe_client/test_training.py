@@ -22,7 +22,7 @@ from settings_loading import load_settings
 
 SMALL = (
     "dataset=synthetic users=30 data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 max_seq_len=6 memory_size=6 "
-    "memory_refresh=3 num_negatives=5 dropout=0"
+    "memory_refresh=3 max_windows=0 num_negatives=5 dropout=0"
 ).split()
 
 
