@@ -14,9 +14,7 @@ from settings_loading import load_points, read_yaml, settings_from, to_run_confi
 from sweep import run_sweep
 
 if TYPE_CHECKING:
-    import numpy as np
     from flwr.serverapp import ServerApp
-    from numpy.typing import NDArray
 
     from data.interactions import Interactions
 
@@ -69,21 +67,13 @@ def simulate(settings: Settings, resume: Path | None = None) -> Path:
 
 def execute(settings: Settings, server: ServerApp, histories: Interactions, run_config: dict[str, Any]) -> None:
     """Run a ServerApp on the engine of the settings; each user of the histories is a client."""
+    from data.sampling import items_of_a_round
     from simulation.engines import run_simulation
 
-    resources, loads = settings.simulation, _loads(settings, histories)
+    resources, training = settings.simulation, settings.training
+    loads = items_of_a_round(histories.offsets, settings.model.max_seq_len, training.windows, training.max_windows)
     users = histories.num_users
     run_simulation(resources.engine, server, CLIENT_APP, users, run_config, resources, loads, STACKED)
-
-
-def _loads(settings: Settings, histories: Interactions) -> NDArray[np.int64]:
-    """Return what a round costs each client: the items that it trains on."""
-    import numpy as np
-
-    training = settings.training
-    windows = training.max_windows if training.windows == "all" else 1
-    lengths = np.diff(histories.offsets)
-    return np.minimum(lengths, windows * settings.model.max_seq_len) if windows else lengths
 
 
 def _resume_folder(words: list[str]) -> tuple[Path | None, list[str]]:

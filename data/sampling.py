@@ -137,3 +137,15 @@ def _pack(items: NDArray[np.int32], length: int) -> PackedWindows:
     starts = np.maximum(np.arange(count, dtype=np.int64) * length - padding, 0)
     windows = padded.reshape(2, count, length)
     return PackedWindows(windows[0], windows[1], starts)
+
+
+def items_of_a_round(
+    offsets: NDArray[np.int64], max_seq_len: int, which: Windows, max_windows: int
+) -> NDArray[np.int64]:
+    """Return about how many items each user trains on in a round, ``[users]``: what its call costs.
+
+    offsets: ``[users + 1]``, where the histories begin and end; max_windows: windows of an epoch, 0 for no limit.
+    """
+    lengths = np.diff(offsets)
+    windows = max_windows if which == "all" else 1
+    return np.minimum(lengths, windows * max_seq_len) if windows else lengths

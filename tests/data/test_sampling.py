@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.sampling import PackedWindows, evaluation_candidates, generator, packed_windows, sample_negatives
+from data.sampling import (
+    PackedWindows,
+    evaluation_candidates,
+    generator,
+    items_of_a_round,
+    packed_windows,
+    sample_negatives,
+)
 from errors import FedMoEError
 
 KEYS = st.tuples(st.integers(0, 3), st.sampled_from(["a", "b", "a1"]), st.lists(st.integers(0, 12), max_size=3))
@@ -181,3 +188,10 @@ def test_a_random_window_ends_anywhere() -> None:
 def test_a_random_window_needs_a_generator() -> None:
     with pytest.raises(ValueError, match="need a generator"):
         packed_windows(as_items([1, 2, 3]), 2, "random")
+
+
+def test_what_a_round_costs_each_user() -> None:
+    offsets = np.array([0, 5, 45, 50])
+    assert items_of_a_round(offsets, 10, "all", 2).tolist() == [5, 20, 5]
+    assert items_of_a_round(offsets, 10, "all", 0).tolist() == [5, 40, 5]
+    assert items_of_a_round(offsets, 10, "latest", 2).tolist() == [5, 10, 5]
