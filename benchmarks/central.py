@@ -45,7 +45,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def passes(settings: Settings) -> int:
-    """Return how often the planned rounds train each user's windows, at least once."""
+    """Return how often each user takes part in the planned rounds, at least once; it may train a few windows then."""
     federation = settings.federation
     return max(1, round(federation.num_rounds * federation.client_fraction * settings.training.local_epochs))
 
