@@ -55,14 +55,17 @@ class Trained:
 
 
 def stacks_of(members: Sequence[Member], windows: int) -> Iterator[list[Member]]:
-    """Yield stacks of clients of one shape, each of about ``windows`` windows a step and at least one client."""
+    """Yield stacks of clients of one shape, each of about ``windows`` windows a step and at least one client.
+
+    Clients of a shape are shared out evenly: a small stack for the last few would cost nearly as much as a full one.
+    """
     by_shape: dict[tuple[int, ...], list[Member]] = defaultdict(list)
     for member in members:
         by_shape[member.shape].append(member)
     for shape, alike in sorted(by_shape.items()):
-        size = max(1, windows // max(shape))
-        for start in range(0, len(alike), size):
-            yield alike[start : start + size]
+        stacks = min(max(1, round(len(alike) * max(shape) / windows)), len(alike))
+        for number in range(stacks):
+            yield alike[number * len(alike) // stacks : (number + 1) * len(alike) // stacks]
 
 
 class StackTrainer:

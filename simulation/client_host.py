@@ -5,10 +5,12 @@ Imports neither torch, Ray, the model nor the data: those come with the client a
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,13 +111,15 @@ class ClientHost:
         self._shared: dict[int, object] = {}
         self._reducers: dict[int, Reducer] = {}
         self._stacked: Stacked | None = None
+        self._settled = False
 
     def load(self) -> int:
         """Import the ClientApp and return this host's process id. Raises FedMoEError if that fails."""
-        if self._settings.stacked is not None:
-            self._stacked = load_named(self._settings.stacked, "stacked client function")  # type: ignore[assignment]
-        source = self._settings.app
-        self._app = load_client_app(source) if isinstance(source, str) else _unpickled(source)
+        with _no_collection():
+            if self._settings.stacked is not None:
+                self._stacked = load_named(self._settings.stacked, "stacked client function")  # type: ignore[assignment]
+            source = self._settings.app
+            self._app = load_client_app(source) if isinstance(source, str) else _unpickled(source)
         return os.getpid()
 
     def receive(self, key: int, shared: object) -> None:
@@ -139,6 +143,11 @@ class ClientHost:
             outcome.replies.extend(replies)
         else:
             self._reduce(work, work.reducer, replies, outcome)
+        if not self._settled:
+            # Model and data stay, as the modules do. The collector would go through all of them every few seconds, for
+            # a quarter of a second each time, while the other hosts wait for this one.
+            gc.freeze()
+            self._settled = True
         return outcome
 
     def _one_by_one(self, work: Work, outcome: Outcome) -> Iterator[Message | None]:
@@ -249,6 +258,19 @@ class ClientHost:
     def clear(self) -> None:
         """Forget all private state."""
         self._states.clear()
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Import without garbage collection: there is nothing to collect, and looking for it takes most of a second."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
 
 
 def _unpickled(source: bytes) -> ClientApp:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 
 import ray
@@ -65,6 +66,7 @@ def _run_ray(
     loads: ArrayLike | None,
     stacked: str | None,
 ) -> None:
+    gc.freeze()  # what was imported stays, and is not to be searched for garbage time and again
     with (
         quiet(logging.WARNING),
         RayGrid(

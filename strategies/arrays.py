@@ -1,15 +1,17 @@
-"""Arrays of replies whose values are at hand: decoded once, or a table of which only some rows came.
+"""Arrays whose values are at hand: decoded once, or a table of which only some rows came.
 
-Flower's ``Array`` parses its bytes at every call of ``numpy`` and always holds them. These make bytes, and a table its
-other rows, when somebody asks.
+Flower's ``Array`` parses its bytes at every call of ``numpy`` and always holds them. Those of replies make bytes, and a
+table its other rows, when somebody asks; the model's, which travel in every round, keep both.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Array
+from flwr.app import Array, ArrayRecord
 
 ROWS = "/rows"  # NAME/rows are the ids of the rows that are sent of the table NAME; the client's side knows it too
 
@@ -56,3 +58,37 @@ class TableRows(_OnDemand):
         table = self.server.numpy()
         table[self.ids] = self.rows
         return table
+
+
+class Kept(Array):
+    """An array that holds its bytes and its values, which are to be read only; ``numpy`` copies them."""
+
+    values: np.ndarray
+
+    def __init__(self, encoded: Array, values: np.ndarray) -> None:
+        self.__dict__.update(dtype=encoded.dtype, shape=encoded.shape, stype=encoded.stype, data=encoded.data)
+        self.__dict__["values"] = values
+
+    def numpy(self) -> np.ndarray:
+        """Return the values, as an array of one's own to write into."""
+        return self.values.copy()
+
+
+def values_of(array: Array, like: Array) -> np.ndarray:
+    """Return the values of ``array``, to be read only; quickly, where its header is byte for byte that of ``like``."""
+    if isinstance(array, Decoded | Kept):
+        return array.values
+    header = len(like.data) - np.dtype(like.dtype).itemsize * math.prod(like.shape)
+    same = array.stype == like.stype and len(array.data) == len(like.data)
+    if same and array.data[:header] == like.data[:header]:
+        # Parsing the header takes most of the time of a small array; the order of the values is of no matter here.
+        return np.frombuffer(array.data, like.dtype, offset=header).reshape(like.shape)
+    return array.numpy()
+
+
+def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """Return a record of these very arrays: made from a dict by Flower's constructor it would hold plain copies."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = array
+    return record

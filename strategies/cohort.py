@@ -21,15 +21,14 @@ def sample_clients(seed: int, purpose: str, server_round: int, client_ids: Itera
 
     The draw depends on (seed, purpose, server_round) and the set of client ids, not on their order.
     """
-    if isinstance(client_ids, range):
-        ids = np.sort(np.arange(client_ids.start, client_ids.stop, client_ids.step))
-    else:
-        ids = np.sort(np.fromiter(client_ids, dtype=np.int64))
+    # A range may have millions and is never written out; of two with the same members the ascending one is taken.
+    ids = client_ids[::-1] if isinstance(client_ids, range) and client_ids.step < 0 else client_ids
+    ids = ids if isinstance(ids, range) else sorted(ids)
     if size >= len(ids):
-        return [int(client) for client in ids]
+        return list(ids)
     rng = np.random.default_rng(np.random.SeedSequence([seed, crc32(purpose.encode()), server_round]))
     chosen = rng.choice(len(ids), size=size, replace=False, shuffle=False)
-    return [int(client) for client in ids[np.sort(chosen)]]
+    return [ids[place] for place in np.sort(chosen).tolist()]
 
 
 def poisson_sample(seed: int, purpose: str, server_round: int, client_ids: Iterable[int], rate: float) -> list[int]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 
-from strategies.arrays import ROWS, Decoded, TableRows
+from strategies.arrays import ROWS, Decoded, TableRows, record_of, values_of
 
 REFUSED = 100  # error code of a refused reply; Flower's own codes are smaller
 # Metrics of a reply that is a mean of several: clients in it, and bytes of their replies. Not part of its ``Shape``.
@@ -139,7 +139,7 @@ def _checked_content(content: RecordDict, expected: Mapping[str, Array] | None) 
     for name in record:
         if name.removesuffix(ROWS) not in expected:
             raise _Refused(f"parameter '{name}' is not aggregated in this round; clients may send the shared ones only")
-    arrays = ArrayRecord()  # filled one by one: made from a dict it would hold copies
+    arrays: dict[str, Array] = {}
     for name, like in expected.items():
         if name not in record:
             raise _Refused(f"parameter '{name}' is missing")
@@ -148,7 +148,8 @@ def _checked_content(content: RecordDict, expected: Mapping[str, Array] | None) 
             _checked_array(name, record[name], like) if ids is None else _checked_rows(name, ids, record[name], like)
         )
     others = {key: record.copy() for key, record in content.items() if not isinstance(record, ArrayRecord)}
-    return RecordDict({"arrays": arrays, **others})  # a fixed key: Flower demands the same ones in all replies
+    # A fixed key: Flower demands the same ones in all replies.
+    return RecordDict({"arrays": record_of(arrays), **others})
 
 
 def _checked_array(name: str, array: Array, like: Array) -> Decoded:
@@ -178,24 +179,12 @@ def _checked_values(name: str, array: Array, like: Array, shape: tuple[int, ...]
 
 def _values(name: str, array: Array, like: Array) -> np.ndarray:
     try:
-        values = _decoded(array, like)
+        values = values_of(array, like)
     except Exception as error:  # the bytes come from outside: whatever decoding them raises, the reply is at fault
         raise _Refused(f"parameter '{name}' cannot be decoded ({type(error).__name__})") from error
     if not isinstance(values, np.ndarray):
         raise _Refused(f"parameter '{name}' cannot be decoded (not one array)")
     return values
-
-
-def _decoded(array: Array, like: Array) -> np.ndarray:
-    """Return the values of ``array``; quickly, where its header is byte for byte that of ``like``."""
-    if isinstance(array, Decoded):
-        return array.values
-    header = len(like.data) - np.dtype(like.dtype).itemsize * math.prod(like.shape)
-    same = array.stype == like.stype and len(array.data) == len(like.data)
-    if same and array.data[:header] == like.data[:header]:
-        # Parsing the header takes most of the time of a small array; the order of the values is of no matter here.
-        return np.frombuffer(array.data, like.dtype, offset=header).reshape(like.shape)
-    return array.numpy()
 
 
 def _checked_metrics(content: RecordDict, demands: _Demands) -> Shape:

@@ -12,6 +12,7 @@ from flwr.serverapp.exception import AggregationError, InconsistentMessageReplie
 from flwr.serverapp.strategy import Strategy
 
 from errors import FedMoEError
+from strategies.arrays import Kept, record_of, values_of
 from strategies.context import tell_context
 from strategies.guards import MAX_EXAMPLES, Refusal, check_metric_replies, check_train_replies
 from strategies.keyed_state import change_parameters
@@ -163,7 +164,7 @@ class PartialAggregation(Wrapper):
         sent = content.array_records.get(key, ArrayRecord())
         names = set(self.schedule.shared_names(server_round))
         merged = {name: sent[name] if name in names and name in sent else array for name, array in arrays.items()}
-        full[key] = ArrayRecord({name: _fitted(array, arrays[name]) for name, array in merged.items()})
+        full[key] = record_of({name: _fitted(array, arrays[name]) for name, array in merged.items()})
         key = _key("config", list(content.config_records))
         config = content.config_records.get(key, ConfigRecord()).copy()
         config["server-round"] = server_round
@@ -180,13 +181,14 @@ class PartialAggregation(Wrapper):
             raise FedMoEError(f"{returned} {'no' if odd in expected else 'the unknown'} parameter '{odd}'")
         merged = dict(self._arrays.items())
         for name, like in expected.items():
-            values = arrays[name].numpy()
+            values = values_of(arrays[name], like)
             if values.size != int(np.prod(like.shape)) or (like.shape and values.shape != tuple(like.shape)):
                 raise FedMoEError(f"{returned} '{name}' with shape {list(values.shape)}, expected {list(like.shape)}")
-            merged[name] = _fitted(arrays[name], like)
-            if not np.isfinite(merged[name].numpy()).all():
+            fitted = values.astype(like.dtype, copy=False).reshape(like.shape)
+            if not np.isfinite(fitted).all():
                 raise FedMoEError(f"{returned} a value that is not finite in '{name}'; lower its learning rate")
-        return ArrayRecord(merged)
+            merged[name] = Kept(arrays[name] if _fits(arrays[name], like) else Array(fitted), fitted)
+        return record_of(merged)
 
     def _inner_name(self) -> str:
         return f"strategy {type(list(chain(self.strategy))[-1]).__name__}"
@@ -207,14 +209,16 @@ def _flat(array: Array) -> Array:
 
 
 def _without_scalars(arrays: Mapping[str, Array]) -> ArrayRecord:
-    return ArrayRecord({name: _flat(array) for name, array in arrays.items()})
+    return record_of({name: _flat(array) for name, array in arrays.items()})
 
 
 def _fitted(array: Array, like: Array) -> Array:
     """Return ``array`` with the dtype and shape of ``like``; itself if it has them."""
-    if array.dtype == like.dtype and tuple(array.shape) == tuple(like.shape):
-        return array
-    return Array(array.numpy().astype(like.dtype).reshape(like.shape))
+    return array if _fits(array, like) else Array(array.numpy().astype(like.dtype).reshape(like.shape))
+
+
+def _fits(array: Array, like: Array) -> bool:
+    return array.dtype == like.dtype and tuple(array.shape) == tuple(like.shape)
 
 
 def _key(wanted: str, present: list[str]) -> str:

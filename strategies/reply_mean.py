@@ -11,11 +11,11 @@ import copy
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from strategies.arrays import Decoded, TableRows
+from strategies.arrays import Decoded, TableRows, record_of
 from strategies.guards import COUNTED, MAX_EXAMPLES, NUM_EXAMPLES, Shape, check_train_reply, difference, error_reply
 from strategies.wrapper import chain
 
@@ -105,9 +105,7 @@ class ReplyMean:
         """
         if self._first is None:
             return list(self._errors)
-        arrays = ArrayRecord()  # filled one by one: made from a dict it would hold copies
-        for name, total in self._arrays.items():
-            arrays[name] = total.mean(float(self._weight))
+        arrays = record_of({name: total.mean(float(self._weight)) for name, total in self._arrays.items()})
         key, first = next(iter(self._first.content.metric_records.items()))
         means: dict[str, _Values] = {
             name: np.divide(total, self._weight).tolist() for name, total in self._metrics.items()

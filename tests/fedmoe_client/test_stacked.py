@@ -159,4 +159,6 @@ def test_stacks_hold_clients_of_one_shape() -> None:
 
     members = [member(0, 2), member(1, 1), member(2, 2), member(3, 2), member(4, 9), member(5, 2, 1)]
     stacks = [[each.client for each in stack] for stack in stacks_of(members, 4)]
-    assert stacks == [[1], [0, 2], [3], [5], [4]]
+    assert stacks == [[1], [0], [2, 3], [5], [4]]
+    ones = [member(client, 1) for client in range(5)]
+    assert [len(stack) for stack in stacks_of(ones, 4)] == [5]  # not 4 and 1
