@@ -93,11 +93,11 @@ class FedMoEClient(NumPyClient):
         split = cast(Split, config["split"])
         server, own = self._start(parameters, shared)
         self.workbench.load(server)
-        common = self._metrics(split)
+        common = self._metrics(split, server)
         personal = common
         if own:
             self.workbench.load(own)
-            personal = self._metrics(split)
+            personal = self._metrics(split, server | own)
         metrics: dict[str, Scalar] = {**personal, **{f"global-{name}": value for name, value in common.items()}}
         return 1.0 - personal["ndcg@10"], len(self.users), metrics
 
@@ -155,10 +155,11 @@ class FedMoEClient(NumPyClient):
         tensors = [used[name] for name in shared]
         return Proximal(mu, tensors, [tensor.detach().clone() for tensor in tensors])
 
-    def _metrics(self, split: Split) -> dict[str, float]:
+    def _metrics(self, split: Split, loaded: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
         settings = self.workbench.settings
+        full = settings.evaluation.protocol == "full"
         found = ranks(
-            model_scorer(self.workbench.model),
+            model_scorer(self.workbench.model, self.workbench.catalogue_side(loaded) if full else None),
             self.histories,
             self.users,
             split,

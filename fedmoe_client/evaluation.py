@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from data.interactions import Interactions
 from data.sampling import evaluation_candidates
 from data.splits import Split, held_out
-from model.residual_moe import ResidualMoE
+from model.residual_moe import ItemSide, ResidualMoE
 from settings import EvaluationSettings
 
 Scorer = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
@@ -87,14 +87,23 @@ def mean_metrics(all_ranks: NDArray[np.float64], cutoffs: Iterable[int]) -> dict
     return {name: float(np.mean([numbers[name] for numbers in each])) for name in each[0]}
 
 
-def model_scorer(model: ResidualMoE) -> Scorer:
-    """Return the scorer of a model, in evaluation mode and without gradients."""
+def catalogue_side(model: ResidualMoE) -> ItemSide:
+    """Return what a model makes of the items 0 to V, which all users' rankings of the whole catalogue share."""
+    model.eval()
+    with torch.inference_mode():
+        return model.item_side(torch.arange(model.architecture.num_items + 1, device=next(model.parameters()).device))
+
+
+def model_scorer(model: ResidualMoE, catalogue: ItemSide | None = None) -> Scorer:
+    """Return the scorer of a model, in evaluation mode and without gradients; catalogue: see ``catalogue_side``."""
     device = next(model.parameters()).device
 
     def scores(contexts: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float32]:
         model.eval()
         with torch.inference_mode():
-            found = model.rank_scores(torch.from_numpy(contexts).to(device), torch.from_numpy(candidates).to(device))
+            found = model.rank_scores(
+                torch.from_numpy(contexts).to(device), torch.from_numpy(candidates).to(device), catalogue
+            )
         array: NDArray[np.float32] = found.cpu().numpy()
         return array
 

@@ -14,11 +14,12 @@ from torch import nn
 
 from data.registry import Dataset
 from errors import FedMoEError
+from fedmoe_client.evaluation import catalogue_side
 from fedmoe_client.identity import catalogue_stamp, identity_of, item_numbers, own_dataset
 from fedmoe_client.sub_catalogue import TABLE
 from model.build import build_model
 from model.groups import parameter_names
-from model.residual_moe import ResidualMoE
+from model.residual_moe import ItemSide, ResidualMoE
 from settings import Settings
 from settings_loading import from_run_config
 
@@ -36,6 +37,7 @@ class Workbench:
         self.model: ResidualMoE = build_model(settings.model, dataset, settings.seed).to(self.device)
         self.parameters = dict(self.model.named_parameters())
         self._decoded: dict[str, tuple[bytes, NDArray[np.float32]]] = {}
+        self._catalogue_side: tuple[list[NDArray[np.float32]], ItemSide] | None = None
         self.groups = parameter_names(self.model)
 
     @property
@@ -92,6 +94,25 @@ class Workbench:
         with torch.no_grad():
             for name, array in arrays.items():
                 self.parameters[name].copy_(torch.from_numpy(array))
+
+    def catalogue_side(self, loaded: Mapping[str, NDArray[np.float32]]) -> ItemSide:
+        """Return what the model makes of all items alone, with these arrays, which it has just loaded.
+
+        It is computed for the first of the clients that get the very same arrays.
+        """
+        arrays = [loaded[name] for name in self._item_names]
+        if self._catalogue_side is None or any(
+            a is not b for a, b in zip(arrays, self._catalogue_side[0], strict=True)
+        ):
+            self._catalogue_side = arrays, catalogue_side(self.model)
+        return self._catalogue_side[1]
+
+    @cached_property
+    def _item_names(self) -> list[str]:
+        """Names of the parameters that the model needs for items alone: their vectors, and the experts' queries."""
+        modules = [self.model.items, *(expert.get_submodule("query") for expert in self.model.experts.values())]
+        wanted = {id(parameter) for module in modules for parameter in module.parameters()}
+        return [name for name, parameter in self.parameters.items() if id(parameter) in wanted]
 
     def used(self) -> dict[str, nn.Parameter]:
         """Return the parameters by name as the model has them now: its own, or its part of the item table."""

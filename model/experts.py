@@ -89,14 +89,20 @@ class VisualExpert(nn.Module):
         self.value = nn.Linear(features.dim, dim)
         self.output = nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), SharedDropout(dropout))
 
-    def forward(self, candidates: Tensor, vectors: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Return the view ``[B, M, N, D]`` of candidates ``[B, N]``, and where there is one, bool ``[B, M, N]``."""
+    def queries(self, items: Tensor, vectors: Tensor) -> Tensor:
+        """Return what items ``[...]`` ask with, ``[..., A]``; their item vectors are of no use here."""
+        asked: Tensor = self.query(self._features[0].values[items])
+        return asked
+
+    def forward(self, candidates: Tensor, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Return the view ``[B, M, N, D]`` of candidates ``[B, N]``, and where there is one, bool ``[B, M, N]``.
+
+        queries: the candidates', ``[B, N, A]``.
+        """
         features = self._features[0]
         usable = usable_memory(candidates, memory, features.present)
         pictures = features.values[memory.items]
-        mixed, has_view = attend(
-            self.query(features.values[candidates]), self.key(pictures), self.value(pictures), usable, memory, heads=1
-        )
+        mixed, has_view = attend(queries, self.key(pictures), self.value(pictures), usable, memory, heads=1)
         return self.output(mixed), has_view
 
 
@@ -112,13 +118,18 @@ class SemanticExpert(nn.Module):
         self.value = nn.Linear(features.dim, dim)
         self.output = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.ReLU(), SharedDropout(dropout))
 
-    def forward(self, candidates: Tensor, vectors: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+    def queries(self, items: Tensor, vectors: Tensor) -> Tensor:
+        """Return what items ``[...]`` with vectors ``[..., D]`` ask with, ``[..., A]``."""
+        asked: Tensor = self.query(vectors)
+        return asked
+
+    def forward(self, candidates: Tensor, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Return the view ``[B, M, N, D]`` of candidates ``[B, N]``, and where there is one, bool ``[B, M, N]``.
 
-        vectors: the candidates' item vectors ``[B, N, D]``.
+        queries: the candidates', ``[B, N, A]``.
         """
         features = self._features[0]
         usable = usable_memory(candidates, memory, features.present)
         texts = features.values[memory.items]
-        mixed, has_view = attend(self.query(vectors), self.key(texts), self.value(texts), usable, memory, self.heads)
+        mixed, has_view = attend(queries, self.key(texts), self.value(texts), usable, memory, self.heads)
         return self.output(mixed), has_view

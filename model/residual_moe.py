@@ -5,6 +5,7 @@ Shapes: B windows, L positions, N candidates, M segments, E experts that exist (
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,6 +59,18 @@ class Views:
 
 
 @dataclass(frozen=True)
+class ItemSide:
+    """What the model makes of items alone, whoever uses it: vectors ``[..., D]``, queries ``[..., A]`` by expert."""
+
+    vectors: Tensor
+    queries: Mapping[str, Tensor]
+
+    def of(self, items: Tensor) -> ItemSide:
+        """Return the part of these items, where this is that of the catalogue, row by row."""
+        return ItemSide(self.vectors[items], {name: queries[items] for name, queries in self.queries.items()})
+
+
+@dataclass(frozen=True)
 class Scored:
     """scores ``[B, L, N]``; views: None where the model has no expert."""
 
@@ -107,25 +120,38 @@ class ResidualMoE(nn.Module):
         """
         a = self.architecture
         memory = window_memory(context, length, a.memory_size, a.memory_refresh)
-        return self._score(self.states(context[:, -length:]), candidates, memory)
+        return self._score(self.states(context[:, -length:]), candidates, self.item_side(candidates), memory)
 
-    def rank_scores(self, context: Tensor, candidates: Tensor) -> Tensor:
-        """Return the scores ``[B, N]`` of candidates ``[B, N]`` as the item that follows ``context`` ``[B, C]``."""
+    def rank_scores(self, context: Tensor, candidates: Tensor, catalogue: ItemSide | None = None) -> Tensor:
+        """Return the scores ``[B, N]`` of candidates ``[B, N]`` as the item that follows ``context`` ``[B, C]``.
+
+        catalogue: ``item_side`` of the items 0 to V, where it is at hand.
+        """
         a = self.architecture
         states = self.states(context[:, -a.max_seq_len :])[:, -1:]
-        return self._score(states, candidates, latest_memory(context, a.memory_size)).scores[:, 0]
+        side = self.item_side(candidates) if catalogue is None else catalogue.of(candidates)
+        return self._score(states, candidates, side, latest_memory(context, a.memory_size)).scores[:, 0]
+
+    def item_side(self, items: Tensor) -> ItemSide:
+        """Return what the model makes of items ``[...]`` alone."""
+        vectors = self.items(items)
+        queries = {}
+        for name, expert in self.experts.items():
+            assert isinstance(expert, VisualExpert | SemanticExpert)
+            queries[name] = expert.queries(items, vectors)
+        return ItemSide(vectors, queries)
 
     def states(self, inputs: Tensor) -> Tensor:
         """Return ``LN(seq)`` ``[B, L, D]`` of inputs ``[B, L]``."""
         normalised: Tensor = self.norms["sequence"](self.backbone(self.items(inputs), inputs > 0))
         return normalised
 
-    def expert_views(self, candidates: Tensor, vectors: Tensor, memory: Memory) -> Views:
-        """Return the experts' views of candidates ``[B, N]`` (item vectors ``[B, N, D]``) and the router's weights."""
+    def expert_views(self, candidates: Tensor, side: ItemSide, memory: Memory) -> Views:
+        """Return the experts' views of candidates ``[B, N]``, whose side this is, and the router's weights."""
         assert self.router is not None
         views, available, power = [], [], []
         for name, expert in self.experts.items():
-            view, has_view = expert(candidates, vectors, memory)
+            view, has_view = expert(candidates, side.queries[name], memory)
             power.append(view.detach().square().mean(dim=(1, 2, 3)))
             views.append(self.norms[name](view))
             available.append(has_view)
@@ -133,14 +159,13 @@ class ResidualMoE(nn.Module):
             available.insert(0, torch.ones_like(available[0]))
         stacked = torch.stack(available, dim=-1)
         joined = torch.stack(views, dim=-2) if len(views) > 1 else views[0].unsqueeze(-2)
-        return Views(joined, self.router(vectors, stacked), stacked, torch.stack(power, dim=-1))
+        return Views(joined, self.router(side.vectors, stacked), stacked, torch.stack(power, dim=-1))
 
-    def _score(self, states: Tensor, candidates: Tensor, memory: Memory) -> Scored:
-        a = self.architecture
-        vectors = self.items(candidates)
+    def _score(self, states: Tensor, candidates: Tensor, side: ItemSide, memory: Memory) -> Scored:
+        a, vectors = self.architecture, side.vectors
         if self.router is None:
             return Scored(sequence_scores(states, vectors, a.score), None)
-        said = self.expert_views(candidates, vectors, memory)
+        said = self.expert_views(candidates, side, memory)
         if self.gate is None:
             share, weights = said.weights[..., 0], said.weights[..., 1:]
             scores = representation_scores(states, vectors, said.views, weights, share, memory, a.score)

@@ -104,7 +104,7 @@ def fusion_is_residual() -> bool:
     assert model.gate is not None
     states, vectors = model.states(context[:, -LENGTH:]), model.items(candidates)
     memory = window_memory(context, LENGTH, model.architecture.memory_size, model.architecture.memory_refresh)
-    said = model.expert_views(candidates, vectors, memory)
+    said = model.expert_views(candidates, model.item_side(candidates), memory)
     expected = torch.zeros(2, LENGTH, candidates.shape[1])
     for user, position in product(range(2), range(LENGTH)):
         views = said.views[user, memory.segment[user, position]]  # [N, 2, D]

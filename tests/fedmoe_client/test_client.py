@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from errors import FedMoEError
 from fedmoe_client.app import app
 from fedmoe_client.client import FedMoEClient
+from fedmoe_client.evaluation import catalogue_side
 from fedmoe_client.state import PrivateParameters
 from fedmoe_client.workbench import Workbench, workbench
 from settings import GROUPS
@@ -107,6 +109,21 @@ def test_evaluation_is_personal_and_global(bench: Workbench, server: list[np.nda
         assert loss == 1.0 - found["ndcg@10"]
         personal.append(found["hr@10"] != found["global-hr@10"] or found["ndcg@10"] != found["global-ndcg@10"])
     assert any(personal)
+
+
+@pytest.mark.parametrize("name", ["items.ids.weight", "experts.visual.query.weight", "experts.semantic.query.bias"])
+def test_what_is_kept_of_the_catalogue_follows_the_arrays(bench: Workbench, name: str) -> None:
+    assert name in bench._item_names
+    rng = np.random.default_rng(0)
+    first = {name: rng.normal(size=tuple(each.shape)).astype(np.float32) for name, each in bench.parameters.items()}
+    second = first | {name: first[name] + 1.0}
+    for arrays in (first, second, first):
+        bench.load(arrays)
+        assert torch.equal(bench.catalogue_side(arrays).vectors, catalogue_side(bench.model).vectors)
+        for expert, queries in catalogue_side(bench.model).queries.items():
+            assert torch.equal(bench.catalogue_side(arrays).queries[expert], queries)
+    other_gate = first | {"gate.value": first["gate.value"] + 1.0}
+    assert bench.catalogue_side(other_gate) is bench.catalogue_side(first)
 
 
 def test_proximal_mu_holds_the_shared_parameters_back(bench: Workbench, server: list[np.ndarray]) -> None:

@@ -50,7 +50,7 @@ def long_way(model: ResidualMoE, context: Tensor, candidates: Tensor) -> Tensor:
     a = model.architecture
     states, vectors = model.states(context[:, -LENGTH:]), model.items(candidates)
     memory = window_memory(context, LENGTH, a.memory_size, a.memory_refresh)
-    said = model.expert_views(candidates, vectors, memory)
+    said = model.expert_views(candidates, model.item_side(candidates), memory)
     scores = torch.zeros(len(context), LENGTH, candidates.shape[1])
     for b in range(len(context)):
         for t in range(LENGTH):
@@ -102,6 +102,16 @@ def test_ranking_uses_the_same_scores_as_training() -> None:
     context, candidates = small_batch()
     torch.testing.assert_close(
         model.rank_scores(context, candidates), model(context, LENGTH, candidates).scores[:, -1], atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("fusion", ["residual", "competitive", "score"])
+def test_ranking_is_the_same_with_the_catalogue_at_hand(fusion: str) -> None:
+    model = small_model(fusion=fusion, item_representation="id+content")
+    context, candidates = small_batch()
+    catalogue = model.item_side(torch.arange(model.architecture.num_items + 1))
+    torch.testing.assert_close(
+        model.rank_scores(context, candidates, catalogue), model.rank_scores(context, candidates), atol=1e-6, rtol=1e-5
     )
 
 
