@@ -78,12 +78,40 @@ def usable_memory(candidates: Tensor, memory: Memory, present: Tensor) -> Tensor
     return usable
 
 
-class VisualExpert(nn.Module):
+class Expert(nn.Module):
+    """An expert: attention of candidates, which ask with queries, over what its modality shows of the memory."""
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    output: nn.Sequential
+
+    def __init__(self, features: FixedFeatures, heads: int) -> None:
+        super().__init__()
+        self._features = [features]  # in a list: the catalogue's, not this module's
+        self.heads = heads
+
+    def queries(self, items: Tensor, vectors: Tensor) -> Tensor:
+        """Return what items ``[...]`` with vectors ``[..., D]`` ask with, ``[..., A]``."""
+        raise NotImplementedError
+
+    def forward(self, candidates: Tensor, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Return the view ``[B, M, N, D]`` of candidates ``[B, N]``, and where there is one, bool ``[B, M, N]``.
+
+        queries: the candidates', ``[B, N, A]``.
+        """
+        features = self._features[0]
+        usable = usable_memory(candidates, memory, features.present)
+        shown = features.values[memory.items]
+        mixed, has_view = attend(queries, self.key(shown), self.value(shown), usable, memory, self.heads)
+        return self.output(mixed), has_view
+
+
+class VisualExpert(Expert):
     """One-head attention: query = the candidate's picture, keys and values = the memory's pictures."""
 
     def __init__(self, features: FixedFeatures, dim: int, attention_dim: int, dropout: float) -> None:
-        super().__init__()
-        self._features = [features]  # in a list: the catalogue's, not this module's
+        super().__init__(features, heads=1)
         self.query = nn.Linear(features.dim, attention_dim)
         self.key = nn.Linear(features.dim, attention_dim)
         self.value = nn.Linear(features.dim, dim)
@@ -94,42 +122,18 @@ class VisualExpert(nn.Module):
         asked: Tensor = self.query(self._features[0].values[items])
         return asked
 
-    def forward(self, candidates: Tensor, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Return the view ``[B, M, N, D]`` of candidates ``[B, N]``, and where there is one, bool ``[B, M, N]``.
 
-        queries: the candidates', ``[B, N, A]``.
-        """
-        features = self._features[0]
-        usable = usable_memory(candidates, memory, features.present)
-        pictures = features.values[memory.items]
-        mixed, has_view = attend(queries, self.key(pictures), self.value(pictures), usable, memory, heads=1)
-        return self.output(mixed), has_view
-
-
-class SemanticExpert(nn.Module):
+class SemanticExpert(Expert):
     """Multi-head attention: query = the candidate's item vector, keys and values = the memory's texts."""
 
     def __init__(self, features: FixedFeatures, dim: int, attention_dim: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self._features = [features]
-        self.heads = heads
+        super().__init__(features, heads)
         self.query = nn.Linear(dim, attention_dim)
         self.key = nn.Linear(features.dim, attention_dim)
         self.value = nn.Linear(features.dim, dim)
         self.output = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.ReLU(), SharedDropout(dropout))
 
     def queries(self, items: Tensor, vectors: Tensor) -> Tensor:
-        """Return what items ``[...]`` with vectors ``[..., D]`` ask with, ``[..., A]``."""
+        """Return what items with vectors ``[..., D]`` ask with, ``[..., A]``."""
         asked: Tensor = self.query(vectors)
         return asked
-
-    def forward(self, candidates: Tensor, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Return the view ``[B, M, N, D]`` of candidates ``[B, N]``, and where there is one, bool ``[B, M, N]``.
-
-        queries: the candidates', ``[B, N, A]``.
-        """
-        features = self._features[0]
-        usable = usable_memory(candidates, memory, features.present)
-        texts = features.values[memory.items]
-        mixed, has_view = attend(queries, self.key(texts), self.value(texts), usable, memory, self.heads)
-        return self.output(mixed), has_view

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from model.experts import SemanticExpert, VisualExpert
+from model.experts import Expert, SemanticExpert, VisualExpert
 from model.fusion import representation_scores, score_level_scores, sequence_scores
 from model.items import FixedFeatures, ItemVectors
 from model.memory import Memory, latest_memory, window_memory
@@ -137,7 +137,7 @@ class ResidualMoE(nn.Module):
         vectors = self.items(items)
         queries = {}
         for name, expert in self.experts.items():
-            assert isinstance(expert, VisualExpert | SemanticExpert)
+            assert isinstance(expert, Expert)
             queries[name] = expert.queries(items, vectors)
         return ItemSide(vectors, queries)
 

@@ -32,7 +32,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.central_training import CentralPlan, train_centrally
 from benchmarks.quality_tables import gain, paired_p
@@ -40,7 +40,7 @@ from data.registry import Dataset, load_dataset
 from data.sampling import generator
 from data.splits import training_part
 from fedmoe_client.evaluation import model_scorer, ranks
-from model.experts import SemanticExpert, VisualExpert
+from model.experts import Expert
 from model.items import FixedFeatures
 from model.memory import Memory
 from model.residual_moe import ResidualMoE
@@ -50,7 +50,6 @@ from settings_loading import load_settings
 Vectors = NDArray[np.float32]
 Items = NDArray[np.int32]
 Kind = Literal["own memory only", "prototypes", "random items"]
-Expert = VisualExpert | SemanticExpert
 Centres = tuple[Vectors, NDArray[np.float64]]
 """Centres ``[J, F]`` and the number of items, or weight, of each ``[J]``."""
 
@@ -105,22 +104,26 @@ def aggregate(sent: Sequence[Centres], count: int, rng: np.random.Generator) -> 
     return k_means(centres[order], sizes[order], count, rng)[0]
 
 
-class ExtendedMemory(nn.Module):
+class ExtendedMemory(Expert):
     """An expert whose memory has slots that the user did not fill, open while it has at most ``short`` items itself.
 
     The slots ``[P, F]`` are rows of the features beyond the catalogue's V + 1.
     """
 
     def __init__(self, expert: Expert, slots: Vectors, short: int) -> None:
-        super().__init__()
-        self.expert, self.short = expert, short
         features = copy.deepcopy(expert._features[0])
+        super().__init__(features, expert.heads)
+        self.expert, self.short = expert, short
         self.first, self.last = len(features.values), len(features.values) + len(slots)
         features.values = torch.cat([features.values, torch.from_numpy(slots)])
         features.present = torch.cat([features.present, torch.ones(len(slots), dtype=torch.bool)])
         expert._features = [features]
 
-    def forward(self, candidates: Tensor, vectors: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+    def queries(self, items: Tensor, vectors: Tensor) -> Tensor:
+        """Return what the expert asks."""
+        return self.expert.queries(items, vectors)
+
+    def forward(self, candidates: Tensor, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Shapes as in ``model.experts``; each segment becomes a window of its own, with K + P items."""
         own = memory.items.unfold(1, memory.blocks * memory.block, memory.block)  # [B, M, K]
         segments = own.shape[1]
@@ -128,7 +131,7 @@ class ExtendedMemory(nn.Module):
         open_to = self.expert._features[0].present[own].sum(dim=1, keepdim=True) <= self.short  # [B * M, 1]
         items = torch.cat([own, torch.arange(self.first, self.last) * open_to], dim=1)
         one = Memory(items, torch.zeros_like(items[:, :1]), items.shape[1], 1)
-        each = (tensor.repeat_interleave(segments, dim=0) for tensor in (candidates, vectors))
+        each = (tensor.repeat_interleave(segments, dim=0) for tensor in (candidates, queries))
         view, has_view = self.expert(*each, one)
         return view.unflatten(0, (-1, segments)).squeeze(2), has_view.unflatten(0, (-1, segments)).squeeze(2)
 
