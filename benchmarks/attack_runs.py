@@ -16,7 +16,7 @@ from benchmarks.attack_measures import exposure
 from benchmarks.quality_runs import slug
 from data.registry import Dataset, load_dataset
 from errors import FedMoEError
-from fedmoe_client.evaluation import model_scorer, ranks
+from fedmoe_client.evaluation import catalogue_scorer, ranks
 from fedmoe_client.workbench import Workbench
 from fedmoe_server.app import app as server_app
 from fedmoe_server.run_folder import CHECKPOINTS, RESULT
@@ -89,7 +89,7 @@ def _measured(settings: Settings, dataset: Dataset, run_dir: Path, attack: Attac
     bench = model_of(settings, dataset, run_dir)
     interactions, users = dataset.interactions, np.arange(dataset.interactions.num_users)
     length = max(settings.model.max_seq_len, settings.model.memory_size)
-    scorer = model_scorer(bench.model)
+    scorer = catalogue_scorer(bench.model)
     found = ranks(scorer, interactions, users, "test", settings.evaluation, settings.seed, length)
     # The bad clients' own screens are of no interest to anybody.
     honest = np.setdiff1d(users, np.array(attack.clients, np.int64))

@@ -14,7 +14,7 @@ from data.registry import Dataset
 from data.sampling import generator, packed_windows, sample_negatives
 from data.splits import training_part
 from fedmoe_client.batches import WindowBatch, with_earlier_items
-from fedmoe_client.evaluation import catalogue_side, mean_metrics, model_scorer, ranks, split_metrics
+from fedmoe_client.evaluation import catalogue_scorer, mean_metrics, ranks, split_metrics
 from fedmoe_client.objective import objective
 from model.build import build_model
 from model.residual_moe import ResidualMoE
@@ -83,14 +83,14 @@ def train_centrally(
                 best_state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(best_state)
     length = max(settings.model.max_seq_len, settings.model.memory_size)
-    scorer = model_scorer(model, catalogue_side(model))
+    scorer = catalogue_scorer(model)
     return model, split_metrics(scorer, dataset.interactions, settings.evaluation, settings.seed, length)
 
 
 def _validation(model: ResidualMoE, settings: Settings, dataset: Dataset) -> dict[str, float]:
     length = max(settings.model.max_seq_len, settings.model.memory_size)
     users = np.arange(dataset.interactions.num_users)
-    scorer = model_scorer(model, catalogue_side(model))
+    scorer = catalogue_scorer(model)
     found = ranks(scorer, dataset.interactions, users, "validation", settings.evaluation, settings.seed, length)
     return mean_metrics(found, settings.evaluation.cutoffs)
 

@@ -16,7 +16,7 @@ from benchmarks.central import passes
 from benchmarks.central_training import CentralPlan, train_centrally
 from benchmarks.variants import Variant
 from data.registry import Dataset, load_dataset
-from fedmoe_client.evaluation import Scorer, catalogue_side, model_scorer, popularity_scorer, ranks
+from fedmoe_client.evaluation import Scorer, catalogue_scorer, popularity_scorer, ranks
 from fedmoe_client.workbench import Workbench
 from fedmoe_server.client_ranks import read_client_ranks
 from settings import EvaluationSettings, Settings
@@ -78,7 +78,7 @@ def _popularity(settings: Settings, dataset: Dataset) -> Ranks:
 
 def _central(settings: Settings, dataset: Dataset) -> Ranks:
     model, _ = train_centrally(settings, dataset, CentralPlan(passes(settings)))
-    return _ranked(model_scorer(model, catalogue_side(model)), settings, dataset)
+    return _ranked(catalogue_scorer(model), settings, dataset)
 
 
 def _federated(settings: Settings, dataset: Dataset) -> Ranks:
@@ -86,7 +86,7 @@ def _federated(settings: Settings, dataset: Dataset) -> Ranks:
     bench = Workbench(settings, dataset)
     checkpoint = sorted((run_dir / "checkpoints").iterdir())[-1]
     bench.load(load_file(checkpoint / "best.safetensors"))
-    found = _ranked(model_scorer(bench.model, catalogue_side(bench.model)), settings, dataset)
+    found = _ranked(catalogue_scorer(bench.model), settings, dataset)
     clients = [rank for rank in read_client_ranks(run_dir) if rank.split == "test"]
     return Ranks(found.full, np.array([rank.personal for rank in clients]), found.sampled, found.validation)
 

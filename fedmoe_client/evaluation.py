@@ -110,6 +110,11 @@ def model_scorer(model: ResidualMoE, catalogue: ItemSide | None = None) -> Score
     return scores
 
 
+def catalogue_scorer(model: ResidualMoE) -> Scorer:
+    """Return the scorer of a model that stays as it is while many users' catalogues are ranked."""
+    return model_scorer(model, catalogue_side(model))
+
+
 def popularity_scorer(interactions: Interactions) -> Scorer:
     """Return the scorer that ranks by the number of times an item occurs in the users' training parts."""
     ends = interactions.offsets[1:]

@@ -30,17 +30,21 @@ class _OnDemand(Array):
         return encoded
 
 
-class Decoded(_OnDemand):
+class _Valued(Array):
     """An array whose values are decoded; ``numpy`` copies them, ``values`` is to be read only."""
 
     values: np.ndarray
 
-    def __init__(self, like: Array, values: np.ndarray) -> None:
-        super().__init__(like, values=values)
-
     def numpy(self) -> np.ndarray:
         """Return the values, as an array of one's own to write into."""
         return self.values.copy()
+
+
+class Decoded(_Valued, _OnDemand):
+    """An array that holds its values and makes its bytes when somebody asks."""
+
+    def __init__(self, like: Array, values: np.ndarray) -> None:
+        super().__init__(like, values=values)
 
 
 class TableRows(_OnDemand):
@@ -60,23 +64,17 @@ class TableRows(_OnDemand):
         return table
 
 
-class Kept(Array):
-    """An array that holds its bytes and its values, which are to be read only; ``numpy`` copies them."""
-
-    values: np.ndarray
+class Kept(_Valued):
+    """An array that holds its bytes and its values."""
 
     def __init__(self, encoded: Array, values: np.ndarray) -> None:
         self.__dict__.update(dtype=encoded.dtype, shape=encoded.shape, stype=encoded.stype, data=encoded.data)
         self.__dict__["values"] = values
 
-    def numpy(self) -> np.ndarray:
-        """Return the values, as an array of one's own to write into."""
-        return self.values.copy()
-
 
 def values_of(array: Array, like: Array) -> np.ndarray:
     """Return the values of ``array``, to be read only; quickly, where its header is byte for byte that of ``like``."""
-    if isinstance(array, Decoded | Kept):
+    if isinstance(array, _Valued):
         return array.values
     header = len(like.data) - np.dtype(like.dtype).itemsize * math.prod(like.shape)
     same = array.stype == like.stype and len(array.data) == len(like.data)

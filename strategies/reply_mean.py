@@ -15,7 +15,7 @@ from flwr.app import Array, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from strategies.arrays import Decoded, TableRows, record_of
+from strategies.arrays import Decoded, TableRows, record_of, values_of
 from strategies.guards import COUNTED, MAX_EXAMPLES, NUM_EXAMPLES, Shape, check_train_reply, difference, error_reply
 from strategies.wrapper import chain
 
@@ -164,8 +164,7 @@ class _Sum:
             self._of_rows[array.ids] += weight
             self._total[array.ids] += np.multiply(array.rows, weight, dtype=np.float64)
         else:
-            values = array.values if isinstance(array, Decoded) else array.numpy()
-            self._total += np.multiply(values, weight, dtype=np.float64)
+            self._total += np.multiply(values_of(array, self._server), weight, dtype=np.float64)
             self._whole += weight
 
     def mean(self, weight: float) -> Decoded:

@@ -39,7 +39,7 @@ from benchmarks.quality_tables import gain, paired_p
 from data.registry import Dataset, load_dataset
 from data.sampling import generator
 from data.splits import training_part
-from fedmoe_client.evaluation import model_scorer, ranks
+from fedmoe_client.evaluation import catalogue_scorer, ranks
 from model.experts import Expert
 from model.items import FixedFeatures
 from model.memory import Memory
@@ -165,7 +165,8 @@ def cold_ndcg(settings: Settings, dataset: Dataset, kind: Kind, size: int, plan:
     memories = [training_part(histories.history(user))[-settings.model.memory_size :] for user in users]
     change = partial(extend, kind=kind, size=size, memories=memories, plan=plan, seed=seed)
     model, _ = train_centrally(settings, dataset, CentralPlan(plan.epochs), change=change)
-    found = [ranks(model_scorer(model), histories, users, "test", settings.evaluation, seed, cut) for cut in plan.cuts]
+    scorer = catalogue_scorer(model)
+    found = [ranks(scorer, histories, users, "test", settings.evaluation, seed, cut) for cut in plan.cuts]
     return np.array([gain(each) for each in found])
 
 
