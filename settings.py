@@ -109,7 +109,11 @@ class ModelSettings(Section):
         "residual", description="how the experts join the backbone"
     )
     score: Literal["dot", "cosine"] = Field("dot", description="dot product, or sqrt(D) times the cosine")
-    gate_init: Annotated[float, Field(allow_inf_nan=False)] = Field(0.1, description="initial value of the gate g")
+    experts: Literal["matching", "attention"] = Field(
+        "matching",
+        description="matching: attention begins at recent items like the candidate; attention: it begins anywhere",
+    )
+    gate_init: Annotated[float, Field(allow_inf_nan=False)] = Field(0.5, description="initial value of the gate g")
     norm_sequence: bool = Field(True, description="LayerNorm on the backbone's state")
     norm_visual: bool = Field(True, description="LayerNorm on the visual expert")
     norm_semantic: bool = Field(True, description="LayerNorm on the semantic expert")
@@ -117,6 +121,9 @@ class ModelSettings(Section):
     memory_size: Count = Field(50, description="items an expert attends over, the latest ones met")
     memory_refresh: Count = Field(
         25, description="training: positions that share one memory, of what was met up to the first of them"
+    )
+    memory_decay: NonNegative = Field(
+        5.0, description="matching experts: later items with which an item's weight falls to 1/e; 0: it does not"
     )
 
     @model_validator(mode="after")

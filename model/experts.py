@@ -1,5 +1,9 @@
 """The two experts: attention of a candidate over the user's memory, in pictures and in text.
 
+Two kinds of each. ``MatchingExpert`` (default) begins as a rule that holds without any training, recent items like the
+candidate count, and refines it. ``VisualExpert`` and ``SemanticExpert``, the reference's, learn from nothing what to
+attend to.
+
 Keys and values are projected once per context item, queries once per candidate; nothing is computed once per
 (candidate, memory) pair but the attention itself. The linear map that the reference applies after the visual
 attention is applied to the values before it, which is the same since attention weights sum to 1.
@@ -11,36 +15,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from math import exp
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model.dropout import SharedDropout
-from model.items import FixedFeatures
+from model.items import FixedFeatures, principal_axes
 from model.memory import Memory
 
 # Subtracting the highest logit, as a softmax does, would let later items touch the last digits of earlier scores.
 # Logits beyond 60 do not come up in training, and exp(60), about 1e26, can still be summed in float32.
 _REACH = 60.0
+SHARPNESS = 6.0  # of a matching expert before training: logit of an item whose features are the candidate's own
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, usable: Tensor, memory: Memory, heads: int
+    query: Tensor, key: Tensor, value: Tensor, usable: Tensor, memory: Memory, heads: int, decay: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Multi-head attention of every candidate over every segment's memory; where nothing is usable, zero.
 
     query ``[B, N, A]``, key ``[B, C, A]``, value ``[B, C, D]``, usable bool ``[B, C, N]`` -> what was attended to
-    ``[B, M, N, D]``, and where there was anything, bool ``[B, M, N]``.
+    ``[B, M, N, D]``, and where there was anything, bool ``[B, M, N]``. decay: an item's weight falls to 1/e with so
+    many later items; 0: never.
 
     The logits do not depend on the segment. So the exponentials are taken once, the numerator and (as one more
-    column of ones) the denominator of the softmax are summed once a block, and a segment adds up its blocks.
+    column of ones) the denominator of the softmax are summed once a block, and a segment adds up its blocks. Items fade
+    towards the end of their block, and blocks in the sum.
     """
     query, key, value = (_split_heads(tensor, heads) for tensor in (query, key, value))
     logits = key @ (query * query.shape[-1] ** -0.5).transpose(2, 3)  # [B, H, C, N]
+    if decay:
+        place = torch.arange(logits.shape[2], device=logits.device, dtype=logits.dtype) % memory.block
+        logits = logits + ((place - (memory.block - 1)) / decay).unsqueeze(1)
     # In place and behind autograd's back: what exp turns into 0 has no gradient either, and the reach is not met.
     functional.hardtanh_(logits.detach(), -_REACH, _REACH).masked_fill_(~usable.unsqueeze(1), -torch.inf)
-    summed = _sum_segments(logits.exp(), functional.pad(value, (0, 1), value=1.0), memory)
+    summed = _sum_segments(logits.exp(), functional.pad(value, (0, 1), value=1.0), memory, _kept(memory.block, decay))
     numerator, total = torch.split(summed, [value.shape[-1], 1], dim=-1)
     attended = numerator * total.clamp_min(torch.finfo(value.dtype).tiny).reciprocal()  # [B, H, M, N, D / H]
     return attended.permute(0, 2, 3, 1, 4).flatten(3), total[:, 0, ..., 0] > 0
@@ -51,21 +62,26 @@ def _split_heads(tensor: Tensor, heads: int) -> Tensor:
     return tensor.view(*tensor.shape[:2], heads, -1).transpose(1, 2)
 
 
-def _sum_segments(weights: Tensor, value: Tensor, memory: Memory) -> Tensor:
+def _kept(block: int, decay: float) -> float:
+    """Return what is left of an item's weight a block later."""
+    return exp(-block / decay) if decay else 1.0
+
+
+def _sum_segments(weights: Tensor, value: Tensor, memory: Memory, kept: float) -> Tensor:
     """Return ``sum_c weights_cn * value_c`` over each segment's memory: ``[B, H, M, N, D / H + 1]``.
 
-    weights ``[B, H, C, N]``, value ``[B, H, C, D / H + 1]``.
+    weights ``[B, H, C, N]``, value ``[B, H, C, D / H + 1]``; kept: what is left of a block's sum a block later.
     """
     batch, heads = weights.shape[:2]
     blocked = weights.view(batch, heads, -1, memory.block, weights.shape[-1])  # [B, H, blocks, R, N]
     blocks = blocked.transpose(3, 4) @ value.reshape(batch, heads, -1, memory.block, value.shape[-1])
     each = blocks.unbind(dim=2)
-    return torch.stack([sum_of(each[m : m + memory.blocks]) for m in range(memory.segments)], dim=2)
+    return torch.stack([_faded_sum(each[m : m + memory.blocks], kept) for m in range(memory.segments)], dim=2)
 
 
-def sum_of(tensors: Sequence[Tensor]) -> Tensor:
-    """Return ``tensors[0] + tensors[1] + ...``; there is at least one."""
-    return reduce(torch.add, tensors)
+def _faded_sum(blocks: Sequence[Tensor], kept: float) -> Tensor:
+    """Return ``... + kept^2 * blocks[-3] + kept * blocks[-2] + blocks[-1]``; there is at least one."""
+    return reduce(lambda total, block: torch.add(block, total, alpha=kept), blocks)
 
 
 def usable_memory(candidates: Tensor, memory: Memory, present: Tensor) -> Tensor:
@@ -79,32 +95,71 @@ def usable_memory(candidates: Tensor, memory: Memory, present: Tensor) -> Tensor
 
 
 class Expert(nn.Module):
-    """An expert: attention of candidates, which ask with queries, over what its modality shows of the memory."""
+    """An expert: attention of candidates, which ask with queries, over what its modality shows of the memory.
+
+    shares_content: whether it wants the memory's share in the item vectors, see ``forward``.
+    """
 
     query: nn.Linear
     key: nn.Linear
     value: nn.Linear
-    output: nn.Sequential
+    output: nn.Module
+    shares_content = False
 
-    def __init__(self, features: FixedFeatures, heads: int) -> None:
+    def __init__(self, features: FixedFeatures, heads: int, decay: float = 0.0) -> None:
         super().__init__()
         self._features = [features]  # in a list: the catalogue's, not this module's
-        self.heads = heads
+        self.heads, self.decay = heads, decay
 
     def queries(self, items: Tensor, vectors: Tensor) -> Tensor:
         """Return what items ``[...]`` with vectors ``[..., D]`` ask with, ``[..., A]``."""
         raise NotImplementedError
 
-    def forward(self, candidates: Tensor, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, candidates: Tensor, queries: Tensor, memory: Memory, content: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the view ``[B, M, N, D]`` of candidates ``[B, N]``, and where there is one, bool ``[B, M, N]``.
 
-        queries: the candidates', ``[B, N, A]``.
+        queries: the candidates', ``[B, N, A]``. content ``[B, C, D]``: ``ItemVectors.content`` of the memory, for an
+        expert that shares it.
         """
         features = self._features[0]
         usable = usable_memory(candidates, memory, features.present)
         shown = features.values[memory.items]
-        mixed, has_view = attend(queries, self.key(shown), self.value(shown), usable, memory, self.heads)
+        value = self.value(shown) if content is None else content
+        mixed, has_view = attend(queries, self.key(shown), value, usable, memory, self.heads, self.decay)
         return self.output(mixed), has_view
+
+
+class MatchingExpert(Expert):
+    """Attention by likeness: recent items of the memory whose features are like the candidate's.
+
+    The weight of an item is a softmax of ``(W_q f_candidate + b) . (W_k f_item) / sqrt(A) - age / decay``, where W_q
+    and W_k begin as the same principal axes of the features, so that the product begins as ``SHARPNESS`` times their
+    cosine. Where item vectors have content, the view is the mean of the items' content there (``shares_content``): a
+    candidate whose content is like it agrees with it, whether or not anything is known of its id.
+    """
+
+    def __init__(
+        self, features: FixedFeatures, dim: int, attention_dim: int, decay: float, shares_content: bool
+    ) -> None:
+        super().__init__(features, heads=1, decay=decay)
+        self.shares_content = shares_content
+        self.query = nn.Linear(features.dim, attention_dim)
+        self.key = nn.Linear(features.dim, attention_dim, bias=False)  # a bias would be the same for all items
+        with torch.no_grad():
+            axes = principal_axes(features.values, attention_dim)
+            for layer in (self.query, self.key):
+                layer.weight.copy_(axes * (SHARPNESS * attention_dim**0.5) ** 0.5)
+            self.query.bias.zero_()
+        if not shares_content:
+            self.value = nn.Linear(features.dim, dim)
+        self.output = nn.Identity()
+
+    def queries(self, items: Tensor, vectors: Tensor) -> Tensor:
+        """Return what items ``[...]`` ask with, ``[..., A]``; their item vectors are of no use here."""
+        asked: Tensor = self.query(self._features[0].values[items])
+        return asked
 
 
 class VisualExpert(Expert):

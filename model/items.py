@@ -10,6 +10,11 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+# Length of content in an item's vector before training, far above an id embedding's .16 (D = 64): what items have in
+# common is there from the first round, and ids learn in what they differ.
+CONTENT_LENGTH = 0.5
 
 
 class FixedFeatures(nn.Module):
@@ -41,6 +46,15 @@ def _standardised(values: Tensor, present: Tensor) -> Tensor:
     return kept
 
 
+def principal_axes(values: Tensor, count: int) -> Tensor:
+    """Return the ``count`` orthonormal axes ``[count, F]`` along which rows ``[V + 1, F]`` are longest, 0 beyond F."""
+    rows = values.double()
+    axes = torch.linalg.eigh(rows.T @ rows).eigenvectors.flip(1)[:, :count].T
+    # An eigenvector's sign is anybody's choice: the largest entry is positive here.
+    axes = axes * axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()
+    return functional.pad(axes, (0, 0, 0, count - len(axes))).to(values.dtype)
+
+
 class ItemVectors(nn.Module):
     """``e_c``: an item's id embedding, plus its projected features where ``representation`` is ``id+content``."""
 
@@ -64,13 +78,28 @@ class ItemVectors(nn.Module):
             for name, features in (("visual", visual), ("text", text)):
                 if features is not None:
                     self._features[name] = features
-                    projection = nn.Linear(features.dim, dim, bias=False)
-                    nn.init.normal_(projection.weight, std=0.02)  # of rows of norm 1: the scale of the id embedding
-                    self.projections[name] = projection
+                    self.projections[name] = _likeness_kept(features, dim)
 
     def forward(self, items: Tensor) -> Tensor:
         """Return ``[..., D]`` for item ids ``[...]``; padding and missing features contribute zero."""
         vectors: Tensor = self.ids(items)
-        for name, projection in self.projections.items():
-            vectors = vectors + projection(self._features[name].values[items])
+        for name in self.projections:
+            vectors = vectors + self.content(name, items)
         return vectors
+
+    def content(self, name: str, items: Tensor) -> Tensor:
+        """Return the share ``[..., D]`` of a modality's features in the vectors of items ``[...]``."""
+        projected: Tensor = self.projections[name](self._features[name].values[items])
+        return projected
+
+
+def _likeness_kept(features: FixedFeatures, dim: int) -> nn.Linear:
+    """Return a projection under which like items begin with like vectors: the principal axes, turned at random.
+
+    Turned, so that two modalities do not speak in the same D directions.
+    """
+    projection = nn.Linear(features.dim, dim, bias=False)
+    with torch.no_grad():
+        turn = torch.linalg.qr(torch.randn(dim, dim))[0]
+        projection.weight.copy_(CONTENT_LENGTH * turn @ principal_axes(features.values, dim))
+    return projection

@@ -111,15 +111,27 @@ class Ranker:
             values, present = self._features[modality]
             name = f"experts.{expert}"
             usable = (candidates[:, None] != memory) & present[memory] & present[candidates][:, None]
-            query = self._linear(values[candidates] if expert == "visual" else vectors, f"{name}.query")
-            key, value = (self._linear(values[memory], f"{name}.{part}") for part in ("key", "value"))
-            heads = self._settings.heads if expert == "semantic" else 1
-            hidden = self._norm(_attend(query, key, value, usable, heads), f"{name}.output.0")
-            if expert == "semantic":
-                hidden = self._linear(hidden, f"{name}.output.1")
-            views.append(self._norm(np.maximum(hidden, 0), f"norms.{expert}"))
+            if self._settings.experts == "matching":
+                view = self._match(candidates, memory, modality, usable, name)
+            else:
+                query = self._linear(values[candidates] if expert == "visual" else vectors, f"{name}.query")
+                key, value = (self._linear(values[memory], f"{name}.{part}") for part in ("key", "value"))
+                heads = self._settings.heads if expert == "semantic" else 1
+                view = self._norm(_attend(query, key, value, usable, heads), f"{name}.output.0")
+                view = np.maximum(self._linear(view, f"{name}.output.1") if expert == "semantic" else view, 0)
+            views.append(self._norm(view, f"norms.{expert}"))
             available.append(usable.any(axis=1))
         return np.stack(views, axis=1), np.stack(available, axis=1)
+
+    def _match(self, candidates: Items, memory: Items, modality: str, usable: NDArray[np.bool_], name: str) -> Floats:
+        """Return what a matching expert attends to ``[N, D]``."""
+        values = self._features[modality][0]
+        query, key = self._linear(values[candidates], f"{name}.query"), self._linear(values[memory], f"{name}.key")
+        shared = self._settings.item_representation == "id+content"
+        value = self._linear(values[memory], f"items.projections.{modality}" if shared else f"{name}.value")
+        decay = self._settings.memory_decay
+        fading = (np.arange(len(memory)) - (len(memory) - 1)) / decay if decay else 0.0
+        return _attend(query, key, value, usable, heads=1, fading=_float32(np.asarray(fading)))
 
     def _weights(self, vectors: Floats, available: NDArray[np.bool_]) -> Floats:
         """Return the router's weights ``[N, E]`` for item vectors ``[N, D]``."""
@@ -136,7 +148,9 @@ class Ranker:
         return _float32(vectors.shape[1] ** 0.5 * dot / (lengths * np.maximum(np.linalg.norm(vectors, axis=1), 1e-6)))
 
     def _linear(self, inputs: Floats, name: str) -> Floats:
-        return inputs @ self._arrays[f"{name}.weight"].T + self._arrays[f"{name}.bias"]
+        product = inputs @ self._arrays[f"{name}.weight"].T
+        bias = self._arrays.get(f"{name}.bias")
+        return product if bias is None else product + bias
 
     def _norm(self, inputs: Floats, name: str) -> Floats:
         """Return LayerNorm over the last axis, or the inputs where the model has no such norm."""
@@ -147,10 +161,15 @@ class Ranker:
         return _float32(centred / scale * self._arrays[f"{name}.weight"] + self._arrays[f"{name}.bias"])
 
 
-def _attend(query: Floats, key: Floats, value: Floats, usable: NDArray[np.bool_], heads: int) -> Floats:
-    """Return ``[N, D]`` for query ``[N, A]``, key ``[C, A]``, value ``[C, D]``, usable ``[N, C]``; zero for nothing."""
+def _attend(
+    query: Floats, key: Floats, value: Floats, usable: NDArray[np.bool_], heads: int, fading: Floats | float = 0.0
+) -> Floats:
+    """Return ``[N, D]`` for query ``[N, A]``, key ``[C, A]``, value ``[C, D]``, usable ``[N, C]``; zero for nothing.
+
+    fading ``[C]``: added to the logits.
+    """
     query, key, value = (_heads(array, heads) for array in (query, key, value))
-    logits = query @ key.transpose(0, 2, 1) * query.shape[2] ** -0.5  # [H, N, C]
+    logits = query @ key.transpose(0, 2, 1) * query.shape[2] ** -0.5 + fading  # [H, N, C]
     exponentials = np.exp(np.clip(logits, -_REACH, _REACH)) * usable
     total = np.maximum(exponentials.sum(axis=2, keepdims=True), np.finfo(np.float32).tiny)
     return _float32((exponentials @ value / total).transpose(1, 0, 2).reshape(len(usable), -1))

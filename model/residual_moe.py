@@ -12,12 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from model.experts import Expert, SemanticExpert, VisualExpert
+from model.experts import Expert, MatchingExpert, SemanticExpert, VisualExpert
 from model.fusion import representation_scores, score_level_scores, sequence_scores
 from model.items import FixedFeatures, ItemVectors
 from model.memory import Memory, latest_memory, window_memory
 from model.router import ItemRouter
 from model.sasrec import SASRec
+
+MODALITY = {"visual": "visual", "semantic": "text"}  # of each expert
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,15 @@ class Architecture:
     item_representation: Literal["id", "id+content"] = "id"
     fusion: Literal["residual", "competitive", "score"] = "residual"
     score: Literal["dot", "cosine"] = "dot"
-    gate_init: float = 0.1
+    experts: Literal["matching", "attention"] = "matching"
+    gate_init: float = 0.5
     norm_sequence: bool = True
     norm_visual: bool = True
     norm_semantic: bool = True
     attention_dim: int = 64
     memory_size: int = 50
     memory_refresh: int = 25
+    memory_decay: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,10 @@ class ResidualMoE(nn.Module):
         self.backbone = SASRec(a.dim, a.blocks, a.heads, a.dropout, a.max_seq_len)
         self.norms = nn.ModuleDict({"sequence": _norm(a.dim, a.norm_sequence)})
         self.experts = nn.ModuleDict()
-        if a.mixture and visual is not None:
-            self.experts["visual"] = VisualExpert(visual, a.dim, a.attention_dim, a.dropout)
-            self.norms["visual"] = _norm(a.dim, a.norm_visual)
-        if a.mixture and text is not None:
-            self.experts["semantic"] = SemanticExpert(text, a.dim, a.attention_dim, a.heads, a.dropout)
-            self.norms["semantic"] = _norm(a.dim, a.norm_semantic)
+        for name, features in (("visual", visual), ("semantic", text)):
+            if a.mixture and features is not None:
+                self.experts[name] = _expert(name, features, a)
+                self.norms[name] = _norm(a.dim, a.norm_visual if name == "visual" else a.norm_semantic)
         self.competes = a.fusion == "competitive" and len(self.experts) > 0
         self.router = ItemRouter(a.dim, len(self.experts) + self.competes, a.dropout) if self.experts else None
         self.gate = Gate(a.gate_init) if self.experts and not self.competes else None
@@ -151,7 +153,8 @@ class ResidualMoE(nn.Module):
         assert self.router is not None
         views, available, power = [], [], []
         for name, expert in self.experts.items():
-            view, has_view = expert(candidates, side.queries[name], memory)
+            content = self.items.content(MODALITY[name], memory.items) if expert.shares_content else None
+            view, has_view = expert(candidates, side.queries[name], memory, content)
             power.append(view.detach().square().mean(dim=(1, 2, 3)))
             views.append(self.norms[name](view))
             available.append(has_view)
@@ -176,6 +179,16 @@ class ResidualMoE(nn.Module):
             weights = self.gate.value * said.weights
             scores = representation_scores(states, vectors, said.views, weights, None, memory, a.score)
         return Scored(scores, said)
+
+
+def _expert(name: str, features: FixedFeatures, a: Architecture) -> Expert:
+    if a.experts == "matching":
+        return MatchingExpert(
+            features, a.dim, a.attention_dim, a.memory_decay, shares_content=a.item_representation == "id+content"
+        )
+    if name == "visual":
+        return VisualExpert(features, a.dim, a.attention_dim, a.dropout)
+    return SemanticExpert(features, a.dim, a.attention_dim, a.heads, a.dropout)
 
 
 def _norm(dim: int, on: bool) -> nn.Module:

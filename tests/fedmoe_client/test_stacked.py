@@ -31,6 +31,8 @@ CASES = [
     "item_representation=id local_epochs=2 batch_size=2",
     "fusion=competitive score=cosine loss=bpr",
     "fusion=score loss=gbce decoy_rows=2",
+    "experts=attention",
+    "experts=attention item_representation=id memory_decay=0",
     "mixture=false weight_decay=0.1 momentum=0.5 local_epochs=2",
     "visual_file=noise text_file=null norm_sequence=false item_updates=dense",
 ]

@@ -42,9 +42,10 @@ def test_segments_of_a_short_history_start_at_its_first_item() -> None:
     refresh=st.sampled_from([1, 2, 5]),
     heads=st.sampled_from([1, 2]),
     scale=st.sampled_from([0.1, 3.0, 60.0]),
+    decay=st.sampled_from([0.0, 0.5, 5.0]),
 )
 @settings(max_examples=30, deadline=None)
-def test_attention_equals_the_plain_softmax(seed: int, refresh: int, heads: int, scale: float) -> None:
+def test_attention_equals_the_plain_softmax(seed: int, refresh: int, heads: int, scale: float, decay: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     context = torch.randint(0, 12, (2, 16), generator=generator)
     memory = window_memory(context, 10, 10, refresh)
@@ -56,10 +57,12 @@ def test_attention_equals_the_plain_softmax(seed: int, refresh: int, heads: int,
     usable = usable_memory(candidates, memory, present)
     logits = scale * torch.einsum("bnhd,bchd->bhnc", query.view(2, 7, heads, -1), key.view(2, size, heads, -1))
     allowed = usable.transpose(1, 2).unsqueeze(1) & memory.visible()[None, :, None]
+    if decay:  # a softmax does not care from where ages are counted
+        logits = logits + (8 // heads) ** 0.5 * torch.arange(size) / decay
     masked = (logits * (8 // heads) ** -0.5).unsqueeze(2).masked_fill(~allowed.unsqueeze(1), -1e9)
     weights = masked.softmax(dim=-1) * allowed.any(dim=-1)[:, None, :, :, None]
     expected = torch.einsum("bhmnc,bchd->bmnhd", weights, value.view(2, size, heads, -1)).flatten(3)
-    found, has_view = attend(scale * query, key, value, usable, memory, heads)
+    found, has_view = attend(scale * query, key, value, usable, memory, heads, decay)
     if scale < 10:  # beyond logits of 60 weights are levelled, so that sums stay finite
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert found.isfinite().all()

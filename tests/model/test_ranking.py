@@ -28,6 +28,9 @@ CHANGES: list[dict[str, Any]] = [
     {"mixture": False},
     {"blocks": 0, "heads": 1},
     {"norm_sequence": False, "norm_visual": False, "norm_semantic": False},
+    {"memory_decay": 0.0},
+    {"experts": "attention"},
+    {"experts": "attention", "item_representation": "id"},
     *({"fusion": fusion, "score": score} for fusion in FUSIONS for score in ("dot", "cosine")),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,12 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model import verify
-from model.items import FixedFeatures
+from model.items import CONTENT_LENGTH, FixedFeatures
 from model.memory import window_memory
 from model.residual_moe import Architecture, ResidualMoE
 from model.verify import ITEMS, LENGTH, small_batch, small_model
 
 FUSIONS = ("residual", "competitive", "score")
+EXPERTS = ("matching", "attention")
 
 
 @pytest.mark.parametrize("fact", verify.FACTS)
@@ -72,21 +74,25 @@ def long_way(model: ResidualMoE, context: Tensor, candidates: Tensor) -> Tensor:
     return scores
 
 
+@pytest.mark.parametrize("experts", EXPERTS)
 @pytest.mark.parametrize("score", ["dot", "cosine"])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_fusion_equals_the_formula(fusion: str, score: str) -> None:
+def test_fusion_equals_the_formula(fusion: str, score: str, experts: str) -> None:
     context, candidates = small_batch()
-    model = small_model(fusion=fusion, score=score)
+    model = small_model(fusion=fusion, score=score, experts=experts)
     scores = model(context, LENGTH, candidates).scores
     torch.testing.assert_close(scores, long_way(model, context, candidates), atol=1e-5, rtol=1e-4)
     assert not torch.allclose(scores, sasrec_scores(model, context, candidates))
 
 
+@pytest.mark.parametrize("experts", EXPERTS)
 @pytest.mark.parametrize("fusion", FUSIONS)
 @given(position=st.integers(0, LENGTH - 2), seed=st.integers(0, 1000), refresh=st.sampled_from([1, 2, 4, 8]))
 @settings(max_examples=15, deadline=None)
-def test_no_later_item_changes_an_earlier_score(fusion: str, position: int, seed: int, refresh: int) -> None:
-    model = small_model(fusion=fusion, memory_refresh=refresh)
+def test_no_later_item_changes_an_earlier_score(
+    fusion: str, experts: str, position: int, seed: int, refresh: int
+) -> None:
+    model = small_model(fusion=fusion, experts=experts, item_representation="id+content", memory_refresh=refresh)
     context, candidates = small_batch()
     other = torch.randint(1, ITEMS + 1, context.shape, generator=torch.Generator().manual_seed(seed))
     later = torch.arange(context.shape[1]) > context.shape[1] - LENGTH + position
@@ -96,9 +102,10 @@ def test_no_later_item_changes_an_earlier_score(fusion: str, position: int, seed
     torch.testing.assert_close(before[predicts], after[predicts], atol=1e-6, rtol=0)
 
 
-def test_ranking_uses_the_same_scores_as_training() -> None:
+@pytest.mark.parametrize("experts", EXPERTS)
+def test_ranking_uses_the_same_scores_as_training(experts: str) -> None:
     # With a memory of its own for every position, ranking after a context is the window's last position.
-    model = small_model(memory_refresh=1)
+    model = small_model(memory_refresh=1, experts=experts, item_representation="id+content")
     context, candidates = small_batch()
     torch.testing.assert_close(
         model.rank_scores(context, candidates), model(context, LENGTH, candidates).scores[:, -1], atol=1e-5, rtol=1e-5
@@ -187,9 +194,17 @@ def test_each_layer_norm_can_be_switched_off(norm: str) -> None:
 
 
 def test_id_and_content_starts_new_items_near_similar_ones() -> None:
-    model = small_model(item_representation="id+content")
+    values = np.zeros((ITEMS + 1, 12), np.float32)
+    values[1:, :4] = np.random.default_rng(1).normal(size=(ITEMS, 4))
+    values[2] = values[1] + 0.01
+    text = FixedFeatures(values, np.arange(ITEMS + 1) > 0)
+    torch.manual_seed(0)
+    model = ResidualMoE(Architecture(ITEMS, dim=16, item_representation="id+content"), text=text)
     with torch.no_grad():
         model.items.ids.weight.zero_()
-    vectors = model.items(torch.tensor([[1, 2, 0]]))
-    assert vectors[0, :2].abs().sum() > 0
-    assert (vectors[0, 2] == 0).all()
+    vectors = model.items(torch.arange(ITEMS + 1))
+    assert (vectors[0] == 0).all()
+    likeness = torch.cosine_similarity(vectors[1], vectors[2:], dim=-1)
+    assert likeness.argmax() == 0 and likeness[0] > 0.99
+    # All axes that matter are kept, so that vectors are as like as features are.
+    torch.testing.assert_close(vectors @ vectors.T, CONTENT_LENGTH**2 * text.values @ text.values.T, atol=1e-5, rtol=0)

@@ -1,0 +1,57 @@
+"""Matching experts: what they attend to before any training, and what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from model.experts import SHARPNESS, MatchingExpert
+from model.items import FixedFeatures, principal_axes
+from model.memory import Memory
+
+# Four items with features of length 1 and mean 0: 1 and 3, and 2 and 4, are opposites.
+FEATURES = FixedFeatures(
+    np.array([[0, 0], [1, 0], [0, 1], [-1, 0], [0, -1]], np.float32), np.array([False, True, True, True, True])
+)
+
+
+def view_of(candidate: int, items: list[int], decay: float) -> torch.Tensor:
+    """The view of an expert that sees in item i the number i, in the first of 2 entries."""
+    expert = MatchingExpert(FEATURES, dim=2, attention_dim=2, decay=decay, shares_content=True)
+    memory = Memory(torch.tensor([items]), torch.zeros(1, 1, dtype=torch.int64), len(items), 1)
+    candidates = torch.tensor([[candidate]])
+    content = torch.stack([memory.items, torch.zeros_like(memory.items)], dim=-1).float()
+    with torch.inference_mode():
+        view, has_view = expert(candidates, expert.queries(candidates, torch.zeros(1, 1, 2)), memory, content)
+    assert has_view.all()
+    return view[0, 0, 0, 0]
+
+
+def test_like_items_count_before_any_training() -> None:
+    # Candidate 2 and an item at right angles, and one that is its opposite: logits 0 and -SHARPNESS.
+    weights = np.exp([0.0, -SHARPNESS])
+    expected = (weights @ [1, 4]) / weights.sum()
+    np.testing.assert_allclose(view_of(2, [1, 4], decay=0.0), expected, rtol=1e-5)
+
+
+def test_recent_items_count() -> None:
+    # 1 and 3 are equally unlike candidate 2; between them stands padding, so that 1 is two items older.
+    weights = np.exp([-2 / 5, 0.0])
+    expected = (weights @ [1, 3]) / weights.sum()
+    np.testing.assert_allclose(view_of(2, [1, 0, 3], decay=5.0), expected, rtol=1e-5)
+
+
+def test_without_content_it_has_values_of_its_own() -> None:
+    expert = MatchingExpert(FEATURES, dim=3, attention_dim=2, decay=5.0, shares_content=False)
+    memory = Memory(torch.tensor([[1, 2]]), torch.zeros(1, 1, dtype=torch.int64), 2, 1)
+    candidates = torch.tensor([[4]])
+    view, _ = expert(candidates, expert.queries(candidates, torch.zeros(1, 1, 3)), memory)
+    shown = expert.value(FEATURES.values[[1, 2]])
+    weights = torch.softmax(torch.tensor([0 - 1 / 5, -SHARPNESS]), dim=0)
+    torch.testing.assert_close(view[0, 0, 0], weights @ shown, atol=1e-5, rtol=0)
+
+
+def test_principal_axes_by_hand() -> None:
+    rows = torch.tensor([[0.0, 0.0], [0.0, -3.0], [1.0, 0.0]])
+    assert principal_axes(rows, 1).tolist() == [[0.0, 1.0]]
+    assert principal_axes(rows, 3).tolist() == [[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]]
