@@ -123,8 +123,13 @@ class ExtendedMemory(Expert):
         """Return what the expert asks."""
         return self.expert.queries(items, vectors)
 
-    def forward(self, candidates: Tensor, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Shapes as in ``model.experts``; each segment becomes a window of its own, with K + P items."""
+    def forward(
+        self, candidates: Tensor, queries: Tensor, memory: Memory, content: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Shapes as in ``model.experts``; each segment becomes a window of its own, with K + P items.
+
+        content: None, since slots would have none.
+        """
         own = memory.items.unfold(1, memory.blocks * memory.block, memory.block)  # [B, M, K]
         segments = own.shape[1]
         own = own.flatten(0, 1)
@@ -181,7 +186,7 @@ def line(label: str, found: NDArray[np.float64], other: NDArray[np.float64]) -> 
 
 def main(words: Sequence[str], plan: Plan = Plan()) -> None:
     """Print the comparison for one seed."""
-    settings, _ = load_settings(words)
+    settings, _ = load_settings([*words, "experts=attention"])  # slots have features, but no content in item vectors
     dataset = load_dataset(settings.data, settings.seed)
     own = cold_ndcg(settings, dataset, "own memory only", 0, plan)
     print(line("own memory only", own, own), flush=True)

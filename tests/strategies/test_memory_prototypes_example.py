@@ -69,7 +69,7 @@ def test_nobody_sends_a_centre(example: ModuleType) -> None:
 
 
 def test_short_memories_alone_see_the_slots(example: ModuleType) -> None:
-    settings, _ = load_settings(WORDS)
+    settings, _ = load_settings([*WORDS, "experts=attention"])
     dataset = load_dataset(settings.data, settings.seed)
     contexts = torch.arange(1, 31).repeat(2, 1)
     contexts[0, :27] = 0  # 3 items
