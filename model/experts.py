@@ -95,16 +95,12 @@ def usable_memory(candidates: Tensor, memory: Memory, present: Tensor) -> Tensor
 
 
 class Expert(nn.Module):
-    """An expert: attention of candidates, which ask with queries, over what its modality shows of the memory.
-
-    shares_content: whether it wants the memory's share in the item vectors, see ``forward``.
-    """
+    """An expert: attention of candidates, which ask with queries, over what its modality shows of the memory."""
 
     query: nn.Linear
     key: nn.Linear
     value: nn.Linear
     output: nn.Module
-    shares_content = False
 
     def __init__(self, features: FixedFeatures, heads: int, decay: float = 0.0) -> None:
         super().__init__()
@@ -115,18 +111,20 @@ class Expert(nn.Module):
         """Return what items ``[...]`` with vectors ``[..., D]`` ask with, ``[..., A]``."""
         raise NotImplementedError
 
-    def forward(
-        self, candidates: Tensor, queries: Tensor, memory: Memory, content: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def values(self, shown: Tensor, vectors: Tensor) -> Tensor:
+        """Return what is said of items with features ``[..., F]`` and vectors ``[..., D]``, ``[..., D]``."""
+        said: Tensor = self.value(shown)
+        return said
+
+    def forward(self, candidates: Tensor, queries: Tensor, memory: Memory, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Return the view ``[B, M, N, D]`` of candidates ``[B, N]``, and where there is one, bool ``[B, M, N]``.
 
-        queries: the candidates', ``[B, N, A]``. content ``[B, C, D]``: ``ItemVectors.content`` of the memory, for an
-        expert that shares it.
+        queries: the candidates', ``[B, N, A]``; vectors: the memory's item vectors, ``[B, C, D]``.
         """
         features = self._features[0]
         usable = usable_memory(candidates, memory, features.present)
         shown = features.values[memory.items]
-        value = self.value(shown) if content is None else content
+        value = self.values(shown, vectors)
         mixed, has_view = attend(queries, self.key(shown), value, usable, memory, self.heads, self.decay)
         return self.output(mixed), has_view
 
@@ -136,15 +134,12 @@ class MatchingExpert(Expert):
 
     The weight of an item is a softmax of ``(W_q f_candidate + b) . (W_k f_item) / sqrt(A) - age / decay``, where W_q
     and W_k begin as the same principal axes of the features, so that the product begins as ``SHARPNESS`` times their
-    cosine. Where item vectors have content, the view is the mean of the items' content there (``shares_content``): a
-    candidate whose content is like it agrees with it, whether or not anything is known of its id.
+    cosine. The view is the so weighted mean of the item vectors themselves: the modality says which items of the memory
+    speak for the candidate, and what they say, all users have taught them.
     """
 
-    def __init__(
-        self, features: FixedFeatures, dim: int, attention_dim: int, decay: float, shares_content: bool
-    ) -> None:
+    def __init__(self, features: FixedFeatures, attention_dim: int, decay: float) -> None:
         super().__init__(features, heads=1, decay=decay)
-        self.shares_content = shares_content
         self.query = nn.Linear(features.dim, attention_dim)
         self.key = nn.Linear(features.dim, attention_dim, bias=False)  # a bias would be the same for all items
         with torch.no_grad():
@@ -152,14 +147,16 @@ class MatchingExpert(Expert):
             for layer in (self.query, self.key):
                 layer.weight.copy_(axes * (SHARPNESS * attention_dim**0.5) ** 0.5)
             self.query.bias.zero_()
-        if not shares_content:
-            self.value = nn.Linear(features.dim, dim)
         self.output = nn.Identity()
 
     def queries(self, items: Tensor, vectors: Tensor) -> Tensor:
         """Return what items ``[...]`` ask with, ``[..., A]``; their item vectors are of no use here."""
         asked: Tensor = self.query(self._features[0].values[items])
         return asked
+
+    def values(self, shown: Tensor, vectors: Tensor) -> Tensor:
+        """Return the item vectors."""
+        return vectors
 
 
 class VisualExpert(Expert):

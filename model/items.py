@@ -83,14 +83,9 @@ class ItemVectors(nn.Module):
     def forward(self, items: Tensor) -> Tensor:
         """Return ``[..., D]`` for item ids ``[...]``; padding and missing features contribute zero."""
         vectors: Tensor = self.ids(items)
-        for name in self.projections:
-            vectors = vectors + self.content(name, items)
+        for name, projection in self.projections.items():
+            vectors = vectors + projection(self._features[name].values[items])
         return vectors
-
-    def content(self, name: str, items: Tensor) -> Tensor:
-        """Return the share ``[..., D]`` of a modality's features in the vectors of items ``[...]``."""
-        projected: Tensor = self.projections[name](self._features[name].values[items])
-        return projected
 
 
 def _likeness_kept(features: FixedFeatures, dim: int) -> nn.Linear:

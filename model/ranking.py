@@ -127,11 +127,9 @@ class Ranker:
         """Return what a matching expert attends to ``[N, D]``."""
         values = self._features[modality][0]
         query, key = self._linear(values[candidates], f"{name}.query"), self._linear(values[memory], f"{name}.key")
-        shared = self._settings.item_representation == "id+content"
-        value = self._linear(values[memory], f"items.projections.{modality}" if shared else f"{name}.value")
         decay = self._settings.memory_decay
         fading = (np.arange(len(memory)) - (len(memory) - 1)) / decay if decay else 0.0
-        return _attend(query, key, value, usable, heads=1, fading=_float32(np.asarray(fading)))
+        return _attend(query, key, self._items(memory), usable, heads=1, fading=_float32(np.asarray(fading)))
 
     def _weights(self, vectors: Floats, available: NDArray[np.bool_]) -> Floats:
         """Return the router's weights ``[N, E]`` for item vectors ``[N, D]``."""

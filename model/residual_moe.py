@@ -19,8 +19,6 @@ from model.memory import Memory, latest_memory, window_memory
 from model.router import ItemRouter
 from model.sasrec import SASRec
 
-MODALITY = {"visual": "visual", "semantic": "text"}  # of each expert
-
 
 @dataclass(frozen=True)
 class Architecture:
@@ -151,10 +149,10 @@ class ResidualMoE(nn.Module):
     def expert_views(self, candidates: Tensor, side: ItemSide, memory: Memory) -> Views:
         """Return the experts' views of candidates ``[B, N]``, whose side this is, and the router's weights."""
         assert self.router is not None
+        met = self.items(memory.items)
         views, available, power = [], [], []
         for name, expert in self.experts.items():
-            content = self.items.content(MODALITY[name], memory.items) if expert.shares_content else None
-            view, has_view = expert(candidates, side.queries[name], memory, content)
+            view, has_view = expert(candidates, side.queries[name], memory, met)
             power.append(view.detach().square().mean(dim=(1, 2, 3)))
             views.append(self.norms[name](view))
             available.append(has_view)
@@ -183,9 +181,7 @@ class ResidualMoE(nn.Module):
 
 def _expert(name: str, features: FixedFeatures, a: Architecture) -> Expert:
     if a.experts == "matching":
-        return MatchingExpert(
-            features, a.dim, a.attention_dim, a.memory_decay, shares_content=a.item_representation == "id+content"
-        )
+        return MatchingExpert(features, a.attention_dim, a.memory_decay)
     if name == "visual":
         return VisualExpert(features, a.dim, a.attention_dim, a.dropout)
     return SemanticExpert(features, a.dim, a.attention_dim, a.heads, a.dropout)

@@ -145,24 +145,18 @@ class StackedItems(nn.Module):
         self.projections = nn.ModuleDict({name: StackedLinear(each) for name, each in layer.projections.items()})  # type: ignore[arg-type]
         self._features = layer._features
         self._vectors = torch.empty(0)
-        self._contents: dict[str, Tensor] = {}
 
     def project(self) -> None:
         """Compute the vectors of all touched items, once for all their uses in a step."""
         rows: Tensor = self.ids.weight  # type: ignore[assignment]
         vectors = rows.flatten(0, 1)
         for name, projection in self.projections.items():
-            self._contents[name] = projection(self._features[name].values)
-            vectors = vectors + self._contents[name]
+            vectors = vectors + projection(self._features[name].values)
         self._vectors = vectors
 
     def forward(self, items: Tensor) -> Tensor:
         """Return ``[..., D]`` for local ids ``[...]``."""
         return functional.embedding(items, self._vectors, padding_idx=0)
-
-    def content(self, name: str, items: Tensor) -> Tensor:
-        """Return ``[..., D]`` for local ids ``[...]``."""
-        return functional.embedding(items, self._contents[name])
 
 
 STACKED: dict[type[nn.Module], Callable[..., nn.Module]] = {

@@ -123,13 +123,8 @@ class ExtendedMemory(Expert):
         """Return what the expert asks."""
         return self.expert.queries(items, vectors)
 
-    def forward(
-        self, candidates: Tensor, queries: Tensor, memory: Memory, content: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Shapes as in ``model.experts``; each segment becomes a window of its own, with K + P items.
-
-        content: None, since slots would have none.
-        """
+    def forward(self, candidates: Tensor, queries: Tensor, memory: Memory, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Shapes as in ``model.experts``; each segment becomes a window of its own, with K + P items."""
         own = memory.items.unfold(1, memory.blocks * memory.block, memory.block)  # [B, M, K]
         segments = own.shape[1]
         own = own.flatten(0, 1)
@@ -137,7 +132,7 @@ class ExtendedMemory(Expert):
         items = torch.cat([own, torch.arange(self.first, self.last) * open_to], dim=1)
         one = Memory(items, torch.zeros_like(items[:, :1]), items.shape[1], 1)
         each = (tensor.repeat_interleave(segments, dim=0) for tensor in (candidates, queries))
-        view, has_view = self.expert(*each, one)
+        view, has_view = self.expert(*each, one, vectors)  # which experts that attend do not look at
         return view.unflatten(0, (-1, segments)).squeeze(2), has_view.unflatten(0, (-1, segments)).squeeze(2)
 
 
@@ -186,7 +181,7 @@ def line(label: str, found: NDArray[np.float64], other: NDArray[np.float64]) -> 
 
 def main(words: Sequence[str], plan: Plan = Plan()) -> None:
     """Print the comparison for one seed."""
-    settings, _ = load_settings([*words, "experts=attention"])  # slots have features, but no content in item vectors
+    settings, _ = load_settings([*words, "experts=attention"])  # a slot has features but no item vector
     dataset = load_dataset(settings.data, settings.seed)
     own = cold_ndcg(settings, dataset, "own memory only", 0, plan)
     print(line("own memory only", own, own), flush=True)

@@ -16,13 +16,13 @@ FEATURES = FixedFeatures(
 
 
 def view_of(candidate: int, items: list[int], decay: float) -> torch.Tensor:
-    """The view of an expert that sees in item i the number i, in the first of 2 entries."""
-    expert = MatchingExpert(FEATURES, dim=2, attention_dim=2, decay=decay, shares_content=True)
+    """The view of an expert for which the vector of item i is (i, 0): its first entry."""
+    expert = MatchingExpert(FEATURES, attention_dim=2, decay=decay)
     memory = Memory(torch.tensor([items]), torch.zeros(1, 1, dtype=torch.int64), len(items), 1)
     candidates = torch.tensor([[candidate]])
-    content = torch.stack([memory.items, torch.zeros_like(memory.items)], dim=-1).float()
+    vectors = torch.stack([memory.items, torch.zeros_like(memory.items)], dim=-1).float()
     with torch.inference_mode():
-        view, has_view = expert(candidates, expert.queries(candidates, torch.zeros(1, 1, 2)), memory, content)
+        view, has_view = expert(candidates, expert.queries(candidates, torch.zeros(1, 1, 2)), memory, vectors)
     assert has_view.all()
     return view[0, 0, 0, 0]
 
@@ -41,14 +41,13 @@ def test_recent_items_count() -> None:
     np.testing.assert_allclose(view_of(2, [1, 0, 3], decay=5.0), expected, rtol=1e-5)
 
 
-def test_without_content_it_has_values_of_its_own() -> None:
-    expert = MatchingExpert(FEATURES, dim=3, attention_dim=2, decay=5.0, shares_content=False)
+def test_what_the_memory_says_trains_the_items() -> None:
+    expert = MatchingExpert(FEATURES, attention_dim=2, decay=5.0)
     memory = Memory(torch.tensor([[1, 2]]), torch.zeros(1, 1, dtype=torch.int64), 2, 1)
-    candidates = torch.tensor([[4]])
-    view, _ = expert(candidates, expert.queries(candidates, torch.zeros(1, 1, 3)), memory)
-    shown = expert.value(FEATURES.values[[1, 2]])
+    candidates, vectors = torch.tensor([[4]]), torch.ones(1, 2, 3, requires_grad=True)
+    expert(candidates, expert.queries(candidates, torch.zeros(1, 1, 3)), memory, vectors)[0].sum().backward()
     weights = torch.softmax(torch.tensor([0 - 1 / 5, -SHARPNESS]), dim=0)
-    torch.testing.assert_close(view[0, 0, 0], weights @ shown, atol=1e-5, rtol=0)
+    torch.testing.assert_close(vectors.grad, weights[None, :, None].expand(1, 2, 3), atol=1e-5, rtol=0)
 
 
 def test_principal_axes_by_hand() -> None:
