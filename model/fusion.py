@@ -15,6 +15,7 @@ Shapes: B windows, L positions, N candidates, M segments, E experts, D hidden si
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -26,9 +27,9 @@ from model.memory import Memory
 Score = Literal["dot", "cosine"]
 
 
-def mixed_view(views: Tensor, weights: Tensor) -> Tensor:
-    """Return ``sum_e w_e * view_e`` ``[B, M, N, D]`` of views ``[B, M, N, E, D]`` and weights ``[B, M, N, E]``."""
-    return (weights.unsqueeze(-1) * views).sum(dim=-2)
+def mixed_view(views: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Return ``sum_e w_e * view_e`` ``[B, M, N, D]`` of E views ``[B, M, N, D]`` and weights ``[B, M, N, E]``."""
+    return torch.stack([weights[..., e, None] * view for e, view in enumerate(views)]).sum(dim=0)
 
 
 def sequence_scores(states: Tensor, vectors: Tensor, score: Score) -> Tensor:
@@ -39,7 +40,7 @@ def sequence_scores(states: Tensor, vectors: Tensor, score: Score) -> Tensor:
 def representation_scores(
     states: Tensor,
     vectors: Tensor,
-    views: Tensor,
+    views: Sequence[Tensor],
     weights: Tensor,
     share: Tensor | None,
     memory: Memory,
@@ -47,12 +48,12 @@ def representation_scores(
 ) -> Tensor:
     """Return the scores ``[B, L, N]`` of ``final = share * states + sum_e weights_e * views_e``.
 
-    states ``[B, L, D]``, vectors ``[B, N, D]``, views ``[B, M, N, E, D]``, weights ``[B, M, N, E]`` (times the gate,
-    where there is one), share ``[B, M, N]`` or None for 1.
+    states ``[B, L, D]``, vectors ``[B, N, D]``, views: E of ``[B, M, N, D]``, weights ``[B, M, N, E]`` (times the
+    gate, where there is one), share ``[B, M, N]`` or None for 1.
     """
     products = states @ vectors.transpose(1, 2)
     shares = 1.0 if share is None else memory.by_position(share)
-    agreement = (views * vectors[:, None, :, None]).sum(dim=-1)  # [B, M, N, E]
+    agreement = torch.stack([(view * vectors.unsqueeze(1)).sum(dim=-1) for view in views], dim=-1)  # [B, M, N, E]
     dot = shares * products + memory.by_position((weights * agreement).sum(dim=-1))
     if score == "dot":
         return dot
@@ -66,14 +67,14 @@ def representation_scores(
 
 
 def score_level_scores(
-    states: Tensor, vectors: Tensor, views: Tensor, weights: Tensor, memory: Memory, score: Score
+    states: Tensor, vectors: Tensor, views: Sequence[Tensor], weights: Tensor, memory: Memory, score: Score
 ) -> Tensor:
     """Return the scores ``[B, L, N]`` of score-level fusion.
 
-    views ``[B, M, N, E, D]``, weights ``[B, M, N, E]``: the router's times the gate.
+    views: E of ``[B, M, N, D]``, weights ``[B, M, N, E]``: the router's times the gate.
     """
-    dim = vectors.shape[-1]
-    cosines = functional.cosine_similarity(views, vectors[:, None, :, None], dim=-1)
+    dim, own = vectors.shape[-1], vectors.unsqueeze(1)
+    cosines = torch.stack([functional.cosine_similarity(view, own, dim=-1) for view in views], dim=-1)
     auxiliary = (weights * cosines).sum(dim=-1) * dim**0.5
     scores: Tensor = sequence_scores(states, vectors, score) + memory.by_position(auxiliary)
     return scores

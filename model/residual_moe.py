@@ -49,12 +49,12 @@ class Architecture:
 class Views:
     """What the experts say of the candidates of each segment.
 
-    views ``[B, M, N, E, D]`` (normalised); weights: the router's ``[B, M, N, E']``, where the backbone competes its
-    own share first; available bool, of the shape of weights; power ``[B, E]``: mean square of an entry of each
-    expert's output before it is normalised, 0 for an expert that says nothing.
+    views: each expert's, ``[B, M, N, D]`` (normalised); weights: the router's ``[B, M, N, E']``, where the backbone
+    competes its own share first; available bool, of the shape of weights; power ``[B, E]``: mean square of an entry of
+    each expert's output before it is normalised, 0 for an expert that says nothing.
     """
 
-    views: Tensor
+    views: tuple[Tensor, ...]
     weights: Tensor
     available: Tensor
     power: Tensor
@@ -159,8 +159,7 @@ class ResidualMoE(nn.Module):
         if self.competes:
             available.insert(0, torch.ones_like(available[0]))
         stacked = torch.stack(available, dim=-1)
-        joined = torch.stack(views, dim=-2) if len(views) > 1 else views[0].unsqueeze(-2)
-        return Views(joined, self.router(side.vectors, stacked), stacked, torch.stack(power, dim=-1))
+        return Views(tuple(views), self.router(side.vectors, stacked), stacked, torch.stack(power, dim=-1))
 
     def _score(self, states: Tensor, candidates: Tensor, side: ItemSide, memory: Memory) -> Scored:
         a, vectors = self.architecture, side.vectors

@@ -107,9 +107,9 @@ def fusion_is_residual() -> bool:
     said = model.expert_views(candidates, model.item_side(candidates), memory)
     expected = torch.zeros(2, LENGTH, candidates.shape[1])
     for user, position in product(range(2), range(LENGTH)):
-        views = said.views[user, memory.segment[user, position]]  # [N, 2, D]
+        visual, semantic = (view[user, memory.segment[user, position]] for view in said.views)  # [N, D]
         weights = said.weights[user, memory.segment[user, position]].unsqueeze(-1)
-        auxiliary = weights[:, 0] * views[:, 0] + weights[:, 1] * views[:, 1]
+        auxiliary = weights[:, 0] * visual + weights[:, 1] * semantic
         final = states[user, position] + model.gate.value * auxiliary
         expected[user, position] = (final * vectors[user]).sum(dim=-1)
     return torch.allclose(model(context, LENGTH, candidates).scores, expected, atol=1e-5)

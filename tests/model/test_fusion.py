@@ -16,7 +16,7 @@ from model.memory import Memory
 
 STATES = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
 VECTORS = torch.tensor([[[1.0, 1.0], [2.0, 0.0]]])
-VIEWS = torch.tensor([[[[[1.0, 0.0], [0.0, 1.0]], [[0.0, 2.0], [2.0, 2.0]]]]])
+VIEWS = (torch.tensor([[[[1.0, 0.0], [0.0, 2.0]]]]), torch.tensor([[[[0.0, 1.0], [2.0, 2.0]]]]))  # of each expert
 WEIGHTS = torch.tensor([[[[0.25, 0.75], [0.5, 0.5]]]])
 MEMORY = Memory(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64), 1, 1)
 MIXED = [[0.25, 0.75], [1.0, 2.0]]  # of candidates 1 and 2

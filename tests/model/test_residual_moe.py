@@ -58,7 +58,7 @@ def long_way(model: ResidualMoE, context: Tensor, candidates: Tensor) -> Tensor:
         for t in range(LENGTH):
             for n in range(candidates.shape[1]):
                 m = int(memory.segment[b, t])
-                weights, views = said.weights[b, m, n], said.views[b, m, n]
+                weights, views = said.weights[b, m, n], torch.stack([view[b, m, n] for view in said.views])
                 seq, e = states[b, t], vectors[b, n]
                 if a.fusion == "score":
                     own = a.dim**0.5 * torch.cosine_similarity(views, e.expand_as(views), dim=-1)
