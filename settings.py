@@ -76,7 +76,7 @@ class DataSettings(Section):
         None, description="visual features: a .npy, .pt or .safetensors file, noise or null"
     )
     feature_dim: CountOrZero = Field(
-        128, description="features wider than this are reduced to so many principal components; 0: never"
+        32, description="features wider than this are reduced to so many principal components; 0: never"
     )
     item_id_file: Path | None = Field(
         None, description="line k holds the item id of row k of the feature files; default: item_ids.txt beside them"
@@ -120,7 +120,7 @@ class ModelSettings(Section):
     attention_dim: Count = Field(64, description="width of the experts' queries and keys (at most 128)", le=128)
     memory_size: Count = Field(50, description="items an expert attends over, the latest ones met")
     memory_refresh: Count = Field(
-        25, description="training: positions that share one memory, of what was met up to the first of them"
+        10, description="training: positions that share one memory, of what was met up to the first of them"
     )
     memory_decay: NonNegative = Field(
         5.0, description="matching experts: later items with which an item's weight falls to 1/e; 0: it does not"

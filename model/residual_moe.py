@@ -41,7 +41,7 @@ class Architecture:
     norm_semantic: bool = True
     attention_dim: int = 64
     memory_size: int = 50
-    memory_refresh: int = 25
+    memory_refresh: int = 10
     memory_decay: float = 5.0
 
 
