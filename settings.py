@@ -76,7 +76,7 @@ class DataSettings(Section):
         None, description="visual features: a .npy, .pt or .safetensors file, noise or null"
     )
     feature_dim: CountOrZero = Field(
-        32, description="features wider than this are reduced to so many principal components; 0: never"
+        64, description="features wider than this are reduced to so many principal components; 0: never"
     )
     item_id_file: Path | None = Field(
         None, description="line k holds the item id of row k of the feature files; default: item_ids.txt beside them"
