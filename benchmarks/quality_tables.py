@@ -45,9 +45,8 @@ def main_table(rows: Mapping[str, Sequence[Floats]], sampled: Mapping[str, Seque
     base = np.mean([gain(ranks) for ranks in rows[baseline]], axis=0)
     for name, seeds in rows.items():
         own = np.mean([gain(ranks) for ranks in seeds], axis=0)
-        against, p = (
-            ("", "") if name == baseline else (f"{own.mean() / base.mean() - 1:+.1%}", f"{paired_p(own, base):.3f}")
-        )
+        against = f"{own.mean() / base.mean() - 1:+.1%}" if name != baseline and base.any() else ""
+        p = f"{paired_p(own, base):.3f}" if name != baseline else ""
         cells = [_spread([hit_rate(r, 10).mean() for r in seeds]), _spread([gain(r).mean() for r in seeds]), against, p]
         if name in sampled:
             cells += [_spread([f(r).mean() for r in sampled[name]]) for f in (lambda r: hit_rate(r, 10), gain)]

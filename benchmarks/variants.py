@@ -57,6 +57,7 @@ COMPARISONS: tuple[tuple[str, str], ...] = (
     ("federated SASRec, id+content", "federated SASRec, id"),
     ("federated mixture, id", "federated SASRec, id"),
     ("federated mixture", "federated SASRec, id"),
+    ("federated mixture, personalised", "federated SASRec, id, personalised"),
     ("federated mixture", "federated SASRec, id+content"),
     ("federated mixture, noise", "federated SASRec, id"),
     ("federated mixture, personalised", "federated mixture"),
