@@ -16,7 +16,17 @@ from flwr.app import Array, ArrayRecord
 ROWS = "/rows"  # NAME/rows are the ids of the rows that are sent of the table NAME; the client's side knows it too
 
 
-class _OnDemand(Array):
+class _OwnKind(Array):
+    """An array of a class that Flower does not know. Where Flower writes it out by parts, it is a plain ``Array``."""
+
+    def deflate(self) -> bytes:
+        """Return what names the array's parts, and its class, when it is sent to real clients."""
+        plain = Array(dtype=self.dtype, shape=self.shape, stype=self.stype, data=self.data)
+        deflated: bytes = plain.deflate()
+        return deflated
+
+
+class _OnDemand(_OwnKind):
     """An array without bytes of its own. Not to be made itself."""
 
     def __init__(self, like: Array, **own: Any) -> None:
@@ -30,7 +40,7 @@ class _OnDemand(Array):
         return encoded
 
 
-class _Valued(Array):
+class _Valued(_OwnKind):
     """An array whose values are decoded; ``numpy`` copies them, ``values`` is to be read only."""
 
     values: np.ndarray
