@@ -76,6 +76,12 @@ class ClientDirectory:
                 told = True
             time.sleep(self.poll_seconds)
 
+    def names(self, grid: Grid) -> Mapping[int, int]:
+        """Return node id -> client id of every node met so far, connected or not: to name those that fail."""
+        offered = getattr(grid, "client_ids", None)
+        mapping: Mapping[int, int] = self._known if offered is None else offered()
+        return mapping
+
     def await_clients(self, grid: Grid) -> None:
         """Wait until ``minimum`` clients are connected.
 

@@ -188,8 +188,8 @@ class ServerLoop:
         self, messages: Iterable[Message], stage: str, reducer: Callable[[], ReplyMean] | None = None
     ) -> Exchange:
         if reducer is not None and isinstance(self.grid, ReducingGrid):
-            return reduced_exchange(self.grid, messages, stage, self._client_ids, reducer)
-        outcome = exchange(self.grid, messages, stage, self._client_ids, self.timeout)
+            return reduced_exchange(self.grid, messages, stage, self._names, reducer)
+        outcome = exchange(self.grid, messages, stage, self._names, self.timeout)
         if outcome.dropped:
             self.tracker.note(f"{len(outcome.dropped)} late or repeated replies dropped ({stage})")
         return outcome
@@ -255,7 +255,7 @@ class ServerLoop:
     def _refused(self, stage: str) -> list[Failure]:
         """Return the replies that arrived but were refused by the latest aggregation, as failures of their clients."""
         reasons = {r.node_id: r.reason.replace(f"reply of node {r.node_id}", "reply") for r in self.partial.refusals}
-        return name_failures(reasons, stage, self._client_ids)
+        return name_failures(reasons, stage, self._names)
 
     def _clipped(self) -> list[dict[str, Any]]:
         """Return the replies of the latest training that were scaled down, by client."""
@@ -263,10 +263,13 @@ class ServerLoop:
         return [entry | {"norm": min(entry["norm"], LARGEST_NORM)} for entry in found]
 
     def _named(self, node: int) -> dict[str, Any]:
-        return {"client": self._client_ids().get(node), "node": node}
+        return {"client": self._names().get(node), "node": node}
 
     def _too_few(self, what: str, outcome: Exchange) -> str | None:
         return too_few(what, outcome, self.settings.federation.min_reply_fraction)
+
+    def _names(self) -> Mapping[int, int]:
+        return self.directory.names(self.grid)
 
     def _client_ids(self) -> Mapping[int, int]:
         return self.directory.client_ids(self.grid)

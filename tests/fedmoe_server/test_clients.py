@@ -41,6 +41,15 @@ def test_a_grid_that_knows_is_not_asked(fakes: Any) -> None:
     assert grid.sent == []
 
 
+def test_a_node_that_is_gone_keeps_its_name(fakes: Any) -> None:
+    grid = asking(fakes, {50: 7, 60: 8})
+    directory = ClientDirectory()
+    directory.client_ids(grid)
+    del grid.answers[60]
+    assert directory.client_ids(grid) == {50: 7}
+    assert directory.names(grid) == {50: 7, 60: 8}
+
+
 def test_every_node_is_asked_once(fakes: Any) -> None:
     grid = asking(fakes, {50: 7, 60: 8})
     directory = ClientDirectory()
