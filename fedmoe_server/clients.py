@@ -59,10 +59,8 @@ class ClientDirectory:
         Raises:
             FedMoEError: no client could be reached within ``wait_seconds``.
         """
-        offered = getattr(grid, "client_ids", None)
-        if offered is not None:
-            mapping: Mapping[int, int] = offered()
-            return mapping
+        if (offered := _offered(grid)) is not None:
+            return offered
         deadline = time.monotonic() + self.wait_seconds
         told = False
         while True:
@@ -78,9 +76,8 @@ class ClientDirectory:
 
     def names(self, grid: Grid) -> Mapping[int, int]:
         """Return node id -> client id of every node met so far, connected or not: to name those that fail."""
-        offered = getattr(grid, "client_ids", None)
-        mapping: Mapping[int, int] = self._known if offered is None else offered()
-        return mapping
+        offered = _offered(grid)
+        return self._known if offered is None else offered
 
     def await_clients(self, grid: Grid) -> None:
         """Wait until ``minimum`` clients are connected.
@@ -147,6 +144,13 @@ class ClientDirectory:
             who = f"node {node}" if client is None else f"client {client}"
             self._tell(f"{who} is left out: {reason}")
         self._refused[node] = (time.monotonic() + self.retry_seconds, reason)
+
+
+def _offered(grid: Grid) -> Mapping[int, int] | None:
+    """Return node id -> client id where the engine knows it."""
+    offer = getattr(grid, "client_ids", None)
+    mapping: Mapping[int, int] | None = None if offer is None else offer()
+    return mapping
 
 
 def _client_id(reply: Message) -> int | str:
