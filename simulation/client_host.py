@@ -61,11 +61,15 @@ class HostSettings:
 
 @dataclass(frozen=True)
 class Job:
-    """One message for one client. An ``int`` in ``content`` stands for a record that ``ClientHost.receive`` got."""
+    """One message for one client. An ``int`` in ``content`` stands for a record that ``ClientHost.receive`` got.
+
+    ``state``: the serialised private state of a guest, a client that another host keeps; None: it is kept here.
+    """
 
     client_id: int
     metadata: Metadata
     content: Mapping[str, Record | int]
+    state: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -122,9 +126,9 @@ class ClientHost:
             self._app = load_client_app(source) if isinstance(source, str) else _unpickled(source)
         return os.getpid()
 
-    def receive(self, key: int, shared: object) -> None:
-        """Keep a record that many messages of a round carry, or a reducer's factory, until ``forget``."""
-        self._shared[key] = shared
+    def receive(self, shared: Mapping[int, object]) -> None:
+        """Keep records that many messages of a round carry, and a reducer's factory, by their keys until ``forget``."""
+        self._shared.update(shared)
 
     def forget(self, keys: Sequence[int]) -> None:
         """Drop what belongs to a round that is over."""
@@ -159,7 +163,7 @@ class ClientHost:
             message, context = self._call(job, contents)
             reply = call_client(self._app, message, context)
             try:
-                self._keep(job.client_id, context.state, outcome)
+                self._keep(job, _serialised(context.state), outcome)
             except ValueError as error:  # a number that Flower's wire format has no room for
                 reply = client_error(message, context, error)
             yield reply
@@ -180,7 +184,7 @@ class ClientHost:
             outcome.notes.append(f"clients are trained one by one where a stack of them fails: {one_line(error)}")
             return None
         for job, state in zip(work.jobs, states, strict=True):
-            self._keep_bytes(job.client_id, state, outcome)
+            self._keep(job, state, outcome)
         return replies
 
     def _reduce(self, work: Work, key: int, replies: Iterable[Message | None], outcome: Outcome) -> None:
@@ -209,7 +213,7 @@ class ClientHost:
         settings = self._settings
         # A copy: whatever a client does to its message, the next one gets the original.
         message = make_message(metadata=job.metadata, content=copy_records(contents[id(job.content)]))
-        state = self._states.get(job.client_id)
+        state = self._state_of(job)
         context = Context(
             run_id=settings.run_id,
             node_id=job.metadata.dst_node_id,
@@ -219,14 +223,15 @@ class ClientHost:
         )
         return message, context
 
-    def _keep(self, client_id: int, state: RecordDict, outcome: Outcome) -> None:
-        self._keep_bytes(client_id, _serialised(state), outcome)
+    def _state_of(self, job: Job) -> bytes:
+        return (self._states.get(job.client_id) or b"") if job.state is None else job.state
 
-    def _keep_bytes(self, client_id: int, state: bytes, outcome: Outcome) -> None:
-        if state == (self._states.get(client_id) or b""):
+    def _keep(self, job: Job, state: bytes, outcome: Outcome) -> None:
+        if state == self._state_of(job):
             return
-        outcome.changed.append((client_id, state))
-        self._put(client_id, state)
+        outcome.changed.append((job.client_id, state))
+        if job.state is None:
+            self._put(job.client_id, state)
 
     def _put(self, client_id: int, state: bytes) -> None:
         if state:
@@ -248,6 +253,10 @@ class ClientHost:
         for path in paths:
             self.adopt(read_clients(Path(path), lambda client_id: bool(pinning[client_id] == host)))
         return len(self._states)
+
+    def states(self, client_ids: Sequence[int]) -> list[bytes]:
+        """Return the serialised private state of some clients, empty where there is none."""
+        return [self._states.get(client_id) or b"" for client_id in client_ids]
 
     def adopt(self, states: Iterable[tuple[int, bytes]]) -> int:
         """Keep the serialised states of some clients; return the number of clients that now have any."""

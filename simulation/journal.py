@@ -43,6 +43,11 @@ class Journal:
             self.record(staged.items())
             staged.clear()
 
+    def changed(self, client_ids: Iterable[int]) -> list[tuple[int, bytes]]:
+        """Return (client id, state) of those of these clients whose state has changed since the last snapshot."""
+        found = ((client_id, self._changed.get(client_id)) for client_id in client_ids)
+        return [(client_id, state) for client_id, state in found if state is not None]
+
     def discard(self, host: int) -> None:
         """Forget the host's staged changes."""
         staged = self._staged.pop(host, None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import ray
 from flwr.app import Message
@@ -21,6 +22,7 @@ from simulation.ray_host import Call, Chunk, HostDied, RayHost, first_line
 
 DEATHS = 3  # of a host in one exchange, until its messages are answered with errors
 
+Thing = TypeVar("Thing")
 logger = logging.getLogger(__name__)
 
 
@@ -63,8 +65,30 @@ class RayFleet:
 
     # --- work ------------------------------------------------------------------------------------------------------
 
+    @property
+    def idle(self) -> bool:
+        """Whether no host owes anything."""
+        return all(host.idle for host in self.hosts)
+
+    def borrow(self, client_ids: Sequence[int]) -> dict[int, bytes]:
+        """Return the private state of some clients, for other hosts to execute them. The fleet must be idle."""
+        wanted = self._by_home((client_id, client_id) for client_id in client_ids)
+        doing = "handing over clients' state"
+        references = {index: self.hosts[index].states(ids) for index, ids in wanted.items()}
+        found: dict[int, bytes] = {}
+        for index, ids in wanted.items():
+            host = self.hosts[index]
+            try:
+                states = host.result(references[index], doing)
+            except HostDied as error:
+                self._recover(host, str(error))
+                states = host.result(host.states(ids), doing)
+            found.update(zip(ids, states, strict=True))
+        return found
+
     def add(self, chunks: Mapping[int, Sequence[Chunk]]) -> None:
         """Have chunks executed, by host, in their order."""
+        self._await_homecoming()
         for index, part in chunks.items():
             self.hosts[index].add(part)
 
@@ -80,8 +104,9 @@ class RayFleet:
 
     def drain(self) -> None:
         """Wait until no host owes anything."""
-        while not all(host.idle for host in self.hosts):
+        while not self.idle:
             self.collect(None)
+        self._await_homecoming()
 
     def collect(self, timeout: float | None) -> bool:
         """Wait for the next chunk of any host and keep its replies; return False if none came in time."""
@@ -116,10 +141,33 @@ class RayFleet:
             self._journal.stage(host.index, outcome.changed)
             if chunk.last:
                 self._journal.commit(host.index)
+                self._send_home(call.guests.get(host.index, []))
                 call.merged[host.index] = [self._numbered(reply) for reply in outcome.replies if reply is not None]
         for note in set(outcome.notes) - self._notes:
             self._notes.add(note)
             logger.warning("%s", note)
+
+    def _send_home(self, client_ids: Sequence[int]) -> None:
+        """Begin to give the hosts that keep some clients these clients' new state."""
+        changed = self._journal.changed(client_ids)
+        for index, states in self._by_home((state[0], state) for state in changed).items():
+            self.hosts[index].homecoming.append(self.hosts[index].adopt(states))
+
+    def _await_homecoming(self) -> None:
+        for host in self.hosts:
+            try:
+                for reference in host.homecoming:
+                    host.result(reference, "taking its clients' state back")
+                host.homecoming.clear()
+            except HostDied as error:  # it gets everything from the journal
+                self._recover(host, str(error))
+
+    def _by_home(self, things: Iterable[tuple[int, Thing]]) -> dict[int, list[Thing]]:
+        """Return (client id, thing) pairs as host that keeps the client -> things."""
+        by_home: dict[int, list[Thing]] = {}
+        for client_id, thing in things:
+            by_home.setdefault(int(self.pinning[client_id]), []).append(thing)
+        return by_home
 
     def _numbered(self, reply: Message) -> Message:
         number_message(reply, f"r{next(self._reply_numbers)}")
@@ -227,6 +275,6 @@ class RayFleet:
         references = [host.restore(sources, pinning) for host in self.hosts]
         ray.wait(references, num_returns=len(references))  # or Ray complains of the errors that nobody asks for
         doing = f"loading clients' state from {folder}"
-        count = sum(host.result(reference, doing) for host, reference in zip(self.hosts, references, strict=True))
+        count: int = sum(host.result(reference, doing) for host, reference in zip(self.hosts, references, strict=True))
         self._journal.begin(paths)
         return count

@@ -27,7 +27,7 @@ from simulation.client_files import read_index, write_index
 from simulation.client_host import HostSettings
 from simulation.dispatch import FIRST_NODE_ID, ClientIds, batches, chunk_size, shared_records
 from simulation.flower_runtime import Run, begin_run, number_message
-from simulation.pinning import pin_clients
+from simulation.pinning import costs_of, even_out, pin_clients
 from simulation.ray_cluster import number_of_hosts, start_ray
 from simulation.ray_fleet import RayFleet
 from simulation.ray_host import Call, Chunk, pickled_app
@@ -60,7 +60,7 @@ class RayGrid(Grid):
             hosts: number of actors, 0: as many as fit, at ``client_cpus`` and ``client_gpus`` each.
             ray_address: a cluster to join instead of starting Ray here; the hosts are spread over its machines.
             loads: what a call of each client costs, ``[num_clients]``; hosts get clients of the same total cost.
-                None: client id modulo hosts. Results are the same whatever the loads.
+                None: client id modulo hosts. Replies are the same whatever the loads.
             stacked: ``"module:attribute"`` of a function that executes many train messages at once, see
                 ``client_host.Stacked``; None: one by one.
             state_memory: bytes of private state that each host keeps in memory; the rest is on its disk.
@@ -86,6 +86,7 @@ class RayGrid(Grid):
                 state_memory=state_memory,
             )
             count = number_of_hosts(hosts, num_clients, client_cpus, client_gpus)
+            self._costs = costs_of(num_clients, loads)
             pinning = pin_clients(num_clients, count, loads)
             self._fleet = RayFleet(settings, pinning, count, client_cpus, client_gpus)
         except BaseException:
@@ -156,12 +157,11 @@ class RayGrid(Grid):
         """Send messages and return what each host's reducer makes of its clients' replies, host by host.
 
         ``reducer`` makes the object that merges; it is pickled and called once on each host, which adds the replies in
-        the order of the clients' ids. Waits for all; each client's reply is in a merged one, or an error.
+        the order of the clients' ids. Waits for all; each client's reply is in a merged one, or an error. Where the
+        cohort is uneven, a host with less to do executes some clients of another one.
         """
         requests = sorted(messages, key=lambda request: request.metadata.dst_node_id)
-        call = self._call(requests)
-        call.reducer = next(self._keys)
-        call.shared[call.reducer] = ray.put(reducer)
+        call = self._call(requests, reducer=reducer)
         self._wait(self._send(requests, call), None)
         return call.replies()
 
@@ -208,7 +208,12 @@ class RayGrid(Grid):
         assert self._fleet is not None
         return self._fleet
 
-    def _call(self, requests: Sequence[Message], deadline: float | None = None) -> Call:
+    def _call(
+        self,
+        requests: Sequence[Message],
+        deadline: float | None = None,
+        reducer: Callable[[], Reducer] | None = None,
+    ) -> Call:
         """Number the requests and put what they share in the object store."""
         self._hosts.wait_until_loaded()
         for request in requests:
@@ -217,26 +222,51 @@ class RayGrid(Grid):
                 last = FIRST_NODE_ID + len(self._client_ids) - 1
                 raise FedMoEError(f"a message is addressed to node {node_id}: the nodes are {FIRST_NODE_ID} to {last}")
             number_message(request, str(next(self._numbers)))
-        keys, shared = {}, {}
+        keys: dict[int, int] = {}
+        shared: dict[int, object] = {}
         for identity, record in shared_records([request.content for request in requests]).items():
             if isinstance(record, ArrayRecord):  # the others are small and travel inside the chunks
                 keys[identity] = next(self._keys)
-                shared[keys[identity]] = ray.put(record)
-        return Call(next(self._keys), shared, keys, deadline)
+                shared[keys[identity]] = record
+        key = None
+        if reducer is not None:
+            key = next(self._keys)
+            shared[key] = reducer
+        # In one piece: the reducer's arrays are those of the model, which are then written once.
+        return Call(next(self._keys), ray.put(shared), list(shared), keys, deadline, key)
 
     def _send(self, requests: Sequence[Message], call: Call) -> list[Chunk]:
         """Cut the requests into chunks for their clients' hosts, and let these begin."""
+        clients = [self._client_ids[request.metadata.dst_node_id] for request in requests]
+        places, guests = self._places(clients, call)
         by_host: dict[int, list[Message]] = {}
-        for request in requests:
-            host = int(self._hosts.pinning[self._client_ids[request.metadata.dst_node_id]])
-            by_host.setdefault(host, []).append(request)
+        for request, client, place in zip(requests, clients, places, strict=True):
+            by_host.setdefault(place, []).append(request)
+            if client in guests:
+                call.guests.setdefault(place, []).append(client)
         chunks = {}
         for host, batch in sorted(by_host.items()):
             parts = batches(batch, self._chunk_size(batch, call))
-            chunks[host] = [Chunk(call, p, [self._client_ids[r.metadata.dst_node_id] for r in p]) for p in parts]
+            chunks[host] = [self._chunk(part, call, guests) for part in parts]
             chunks[host][-1].last = True
         self._hosts.add(chunks)
         return [chunk for part in chunks.values() for chunk in part]
+
+    def _places(self, clients: Sequence[int], call: Call) -> tuple[list[int], dict[int, bytes]]:
+        """Return the host that executes each client, and the private state of those that are not at home there.
+
+        Clients are lent only where replies are merged: one that answers alone could come back at any time, or never.
+        """
+        homes = self._hosts.pinning[list(clients)]
+        if call.reducer is None or not self._hosts.idle or len(set(clients)) < len(clients):
+            return homes.tolist(), {}
+        places = even_out(homes, self._costs[list(clients)], len(self._hosts.hosts))
+        moved = [client for client, away in zip(clients, places != homes, strict=True) if away]
+        return places.tolist(), self._hosts.borrow(moved)
+
+    def _chunk(self, requests: Sequence[Message], call: Call, guests: Mapping[int, bytes]) -> Chunk:
+        clients = [self._client_ids[request.metadata.dst_node_id] for request in requests]
+        return Chunk(call, requests, clients, {client: guests[client] for client in clients if client in guests})
 
     def _chunk_size(self, batch: Sequence[Message], call: Call) -> int:
         if call.deadline is not None:

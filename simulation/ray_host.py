@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,20 +28,25 @@ class Call:
 
     Attributes:
         key: its number.
-        shared: key -> reference of a record that many messages carry, or of the reducer's factory.
-        record_keys: ``id()`` of a record of the messages -> its key in ``shared``.
+        shared: reference of what the hosts need besides the messages: key -> a record that many of these carry, or the
+            reducer's factory.
+        keys: those of ``shared``.
+        record_keys: ``id()`` of a record of the messages -> its key.
         deadline: see ``Work``.
         reducer: key of the reducer's factory; None: all replies come back.
         wanted: False once nobody waits for the replies.
+        guests: by host: clients that it executes although another one keeps them.
         merged: by host: what its reducer returned, and errors; filled in any order.
     """
 
     key: int
-    shared: dict[int, Any]
+    shared: Any
+    keys: Sequence[int]
     record_keys: dict[int, int]
     deadline: float | None = None
     reducer: int | None = None
     wanted: bool = True
+    guests: dict[int, list[int]] = field(default_factory=dict)
     merged: dict[int, list[Message]] = field(default_factory=dict)
 
     def replies(self) -> list[Message]:
@@ -53,12 +58,14 @@ class Call:
 class Chunk:
     """Messages of a call that a host executes at once, with the number of each one's client.
 
-    ``last``: of its call and host. ``done``: its replies, errors among them, are there.
+    ``guests``: client id -> serialised private state, of the clients that are another host's. ``last``: of its call and
+    host. ``done``: its replies, errors among them, are there.
     """
 
     call: Call
     requests: Sequence[Message]
     client_ids: Sequence[int]
+    guests: Mapping[int, bytes] = field(default_factory=dict)
     last: bool = False
     done: bool = False
     reference: Any = None
@@ -72,7 +79,7 @@ class Chunk:
             for identity, content in contents.items()
         }
         jobs = [
-            Job(client_id, request.metadata, travelling[id(request.content)])
+            Job(client_id, request.metadata, travelling[id(request.content)], self.guests.get(client_id))
             for client_id, request in zip(self.client_ids, self.requests, strict=True)
         ]
         return Work(jobs, self.call.deadline, self.call.reducer, self.last)
@@ -84,6 +91,7 @@ class RayHost:
     Attributes:
         working: chunks that the actor has, oldest first.
         deaths: how often the actor has died since it last owed nothing.
+        homecoming: state of clients that were another host's guests, on its way to the actor.
     """
 
     def __init__(self, index: int, settings: HostSettings, client_cpus: float, client_gpus: float) -> None:
@@ -112,6 +120,7 @@ class RayHost:
         ).remote(self._settings)
         self._crowded = crowded
         self._known: set[int] = set()  # calls whose shared records the actor has
+        self.homecoming: list[Any] = []
         self._loading = self._actor.load.remote()
 
     def wait_until_loaded(self, fits: Callable[[], bool]) -> None:
@@ -123,7 +132,7 @@ class RayHost:
             if not self._crowded and not fits():
                 self.stop()
                 self.start(crowded=True)
-        self._get(self._loading, "loading the client app")
+        self.result(self._loading, "loading the client app")
 
     def stop(self) -> None:
         """End the actor at once."""
@@ -147,8 +156,7 @@ class RayHost:
             chunk = self._waiting.popleft()
             if chunk.call.key not in self._known:
                 self._known.add(chunk.call.key)
-                for key, reference in chunk.call.shared.items():
-                    self._actor.receive.options(num_returns=0).remote(key, reference)
+                self._actor.receive.options(num_returns=0).remote(chunk.call.shared)
             chunk.reference = self._actor.execute.remote(chunk.work())
             self.working.append(chunk)
 
@@ -184,7 +192,7 @@ class RayHost:
         self._merged = [chunk for chunk in self._merged if chunk.call is not call]
         if call.key in self._known:
             self._known.remove(call.key)
-            self._actor.forget.options(num_returns=0).remote(list(call.shared))
+            self._actor.forget.options(num_returns=0).remote(list(call.keys))
 
     # --- private state ---------------------------------------------------------------------------------------------
 
@@ -196,26 +204,34 @@ class RayHost:
         """Begin to replace the clients' state by that in files; pass what is returned to ``result``."""
         return self._actor.restore.remote(list(paths), pinning, self.index)
 
+    def states(self, client_ids: Sequence[int]) -> Any:
+        """Begin to fetch some clients' state; pass what is returned to ``result``."""
+        return self._actor.states.remote(list(client_ids))
+
+    def adopt(self, states: Sequence[tuple[int, bytes]]) -> Any:
+        """Begin to replace some clients' state; pass what is returned to ``result``."""
+        return self._actor.adopt.remote(list(states))
+
     def replace(self, states: Iterator[tuple[int, bytes]]) -> int:
         """Replace the clients' state; return the number of clients. Raises FedMoEError (HostDied) if that fails."""
         doing = "restoring its clients' state"
-        self._get(self._actor.clear.remote(), doing)
+        self.result(self._actor.clear.remote(), doing)
         batch: list[tuple[int, bytes]] = []
         size = 0
         for client_id, state in states:
             batch.append((client_id, state))
             size += len(state)
             if size > ADOPTED_BYTES:
-                self._get(self._actor.adopt.remote(batch), doing)
+                self.result(self._actor.adopt.remote(batch), doing)
                 batch, size = [], 0
-        return self.result(self._actor.adopt.remote(batch), doing)
-
-    def result(self, reference: Any, doing: str) -> int:
-        """Wait for ``save`` or ``restore`` and return its number of clients. Raises FedMoEError if it failed."""
-        count: int = self._get(reference, doing)
+        count: int = self.result(self._actor.adopt.remote(batch), doing)
         return count
 
-    def _get(self, reference: Any, doing: str) -> Any:
+    def result(self, reference: Any, doing: str) -> Any:
+        """Wait for what has been begun and return it: of most, a number of clients.
+
+        Raises FedMoEError if it failed, and HostDied if the actor is gone.
+        """
         try:
             return ray.get(reference)
         except RayTaskError as error:

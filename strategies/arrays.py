@@ -75,11 +75,14 @@ class TableRows(_OnDemand):
 
 
 class Kept(_Valued):
-    """An array that holds its bytes and its values."""
+    """An array that holds its bytes and its values. Another process gets it as a plain one: the bytes say it all."""
 
     def __init__(self, encoded: Array, values: np.ndarray) -> None:
         self.__dict__.update(dtype=encoded.dtype, shape=encoded.shape, stype=encoded.stype, data=encoded.data)
         self.__dict__["values"] = values
+
+    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
+        return Array, (self.dtype, self.shape, self.stype, self.data)
 
 
 def values_of(array: Array, like: Array) -> np.ndarray:

@@ -73,7 +73,7 @@ def test_records_survive_as_bytes() -> None:
 
 def test_shared_records_until_forgotten() -> None:
     host = new_host()
-    host.receive(1, apps.start_arrays())
+    host.receive({1: apps.start_arrays()})
     plain = job(0)
     shared = Job(0, plain.metadata, {"arrays": 1, "config": plain.content["config"]})
     spoil = job(1, spoil=[1]).content["config"]
@@ -110,9 +110,24 @@ def test_what_changed_is_handed_over() -> None:
     assert other.adopt([]) == 0
 
 
+@pytest.mark.parametrize("stacked", [None, "simulation_apps:train_stack"])
+def test_a_guest_brings_its_state_and_leaves_with_it(stacked: str | None) -> None:
+    home, away = new_host(), new_host(stacked)
+    execute(home, [job(0)])
+    state, nothing = home.states([0, 1])
+    assert state and nothing == b""
+    guests = [Job(plain.client_id, plain.metadata, plain.content, brought) for plain, brought in
+              ((job(0), state), (job(1), nothing))]  # fmt: skip
+    outcome = away.execute(Work(guests))
+    assert away.states([0, 1]) == [b"", b""], "it keeps nothing of them"
+    home.adopt(outcome.changed)
+    replies = execute(home, [job(client, "evaluate") for client in (0, 1)])
+    assert [reply.content["config"]["visits"] for reply in replies if reply is not None] == [2, 1]
+
+
 def test_replies_are_merged_in_the_host() -> None:
     host = new_host()
-    host.receive(7, apps.Summing)
+    host.receive({7: apps.Summing})
     jobs = [job(client, **{"raise": [1]}) for client in range(4)]
     assert host.execute(Work(jobs[:2], reducer=7)).replies == []
     outcome = host.execute(Work(jobs[2:], reducer=7, last=True))
@@ -131,14 +146,14 @@ def test_replies_are_merged_in_the_host() -> None:
 def test_a_stack_is_executed_at_once(reduce: bool) -> None:
     host, single = new_host("simulation_apps:train_stack"), new_host()
     jobs = [job(client) for client in (2, 0, 3)]
-    host.receive(7, apps.Summing)
+    host.receive({7: apps.Summing})
     for _ in range(2):
         outcome = host.execute(Work(jobs, reducer=7 if reduce else None, last=True))
         expected = [reply for reply in execute(single, jobs) if reply is not None]
         assert outcome.notes == [] and [client for client, _ in outcome.changed] == [2, 0, 3]
         if reduce:
             host.forget([7])
-            host.receive(7, apps.Summing)
+            host.receive({7: apps.Summing})
             assert outcome.replies[0] is not None and clients_in(outcome.replies[0]) == 3
         else:
             assert [reply.content["arrays"] for reply in outcome.replies if reply] == [

@@ -77,6 +77,26 @@ def test_merged_replies_are_merged_anew(grid: RayGrid, tmp_path: Path) -> None:
     assert merge(grid) == plain
 
 
+@pytest.mark.parametrize("victim", [8, 0], ids=["the guests' host", "their home"])
+def test_guests_are_trained_anew(grid: RayGrid, tmp_path: Path, victim: int) -> None:
+    some = NODES[::2]  # all of host 0, which lends three of them
+
+    def merge_some(**config: object) -> list[bytes]:
+        reduced = grid.send_and_reduce(apps.requests(some, **config), apps.Summing)
+        return [reply.content["arrays"]["w"].data for reply in reduced]
+
+    plain = merge_some()
+    assert merge_some(exit_once=[victim], marker=str(tmp_path / "died")) == plain
+    assert (tmp_path / "died").exists()
+    assert visits(grid) == [2, 0] * 6
+    # A host that is gone before it can hand over its guests-to-be, and one with guests' state on its way home.
+    os.kill(process(grid, 0), 9)
+    time.sleep(0.5)
+    assert merge_some() == plain
+    os.kill(process(grid, 0), 9)
+    assert visits(grid) == [3, 0] * 6
+
+
 def test_a_client_that_ends_its_host_each_time_is_an_error_in_the_end(grid: RayGrid, tmp_path: Path) -> None:
     plain = train(grid)
     got = train(grid, exit=[3])

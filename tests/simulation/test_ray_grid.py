@@ -187,6 +187,25 @@ def test_hosts_merge_the_replies_of_their_clients(shared: RayGrid) -> None:
     assert shared.send_and_reduce([], apps.Summing) == []
 
 
+def test_an_idle_host_executes_some_clients_of_another_one(grid: RayGrid, tmp_path: Path) -> None:
+    send(grid, everyone())
+    before = [reply.content["config"]["process"] for reply in send(grid, everyone(), "evaluate")]
+    order = nodes(0, 2, 4, 6, 8)  # all of host 0
+    for _ in range(2):
+        reduced = grid.send_and_reduce(apps.requests(order), apps.Summing)
+        assert [clients_in(reply) for reply in reduced] == [3, 2]
+    total = sum(reply.content["arrays"]["w"].numpy() for reply in reduced)
+    single = [reply.content["arrays"]["w"].numpy().astype(np.float64) for reply in send(grid, order)]
+    np.testing.assert_allclose(total, np.sum(single, axis=0), rtol=1e-12)
+    assert visits(grid) == [4, 1, 4, 1, 4, 1, 4, 1, 4, 1], "the guests brought their state and took it home"
+    assert [reply.content["config"]["process"] for reply in send(grid, everyone(), "evaluate")] == before
+    grid.send_and_reduce(apps.requests(order), apps.Summing)
+    assert grid.save_clients(tmp_path) == CLIENTS
+    with new_grid(1) as other:
+        other.load_clients(tmp_path)
+        assert visits(other)[::2] == [5] * 5
+
+
 def test_a_reducer_that_fails_costs_its_replies_and_nothing_else(grid: RayGrid) -> None:
     send(grid, everyone())
     reduced = grid.send_and_reduce(apps.requests(everyone()), apps.Refusing)
