@@ -11,98 +11,26 @@ import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from errors import FedMoEError
-from simulation.client_call import RunConfig, call_client, client_error, load_client_app, load_named, one_line
+from simulation.client_call import call_client, client_error, load_client_app, load_named, one_line
 from simulation.client_files import read_clients, write_clients
 from simulation.flower_runtime import (
     NUM_PARTITIONS,
     PARTITION_ID,
-    Metadata,
-    Record,
     copy_records,
     make_message,
     records_from_bytes,
     records_to_bytes,
 )
+from simulation.host_work import HostSettings, Job, Outcome, Stacked, Work
 from simulation.pinning import Pinning
 from simulation.reduction import Reducer, clients_in
 from simulation.state_table import StateTable
-
-# Trains a stack of clients at once: (messages, contexts, reduce) -> replies. One for each message; or, where reduce is
-# true, any number, each the mean of several clients (metric num-clients) or an error. States are left in the contexts.
-Stacked = Callable[[Sequence[Message], Sequence[Context], bool], list[Message]]
-
-
-@dataclass(frozen=True)
-class HostSettings:
-    """What every host of a grid is started with.
-
-    Attributes:
-        app: ``"module:attribute"`` or a pickled ClientApp.
-        num_clients: clients of the whole grid.
-        run_id, run_config: in every client's context.
-        stacked: ``"module:attribute"`` of a function that executes train messages in stacks; None: one by one.
-        state_memory: bytes of private state that a host keeps in memory.
-    """
-
-    app: str | bytes
-    num_clients: int
-    run_id: int
-    run_config: RunConfig
-    stacked: str | None = None
-    state_memory: int = 512 << 20
-
-
-@dataclass(frozen=True)
-class Job:
-    """One message for one client. An ``int`` in ``content`` stands for a record that ``ClientHost.receive`` got.
-
-    ``state``: the serialised private state of a guest, a client that another host keeps; None: it is kept here.
-    """
-
-    client_id: int
-    metadata: Metadata
-    content: Mapping[str, Record | int]
-    state: bytes | None = None
-
-
-@dataclass(frozen=True)
-class Work:
-    """Messages to execute in one call, in their order.
-
-    Attributes:
-        jobs: the messages.
-        deadline: none is begun after it (Unix time, s); None: no deadline.
-        reducer: key of the received factory of the reducer that takes the replies; None: the replies themselves travel.
-        last: whether the reducer is to return what it has.
-    """
-
-    jobs: Sequence[Job]
-    deadline: float | None = None
-    reducer: int | None = None
-    last: bool = False
-
-
-@dataclass
-class Outcome:
-    """What came of it.
-
-    Attributes:
-        replies: one for each message, None for those not begun; with a reducer what it returned, if it was the last
-            work.
-        changed: (client id, serialised private state) of the clients whose state changed; empty: nothing is kept.
-        notes: what the user should be told, once.
-    """
-
-    replies: list[Message | None] = field(default_factory=list)
-    changed: list[tuple[int, bytes]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 class ClientHost:

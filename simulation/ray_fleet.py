@@ -13,8 +13,8 @@ from flwr.app import Message
 from ray.exceptions import RayError, RayTaskError
 
 from errors import FedMoEError
-from simulation.client_host import HostSettings, Outcome
 from simulation.flower_runtime import CLIENT_RAISED, HOST_DIED, error_reply, number_message
+from simulation.host_work import HostSettings, Outcome
 from simulation.journal import Journal
 from simulation.pinning import Pinning
 from simulation.ray_cluster import host_capacity

@@ -24,9 +24,9 @@ from numpy.typing import ArrayLike
 from errors import FedMoEError
 from simulation.client_call import RunConfig
 from simulation.client_files import read_index, write_index
-from simulation.client_host import HostSettings
 from simulation.dispatch import FIRST_NODE_ID, ClientIds, batches, chunk_size, shared_records
 from simulation.flower_runtime import Run, begin_run, number_message
+from simulation.host_work import HostSettings
 from simulation.pinning import costs_of, even_out, pin_clients
 from simulation.ray_cluster import number_of_hosts, start_ray
 from simulation.ray_fleet import RayFleet
@@ -62,7 +62,7 @@ class RayGrid(Grid):
             loads: what a call of each client costs, ``[num_clients]``; hosts get clients of the same total cost.
                 None: client id modulo hosts. Replies are the same whatever the loads.
             stacked: ``"module:attribute"`` of a function that executes many train messages at once, see
-                ``client_host.Stacked``; None: one by one.
+                ``host_work.Stacked``; None: one by one.
             state_memory: bytes of private state that each host keeps in memory; the rest is on its disk.
 
         Raises FedMoEError if the hosts do not fit, or the loads do not.

@@ -14,7 +14,8 @@ from ray import cloudpickle
 from ray.exceptions import RayError, RayTaskError
 
 from errors import FedMoEError
-from simulation.client_host import ClientHost, HostSettings, Job, Work
+from simulation.client_host import ClientHost
+from simulation.host_work import HostSettings, Job, Work
 from simulation.ray_cluster import worker_environment
 
 IN_FLIGHT = 2  # chunks that an actor has at once: one it works on, and the next, so that it need not wait for it

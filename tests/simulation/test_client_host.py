@@ -16,8 +16,9 @@ from flwr.clientapp import ClientApp
 
 from errors import FedMoEError
 from simulation.client_call import load_client_app
-from simulation.client_host import ClientHost, HostSettings, Job, Work
+from simulation.client_host import ClientHost
 from simulation.flower_runtime import begin_run, copy_records, number_message, records_from_bytes, records_to_bytes
+from simulation.host_work import HostSettings, Job, Work
 from simulation.reduction import clients_in
 
 
