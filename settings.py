@@ -103,7 +103,7 @@ class ModelSettings(Section):
     max_seq_len: Annotated[int, Field(ge=2)] = Field(50, description="positions of a window L")
     mixture: bool = Field(True, description="false: SASRec alone, without experts, router and gate")
     item_representation: Literal["id", "id+content"] = Field(
-        "id+content", description="id: learned embedding; id+content: plus the item's projected features"
+        "id", description="id: learned embedding; id+content: plus the item's projected features, for few rounds"
     )
     fusion: Literal["residual", "competitive", "score"] = Field(
         "residual", description="how the experts join the backbone"

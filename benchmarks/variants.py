@@ -16,7 +16,7 @@ class Variant:
 
 _SASREC = {"model.mixture": False, "model.item_representation": "id"}
 _CONTENT = {"model.mixture": False, "model.item_representation": "id+content"}
-_MIXTURE_ID = {"model.item_representation": "id"}
+_MIXTURE_CONTENT = {"model.item_representation": "id+content"}
 _NOISE = {"data.text_file": "noise", "data.visual_file": "noise"}
 # Client-side Adam, new each round, small steps and plain averaging, a fifth of the clients a round, id embeddings.
 _REFERENCE = {
@@ -35,12 +35,12 @@ VARIANTS: dict[str, Variant] = {
     "popularity": Variant("popularity"),
     "central SASRec, id": Variant("central", _SASREC),
     "central SASRec, id+content": Variant("central", _CONTENT),
-    "central mixture, id": Variant("central", _MIXTURE_ID),
     "central mixture": Variant("central"),
+    "central mixture, id+content": Variant("central", _MIXTURE_CONTENT),
     "federated SASRec, id": Variant("federated", _SASREC),
     "federated SASRec, id+content": Variant("federated", _CONTENT),
-    "federated mixture, id": Variant("federated", _MIXTURE_ID),
     "federated mixture": Variant("federated"),
+    "federated mixture, id+content": Variant("federated", _MIXTURE_CONTENT),
     "federated mixture, all shared": Variant("federated", {"federation.shared": "all"}),
     "federated mixture, noise": Variant("federated", _NOISE),
     "federated mixture, competitive": Variant("federated", {"model.fusion": "competitive"}),
@@ -52,15 +52,16 @@ VARIANTS: dict[str, Variant] = {
 COMPARISONS: tuple[tuple[str, str], ...] = (
     ("federated SASRec, id", "central SASRec, id"),
     ("federated SASRec, id+content", "central SASRec, id+content"),
-    ("federated mixture, id", "central mixture, id"),
     ("federated mixture", "central mixture"),
+    ("federated mixture, id+content", "central mixture, id+content"),
     ("federated SASRec, id+content", "federated SASRec, id"),
-    ("federated mixture, id", "federated SASRec, id"),
     ("federated mixture", "federated SASRec, id"),
     ("federated mixture, personalised", "federated SASRec, id, personalised"),
-    ("federated mixture", "federated SASRec, id+content"),
+    ("federated mixture, id+content", "federated SASRec, id"),
+    ("federated mixture, id+content", "federated SASRec, id+content"),
+    ("federated mixture, id+content", "federated mixture"),
     ("federated mixture, noise", "federated SASRec, id"),
     ("federated mixture, personalised", "federated mixture"),
-    ("federated mixture, id, personalised", "federated mixture, id"),
+    ("federated mixture, id+content, personalised", "federated mixture, id+content"),
     ("federated mixture, all shared", "federated mixture"),
 )
