@@ -77,7 +77,7 @@ def _popularity(settings: Settings, dataset: Dataset) -> Ranks:
 
 
 def _central(settings: Settings, dataset: Dataset) -> Ranks:
-    model, _ = train_centrally(settings, dataset, CentralPlan(passes(settings)))
+    model, _ = train_centrally(settings, dataset, CentralPlan(passes(settings)), progress=print)
     return _ranked(catalogue_scorer(model), settings, dataset)
 
 
