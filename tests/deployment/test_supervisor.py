@@ -19,7 +19,7 @@ from deployment import supervisor
 from deployment.background import start_in_background
 from deployment.folder import TAG, Folder, read_json
 from deployment.keys import make_key_pair
-from deployment.ports import free_port, listens
+from deployment.ports import free_port, listens, wait_until_closed
 from deployment.supervisor import Program, running_supervisor, stop
 from errors import FedMoEError
 
@@ -36,7 +36,7 @@ import os, sys
 from pathlib import Path
 from deployment.folder import Folder
 from deployment.keys import make_key_pair
-from deployment.ports import free_port, listens
+from deployment.ports import free_port, listens, wait_until_closed
 from deployment.supervisor import Program, Supervisor
 folder = Folder(Path(sys.argv[1]))
 folder.make()
@@ -166,4 +166,4 @@ def test_a_background_start_waits_until_it_is_ready_or_says_why_not(folder: Fold
         folder, "http.server", [str(port), "--bind", "127.0.0.1"], environment, lambda: listens("127.0.0.1", port)
     )
     assert stop(folder)
-    assert not listens("127.0.0.1", port)
+    assert wait_until_closed("127.0.0.1", port, 5.0)  # the last thread of an ended process may still be on its way out
