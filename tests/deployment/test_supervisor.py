@@ -36,7 +36,7 @@ import os, sys
 from pathlib import Path
 from deployment.folder import Folder
 from deployment.keys import make_key_pair
-from deployment.ports import free_port, listens, wait_until_closed
+from deployment.ports import free_port, listens
 from deployment.supervisor import Program, Supervisor
 folder = Folder(Path(sys.argv[1]))
 folder.make()
