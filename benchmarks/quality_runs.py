@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def _popularity(settings: Settings, dataset: Dataset) -> Ranks:
 
 
 def _central(settings: Settings, dataset: Dataset) -> Ranks:
-    model, _ = train_centrally(settings, dataset, CentralPlan(passes(settings)), progress=print)
+    model, _ = train_centrally(settings, dataset, CentralPlan(passes(settings)), progress=partial(print, flush=True))
     return _ranked(catalogue_scorer(model), settings, dataset)
 
 

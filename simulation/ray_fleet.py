@@ -6,7 +6,6 @@ import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import ray
 from flwr.app import Message
@@ -22,7 +21,6 @@ from simulation.ray_host import Call, Chunk, HostDied, RayHost, first_line
 
 DEATHS = 3  # of a host in one exchange, until its messages are answered with errors
 
-Thing = TypeVar("Thing")
 logger = logging.getLogger(__name__)
 
 
@@ -72,7 +70,7 @@ class RayFleet:
 
     def borrow(self, client_ids: Sequence[int]) -> dict[int, bytes]:
         """Return the private state of some clients, for other hosts to execute them. The fleet must be idle."""
-        wanted = self._by_home((client_id, client_id) for client_id in client_ids)
+        wanted = self._by_home(client_ids)
         doing = "handing over clients' state"
         references = {index: self.hosts[index].states(ids) for index, ids in wanted.items()}
         found: dict[int, bytes] = {}
@@ -85,6 +83,11 @@ class RayFleet:
                 states = host.result(host.states(ids), doing)
             found.update(zip(ids, states, strict=True))
         return found
+
+    def send_home(self, client_ids: Iterable[int]) -> None:
+        """Begin to give the hosts that keep some clients these clients' state as of the replies that count."""
+        for index, ids in self._by_home(client_ids).items():
+            self.hosts[index].homecoming.append(self.hosts[index].adopt(self._journal.changed(ids)))
 
     def add(self, chunks: Mapping[int, Sequence[Chunk]]) -> None:
         """Have chunks executed, by host, in their order."""
@@ -141,17 +144,10 @@ class RayFleet:
             self._journal.stage(host.index, outcome.changed)
             if chunk.last:
                 self._journal.commit(host.index)
-                self._send_home(call.guests.get(host.index, []))
                 call.merged[host.index] = [self._numbered(reply) for reply in outcome.replies if reply is not None]
         for note in set(outcome.notes) - self._notes:
             self._notes.add(note)
             logger.warning("%s", note)
-
-    def _send_home(self, client_ids: Sequence[int]) -> None:
-        """Begin to give the hosts that keep some clients these clients' new state."""
-        changed = self._journal.changed(client_ids)
-        for index, states in self._by_home((state[0], state) for state in changed).items():
-            self.hosts[index].homecoming.append(self.hosts[index].adopt(states))
 
     def _await_homecoming(self) -> None:
         for host in self.hosts:
@@ -162,11 +158,11 @@ class RayFleet:
             except HostDied as error:  # it gets everything from the journal
                 self._recover(host, str(error))
 
-    def _by_home(self, things: Iterable[tuple[int, Thing]]) -> dict[int, list[Thing]]:
-        """Return (client id, thing) pairs as host that keeps the client -> things."""
-        by_home: dict[int, list[Thing]] = {}
-        for client_id, thing in things:
-            by_home.setdefault(int(self.pinning[client_id]), []).append(thing)
+    def _by_home(self, client_ids: Iterable[int]) -> dict[int, list[int]]:
+        """Return host -> those of the clients that it keeps."""
+        by_home: dict[int, list[int]] = {}
+        for client_id in client_ids:
+            by_home.setdefault(int(self.pinning[client_id]), []).append(client_id)
         return by_home
 
     def _numbered(self, reply: Message) -> Message:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import ray
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -163,6 +164,7 @@ class RayGrid(Grid):
         requests = sorted(messages, key=lambda request: request.metadata.dst_node_id)
         call = self._call(requests, reducer=reducer)
         self._wait(self._send(requests, call), None)
+        self._hosts.send_home(call.guests)
         return call.replies()
 
     def save_clients(self, folder: Path) -> int:
@@ -238,35 +240,28 @@ class RayGrid(Grid):
     def _send(self, requests: Sequence[Message], call: Call) -> list[Chunk]:
         """Cut the requests into chunks for their clients' hosts, and let these begin."""
         clients = [self._client_ids[request.metadata.dst_node_id] for request in requests]
-        places, guests = self._places(clients, call)
         by_host: dict[int, list[Message]] = {}
-        for request, client, place in zip(requests, clients, places, strict=True):
-            by_host.setdefault(place, []).append(request)
-            if client in guests:
-                call.guests.setdefault(place, []).append(client)
+        for request, host in zip(requests, self._places(clients, call), strict=True):
+            by_host.setdefault(host, []).append(request)
         chunks = {}
         for host, batch in sorted(by_host.items()):
             parts = batches(batch, self._chunk_size(batch, call))
-            chunks[host] = [self._chunk(part, call, guests) for part in parts]
+            chunks[host] = [Chunk(call, p, [self._client_ids[r.metadata.dst_node_id] for r in p]) for p in parts]
             chunks[host][-1].last = True
         self._hosts.add(chunks)
         return [chunk for part in chunks.values() for chunk in part]
 
-    def _places(self, clients: Sequence[int], call: Call) -> tuple[list[int], dict[int, bytes]]:
-        """Return the host that executes each client, and the private state of those that are not at home there.
+    def _places(self, clients: list[int], call: Call) -> list[int]:
+        """Return the host that executes each client; those that are not at home there become the call's guests.
 
         Clients are lent only where replies are merged: one that answers alone could come back at any time, or never.
         """
-        homes = self._hosts.pinning[list(clients)]
-        if call.reducer is None or not self._hosts.idle or len(set(clients)) < len(clients):
-            return homes.tolist(), {}
-        places = even_out(homes, self._costs[list(clients)], len(self._hosts.hosts))
-        moved = [client for client, away in zip(clients, places != homes, strict=True) if away]
-        return places.tolist(), self._hosts.borrow(moved)
-
-    def _chunk(self, requests: Sequence[Message], call: Call, guests: Mapping[int, bytes]) -> Chunk:
-        clients = [self._client_ids[request.metadata.dst_node_id] for request in requests]
-        return Chunk(call, requests, clients, {client: guests[client] for client in clients if client in guests})
+        homes = self._hosts.pinning[clients]
+        places = homes
+        if call.reducer is not None and self._hosts.idle and len(set(clients)) == len(clients):
+            places = even_out(homes, self._costs[clients], len(self._hosts.hosts))
+            call.guests = self._hosts.borrow([clients[at] for at in np.flatnonzero(places != homes)])
+        return [int(place) for place in places]
 
     def _chunk_size(self, batch: Sequence[Message], call: Call) -> int:
         if call.deadline is not None:

@@ -36,7 +36,7 @@ class Call:
         deadline: see ``Work``.
         reducer: key of the reducer's factory; None: all replies come back.
         wanted: False once nobody waits for the replies.
-        guests: by host: clients that it executes although another one keeps them.
+        guests: client id -> serialised private state, of the clients that are executed by another host than theirs.
         merged: by host: what its reducer returned, and errors; filled in any order.
     """
 
@@ -47,7 +47,7 @@ class Call:
     deadline: float | None = None
     reducer: int | None = None
     wanted: bool = True
-    guests: dict[int, list[int]] = field(default_factory=dict)
+    guests: Mapping[int, bytes] = field(default_factory=dict)
     merged: dict[int, list[Message]] = field(default_factory=dict)
 
     def replies(self) -> list[Message]:
@@ -59,14 +59,12 @@ class Call:
 class Chunk:
     """Messages of a call that a host executes at once, with the number of each one's client.
 
-    ``guests``: client id -> serialised private state, of the clients that are another host's. ``last``: of its call and
-    host. ``done``: its replies, errors among them, are there.
+    ``last``: of its call and host. ``done``: its replies, errors among them, are there.
     """
 
     call: Call
     requests: Sequence[Message]
     client_ids: Sequence[int]
-    guests: Mapping[int, bytes] = field(default_factory=dict)
     last: bool = False
     done: bool = False
     reference: Any = None
@@ -80,7 +78,7 @@ class Chunk:
             for identity, content in contents.items()
         }
         jobs = [
-            Job(client_id, request.metadata, travelling[id(request.content)], self.guests.get(client_id))
+            Job(client_id, request.metadata, travelling[id(request.content)], self.call.guests.get(client_id))
             for client_id, request in zip(self.client_ids, self.requests, strict=True)
         ]
         return Work(jobs, self.call.deadline, self.call.reducer, self.last)
@@ -211,7 +209,7 @@ class RayHost:
 
     def adopt(self, states: Sequence[tuple[int, bytes]]) -> Any:
         """Begin to replace some clients' state; pass what is returned to ``result``."""
-        return self._actor.adopt.remote(list(states))
+        return self._actor.adopt.remote(states)
 
     def replace(self, states: Iterator[tuple[int, bytes]]) -> int:
         """Replace the clients' state; return the number of clients. Raises FedMoEError (HostDied) if that fails."""
@@ -223,9 +221,9 @@ class RayHost:
             batch.append((client_id, state))
             size += len(state)
             if size > ADOPTED_BYTES:
-                self.result(self._actor.adopt.remote(batch), doing)
+                self.result(self.adopt(batch), doing)
                 batch, size = [], 0
-        count: int = self.result(self._actor.adopt.remote(batch), doing)
+        count: int = self.result(self.adopt(batch), doing)
         return count
 
     def result(self, reference: Any, doing: str) -> Any:

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,9 +118,7 @@ def test_a_guest_brings_its_state_and_leaves_with_it(stacked: str | None) -> Non
     execute(home, [job(0)])
     state, nothing = home.states([0, 1])
     assert state and nothing == b""
-    guests = [Job(plain.client_id, plain.metadata, plain.content, brought) for plain, brought in
-              ((job(0), state), (job(1), nothing))]  # fmt: skip
-    outcome = away.execute(Work(guests))
+    outcome = away.execute(Work([replace(job(0), state=state), replace(job(1), state=nothing)]))
     assert away.states([0, 1]) == [b"", b""], "it keeps nothing of them"
     home.adopt(outcome.changed)
     replies = execute(home, [job(client, "evaluate") for client in (0, 1)])
