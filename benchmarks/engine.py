@@ -1,6 +1,6 @@
 """``python -m benchmarks.engine``: what the engines cost, beside central training and pfl-research.
 
-Each engine is run in a process of its own, all of them one after the other and this ``--repeats`` times, on the same
+Each engine is run in a process of its own, in all cases one after the other and this ``--repeats`` times, on the same
 clients with the same seeds. Results are kept in ``--folder`` and not measured again, so a benchmark can be made in
 parts (``--cases``); the page with medians, ratios and plots is written from all that is there.
 """
@@ -11,6 +11,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from benchmarks.engine_cases import (
@@ -93,29 +94,39 @@ def _chosen(everything: Sequence[Case], names: Sequence[str] | None) -> list[Cas
 def _measure(
     chosen: Sequence[Case], results: Results, cache: Path, repeats: int, pfl_python: Path | None
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Run what is missing, interleaved. Return why which engine was left out, and why which engine failed where."""
+    """Run what is missing. Return why which engine was left out, and why which engine failed where.
+
+    A repeat goes through all cases before the next one begins: a machine that slows down in the course of hours then
+    does so for small and large federations alike.
+    """
     left_out: dict[str, str] = {}
     failed: dict[str, str] = {}
-    for case in chosen if repeats else ():
-        data = Plan(case.name, "data", settings_of(case).model_dump(mode="json"), [[0, 0]], [])
-        if not results.has(data, 0):
-            results.add(run(data, 0, cache))
-        users = results.of(case.name, "data")[0].phases[0].clients
-        plans = _plans(case, users, pfl_python, left_out)
-        for repeat in range(repeats):
-            for plan in plans:
-                label = f"{case.name}  {plan.engine}"
-                if label in failed or results.has(plan, repeat):
-                    continue
-                try:
-                    result = run(plan, repeat, cache, pfl_python)
-                except EngineFailed as error:  # the others' hours should not be lost with it
-                    failed[label] = str(error)
-                    print(f"{label}  failed: {error}", flush=True)
-                    continue
-                results.add(result)
-                print(f"{label}  {repeat + 1}/{repeats}: {_summary(result)}", flush=True)
+    plans = [
+        plan for case in chosen if repeats for plan in _plans(case, _users(case, results, cache), pfl_python, left_out)
+    ]
+    for engine, reason in left_out.items():
+        print(f"{engine} is left out: {reason}", flush=True)
+    for repeat, plan in product(range(repeats), plans):
+        label = f"{plan.case}  {plan.engine}"
+        if label in failed or results.has(plan, repeat):
+            continue
+        try:
+            result = run(plan, repeat, cache, pfl_python)
+        except EngineFailed as error:  # the others' hours should not be lost with it
+            failed[label] = str(error)
+            print(f"{label}  failed: {error}", flush=True)
+            continue
+        results.add(result)
+        print(f"{label}  {repeat + 1}/{repeats}: {_summary(result)}", flush=True)
     return left_out, failed
+
+
+def _users(case: Case, results: Results, cache: Path) -> int:
+    """Return the number of users of a case, whose data are made and kept if they are not there yet."""
+    data = Plan(case.name, "data", settings_of(case).model_dump(mode="json"), [[0, 0]], [])
+    if not results.has(data, 0):
+        results.add(run(data, 0, cache))
+    return results.of(case.name, "data")[0].phases[0].clients
 
 
 def _plans(case: Case, users: int, pfl_python: Path | None, left_out: dict[str, str]) -> list[Plan]:
@@ -131,8 +142,6 @@ def _plans(case: Case, users: int, pfl_python: Path | None, left_out: dict[str, 
                 plans.append(plan_of(case, engine, users))
             except FedMoEError as error:  # settings that do not know it
                 left_out[engine] = str(error)
-    for engine, reason in left_out.items():
-        print(f"{engine} is left out: {reason}", flush=True)
     return plans
 
 

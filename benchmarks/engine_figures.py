@@ -46,6 +46,17 @@ def pairs(results: Results, case: str, one: str, other: str) -> list[tuple[Resul
     return [(result, others[result.repeat]) for result in results.of(case, one) if result.repeat in others]
 
 
+def beside(results: Results, engine: str, one: tuple[str, int], other: tuple[str, int]) -> Figure | None:
+    """Return a client's cost in a phase of a case as a multiple of that in another, both given as (case, phase).
+
+    A ratio is within a repeat of the engine; None: no repeat has both.
+    """
+    (case, phase), (base, base_phase) = one, other
+    costs = {run.repeat: seconds_of_client(run.phases[base_phase]) for run in results.of(base, engine)}
+    both = [run for run in results.of(case, engine) if run.repeat in costs]
+    return figure([seconds_of_client(run.phases[phase]) / costs[run.repeat] for run in both]) if both else None
+
+
 @dataclass(frozen=True)
 class Ratio:
     """What is compared, how much is wanted at least, and what was measured."""

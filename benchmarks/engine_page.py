@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.engine_cases import ENGINES
-from benchmarks.engine_figures import Figure, figure, ratios, seconds_of_client
+from benchmarks.engine_figures import Figure, beside, figure, ratios, seconds_of_client
 from benchmarks.engine_plots import draw
 from benchmarks.engine_runs import Result, Results
 
@@ -24,7 +24,7 @@ What a round costs, on each engine, beside the least that it could cost and besi
 
 on {machine}.
 
-* Each engine runs in a process of its own, all of them in turn and each {repeats}; figures are medians over the
+* Each engine runs in a process of its own, in all cases in turn and each {repeats}; figures are medians over the
   repeats, with the range in parentheses. A ratio is the median of the ratios within a repeat.
 * Clients, seeds, windows and negatives are the same for all. The settings are a job's own, after its warm-up rounds, so
   that private parameters are kept; nothing is evaluated or checkpointed.
@@ -134,12 +134,14 @@ def _sweep_table(results: Results, sweep: Sequence[str]) -> str:
                     f"{_users_of(case):,}",
                     engine,
                     _of(runs, lambda run: 1e3 * seconds_of_client(run.phases[0])).text(2),
+                    _ratio(beside(results, engine, (case, 0), (sweep[0], 0))),
                     _of(runs, lambda run: run.first).text(1),
                     _of(runs, lambda run: run.phases[0].driver).text(2, _GB),
                     _of(runs, lambda run: run.phases[0].tree).text(2, _GB),
                 ]
             )
-    return _table(["users", "engine", "ms a client", "first round s", "driver GB", "tree GB"], rows)
+    compared = f"of {_users_of(sweep[0]):,} users'"
+    return _table(["users", "engine", "ms a client", compared, "first round s", "driver GB", "tree GB"], rows)
 
 
 def _cohort_table(results: Results, case: str) -> str:
@@ -152,8 +154,10 @@ def _cohort_table(results: Results, case: str) -> str:
             driver = figure([run.phases[index].driver for run in runs])
             tree = figure([run.phases[index].tree for run in runs])
             clients = f"{runs[0].phases[index].clients:,}"
-            rows.append([clients, engine, cost.text(2), driver.text(2, _GB), tree.text(2, _GB)])
-    return _table(["clients of a round", "engine", "ms a client", "driver GB", "tree GB"], rows)
+            ratio = _ratio(beside(results, engine, (case, index), (case, 0)))
+            rows.append([clients, engine, cost.text(2), ratio, driver.text(2, _GB), tree.text(2, _GB)])
+    compared = "of the first row's"
+    return _table(["clients of a round", "engine", "ms a client", compared, "driver GB", "tree GB"], rows)
 
 
 def _data_table(results: Results) -> str:
@@ -190,6 +194,10 @@ def _users_of(case: str) -> int:
 
 def _of(runs: Sequence[Result], value: Callable[[Result], float]) -> Figure:
     return figure([value(run) for run in runs])
+
+
+def _ratio(value: Figure | None) -> str:
+    return value.text(2) if value else ""
 
 
 def _bytes(value: Figure) -> str:

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import engine, engine_central
 from benchmarks.engine_cases import DEFAULT_ENGINES, ENGINES, TINY, Case, Options, Plan, cases, plan_of, smoke_cases
-from benchmarks.engine_figures import figure, pairs, ratios, seconds_of_client, speed_up
+from benchmarks.engine_figures import beside, figure, pairs, ratios, seconds_of_client, speed_up
 from benchmarks.engine_memory import Look, MemoryWatch, peaks, proportional_bytes
 from benchmarks.engine_page import write_page
 from benchmarks.engine_report import Report, Round, phase_of_rounds
@@ -64,6 +64,16 @@ def test_seconds_of_a_client_by_hand() -> None:
     run = result("ray", [1.0, 3.0])
     assert seconds_of_client(run.phases[0]) == 4 / 20
     assert speed_up(run, result("pfl", [2.0, 6.0])) == 2.0
+
+
+def test_cost_beside_another_case_is_a_ratio_within_a_repeat(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    for repeat, (few, many) in enumerate([(2.0, 4.0), (4.0, 4.0), (1.0, 4.0)]):
+        results.add(result("ray", [few], repeat=repeat, case="synthetic-943"))
+        results.add(result("ray", [many], repeat=repeat, case="synthetic-6040"))
+    found = beside(results, "ray", ("synthetic-6040", 0), ("synthetic-943", 0))
+    assert found == figure([2.0, 1.0, 4.0])
+    assert beside(results, "vectorized", ("synthetic-6040", 0), ("synthetic-943", 0)) is None
 
 
 # Cases and plans
@@ -189,7 +199,7 @@ def test_the_page_has_tables_plots_and_what_was_left_out(tmp_path: Path) -> None
         results, {"pfl": "not at hand"}, "python -m benchmarks.engine", tmp_path, Path("images")
     ).read_text()
     assert "| ray | 5 | 200.00 | 1.0 | 0.20 | 1.00 | 3.00 | 1.00 |" in page
-    assert "| 6,040 | vectorized | 100.00 | 1.0 | 0.20 | 1.00 |" in page
+    assert "| 6,040 | vectorized | 100.00 | 1.00 | 1.0 | 0.20 | 1.00 |" in page
     assert "* pfl: not at hand" in page
     for picture in ("cost-users.png", "cost-cohort.png"):
         assert f"images/{picture}" in page
@@ -245,6 +255,22 @@ def test_an_engine_that_fails_is_told_and_the_others_go_on(
     assert shown.count("ml-1m  ray  failed: ray: exit 1: boom") == 1
     assert "ml-1m  central  2/2: 10 clients/s" in shown
     assert "boom" in (tmp_path / "performance.md").read_text()
+
+
+def test_a_repeat_goes_through_all_cases_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[str, int]] = []
+
+    def pretended(plan: Plan, repeat: int, cache: Path, pfl_python: Path | None = None) -> Result:
+        if plan.engine == "data":
+            return data(plan.case)
+        ran.append((plan.case, repeat))
+        return replace(result(plan.engine, [1.0], repeat=repeat, case=plan.case), plan=plan.as_json())
+
+    monkeypatch.setattr(engine, "run", pretended)
+    monkeypatch.setattr(engine, "write_page", lambda *_: tmp_path)
+    few = ["--cases", "synthetic-943", "synthetic-6040", "--engines", "ray", "--repeats", "2"]
+    assert engine.main([*few, "--folder", str(tmp_path)]) == 0
+    assert ran == [("synthetic-943", 0), ("synthetic-6040", 0), ("synthetic-943", 1), ("synthetic-6040", 1)]
 
 
 def test_engines_that_cannot_run_are_left_out_with_the_reason(
