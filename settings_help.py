@@ -33,7 +33,7 @@ Train SASRec with a residual mixture of a visual and a semantic expert, every us
 
 {topics}
 
-Spelling of the reference document: {aliases};
+Other spellings: {aliases};
 --use_negative_sampling true|false chooses training.loss. A run leaves its settings, metrics, checkpoints, plots and
 report.md in runs/<time>-<name>/. Exit status: 0 done, 2 something for you to put right."""
 

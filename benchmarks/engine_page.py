@@ -26,8 +26,9 @@ on {machine}.
 
 * Each engine runs in a process of its own, in all cases in turn and each {repeats}; figures are medians over the
   repeats, with the range in parentheses. A ratio is the median of the ratios within a repeat.
-* Clients, seeds, windows and negatives are the same for all. The settings are a job's own, after its warm-up rounds, so
-  that private parameters are kept; nothing is evaluated or checkpointed.
+* Clients, seeds, windows and negatives are the same for all. The settings are a job's own after its warm-up rounds, so
+  that private parameters are kept, with the cohorts named below; nothing is evaluated or checkpointed. The MovieLens
+  jobs have one expert, of titles, unless `--features` is given; the synthetic ones have two.
 * *clients/s* is that of warm rounds, from the choice of the cohort to the new model. *first round* is what passes from
   the engine's start, with everything imported and the data in the cache, to the end of the first round.
 * *driver* and *tree* are the peaks of the server's process and of it with all that it has started, as proportional set

@@ -44,14 +44,14 @@ def worker_environment(client_cpus: float) -> dict[str, str]:
 
 
 def start_ray(address: str | None = None, environment: dict[str, str] | None = None) -> bool:
-    """Start Ray on this machine, or join the cluster at ``address``, unless this process is connected already.
+    """Start Ray on this machine, or join the cluster at ``address`` (``auto``: the one running here), unless this process is connected already.
 
     ``environment``: variables of every worker process. Returns whether this call connected, in which case the
     caller has to call ``ray.shutdown()``. Raises FedMoEError if the cluster does not answer.
     """
     if ray.is_initialized():
         return False
-    if address:
+    if address and address != "auto":
         _check_reachable(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Silences a notice that Ray prints on machines without a GPU.
@@ -76,7 +76,7 @@ def _check_reachable(address: str) -> None:
     # Ray itself tries for minutes, and then ends the process.
     match = re.fullmatch(r"(?:ray://)?\[?([^\[\]]+)\]?:(\d+)", address)
     if match is None:
-        raise FedMoEError(f"the Ray cluster's address '{address}' is no address: write host:port")
+        raise FedMoEError(f"the Ray cluster's address '{address}' is no address: write host:port, or auto for the one on this machine")
     try:
         socket.create_connection((match[1], int(match[2])), timeout=10).close()
     except (OSError, OverflowError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import ray
 import simulation_apps as apps
 
@@ -18,7 +19,7 @@ input()
 """
 
 
-def test_a_grid_joins_a_cluster_and_leaves_it_running() -> None:
+def test_a_grid_joins_a_cluster_and_leaves_it_running(monkeypatch: pytest.MonkeyPatch) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
         stdin=subprocess.PIPE,
@@ -28,10 +29,11 @@ def test_a_grid_joins_a_cluster_and_leaves_it_running() -> None:
     ) as cluster:
         assert cluster.stdout is not None
         address = cluster.stdout.readline().strip()
-        for _ in range(2):
-            with RayGrid("simulation_apps:app", 3, {"colour": "blue"}, ray_address=address) as grid:
+        for given in (address, "auto"):
+            with RayGrid("simulation_apps:app", 3, {"colour": "blue"}, ray_address=given) as grid:
                 replies = grid.send_and_receive(apps.requests(list(grid.get_node_ids()), "evaluate"))
                 assert [reply.content["config"]["client-id"] for reply in replies] == [0, 1, 2]
             assert not ray.is_initialized()
             assert cluster.poll() is None
+            monkeypatch.setenv("RAY_ADDRESS", address)  # which of several clusters on this machine "auto" means
         cluster.communicate("\n")
