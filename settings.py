@@ -98,8 +98,12 @@ class ModelSettings(Section):
 
     dim: Annotated[int, Field(ge=2)] = Field(64, description="hidden size D")
     blocks: CountOrZero = Field(2, description="transformer blocks of the backbone")
-    heads: Count = Field(2, description="attention heads of the backbone, and of the semantic expert with experts: attention")
-    dropout: Probability = Field(0.2, description="dropout of backbone and router, and of experts with experts: attention")
+    heads: Count = Field(
+        2, description="attention heads of the backbone, and of the semantic expert with experts: attention"
+    )
+    dropout: Probability = Field(
+        0.2, description="dropout of backbone and router, and of experts with experts: attention"
+    )
     max_seq_len: Annotated[int, Field(ge=2)] = Field(50, description="positions of a window L")
     mixture: bool = Field(True, description="false: SASRec alone, without experts, router and gate")
     item_representation: Literal["id", "id+content"] = Field(
@@ -279,7 +283,9 @@ class SimulationSettings(Section):
     engine: Literal["ray", "vectorized", "flower"] = Field(
         "ray", description="ray: resident actors; vectorized: the same, clients in stacks; flower: Flower's own runtime"
     )
-    hosts: CountOrZero = Field(0, description="actors of ray and vectorized; 0: one for each client's share of the CPUs")
+    hosts: CountOrZero = Field(
+        0, description="actors of ray and vectorized; 0: one for each client's share of the CPUs"
+    )
     ray_address: str | None = Field(
         None, description="a Ray cluster to join, as host:6379 or auto; null: start Ray here"
     )

@@ -66,7 +66,7 @@ class FedMoEClient(NumPyClient):
         are one more array at the end (see ``reply_names``).
 
         config: ``shared``: the groups that are aggregated; ``server-round``; ``proximal-mu`` where the strategy
-        wants FedProx's term.
+        wants FedProx's term. Raises FloatingPointError if a loss or a private parameter is not finite.
         """
         bench = self.workbench
         shared = bench.names_in(cast(list[str], config["shared"]))
@@ -76,8 +76,13 @@ class FedMoEClient(NumPyClient):
         sent = to_send(bench, trained, touched, table, shared)
         if TABLE not in shared:
             trained[TABLE] = in_table(table, touched, trained[TABLE])
-        self.private.save({name: array for name, array in trained.items() if name not in set(shared)})
+        self._keep({name: array for name, array in trained.items() if name not in set(shared)})
         return list(sent.values()), outcome.weight, _scalars(outcome)
+
+    def _keep(self, own: dict[str, NDArray[np.float32]]) -> None:
+        if any(not np.isfinite(array).all() for array in own.values()):  # kept, they would spoil all rounds to come
+            raise FloatingPointError("a private parameter is not finite after training: lower training.learning_rate")
+        self.private.save(own)
 
     def reply_names(self, shared: Sequence[str], arrays: NDArrays) -> list[str]:
         """Return the names of the arrays that ``fit`` returned; shared: the groups that it was given."""

@@ -28,6 +28,11 @@ ROWS = "/rows"  # behind a table's name: the numbers of the rows that the reply 
 WEIGHT = "num-examples"
 
 
+def asks_for_privacy(config: Mapping[str, Any]) -> bool:
+    """Whether ``private_reply`` has anything to do for a message's config."""
+    return any(key in config for key in (METRICS_KEY, NORM_KEY, NOISE_KEY))
+
+
 def private_reply(
     sent: ArrayRecord,
     trained: ArrayRecord,

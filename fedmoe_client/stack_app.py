@@ -1,15 +1,15 @@
 """Train messages of many simulated clients, carried out in stacks. An engine hands them over all at once.
 
 What a client does is what ``fedmoe_client.app`` does for it alone: the same arrays and metrics go to the server and the
-same private parameters stay in its context. Where the server needs the mean alone, it is taken here, and no client's
-update is ever put together.
+same private parameters stay in its context, and differential privacy clips and blurs what leaves it. Where the server
+needs the mean alone, it is taken here, and no client's update is ever put together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +21,7 @@ from errors import FedMoEError
 from fedmoe_client.app import app
 from fedmoe_client.client import FedMoEClient, to_send
 from fedmoe_client.node import node_from
+from fedmoe_client.private_reply import asks_for_privacy, noise_stream, private_reply
 from fedmoe_client.stack_mean import UpdateSum
 from fedmoe_client.stacked import Member, StackTrainer, Trained, stacks_of
 from fedmoe_client.state import PrivateParameters, packed
@@ -53,8 +54,10 @@ def train(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool
     Raises FedMoEError if these settings' clients cannot be stacked: they must be trained one by one.
     """
     this = _begin(messages, contexts)
-    members = [_member(this, place) for place in range(len(messages))]
+    if reduce and asks_for_privacy(this.config):
+        raise FedMoEError("replies that are clipped, or made noisy, cannot be merged before they are")
     replies: dict[int, Message] = {}
+    members = _members(this, reduce, replies)
     total = _sum(this) if reduce else None
     for stack in stacks_of(members, this.bench.settings.simulation.stack_size):
         try:
@@ -99,13 +102,29 @@ def _require_stackable(bench: Workbench, shared: Sequence[str], config: Mapping[
         raise FedMoEError("training.loss = softmax runs over the whole catalogue, which does not stack")
     if TABLE not in shared:
         raise FedMoEError("the group 'embedding' is private, and a table of its own for each client does not stack")
-    if config.get("proximal-mu", 0.0) and training.local_epochs > 1:
-        raise FedMoEError("fedprox with local_epochs above 1 is not stacked")
 
 
 @lru_cache(maxsize=1)
 def _trainer(bench: Workbench) -> StackTrainer:
     return StackTrainer(bench.model, bench.settings.training)
+
+
+def _members(this: _Round, reduce: bool, replies: dict[int, Message]) -> list[Member]:
+    """Return the clients that go into stacks; others are trained alone, and their replies put into ``replies``."""
+    members = []
+    for place, (message, context) in enumerate(zip(this.messages, this.contexts, strict=True)):
+        try:
+            member = _member(this, place)
+        except FedMoEError:  # no item left to draw negatives from, say
+            replies[place] = _alone(message, context)
+            continue
+        if reduce and member.steps.weight > this.bench.settings.federation.guards.max_examples:
+            replies[place] = _alone(message, context)  # the server refuses it, which it cannot do to a part of a mean
+        else:
+            members.append(member)
+    if this.config.get("proximal-mu", 0.0) and any(len(member.steps.batches) > 1 for member in members):
+        raise FedMoEError("fedprox with more than one local step is not stacked")
+    return members
 
 
 def _member(this: _Round, place: int) -> Member:
@@ -115,7 +134,11 @@ def _member(this: _Round, place: int) -> Member:
     this.places[number] = place
     private = PrivateParameters(context.state)
     client = FedMoEClient(this.bench, number, private)
-    own = {name: torch.from_numpy(array) for name, array in private.load().items() if name not in this.shared}
+    own = {
+        name: torch.from_numpy(array).to(this.bench.device)
+        for name, array in private.load().items()
+        if name not in this.shared
+    }
     return Member(number, client.steps(number, int(this.config["server-round"])), own)
 
 
@@ -137,10 +160,14 @@ def _each(this: _Round, trained: Trained) -> Iterator[tuple[int, Message]]:
         own = {name: np.asarray(value[row]) for name, value in values.items()}
         sent = to_send(this.bench, own | {TABLE: own[TABLE][:size]}, touched[row, :size], table, this.shared)
         numbers = {name: float(value[row]) for name, value in trained.metrics.items()}
-        metrics = MetricRecord({"num-examples": member.steps.weight, **numbers})
+        metrics: dict[str, Any] = {"num-examples": member.steps.weight, **numbers}
         place = this.places[member.client]
-        content = RecordDict({"arrays": packed(sent), "metrics": metrics})
-        yield place, Message(content=content, reply_to=this.messages[place])
+        message, context = this.messages[place], this.contexts[place]
+        node, server_round = node_from(context.node_config), int(this.config["server-round"])
+        stream = partial(noise_stream, node, context.run_config, server_round)
+        before = message.content.array_records["arrays"]
+        arrays, metrics = private_reply(before, packed(sent), metrics, this.config, stream)
+        yield place, Message(RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)}), reply_to=message)
 
 
 def _mean_reply(this: _Round, total: UpdateSum) -> Message:

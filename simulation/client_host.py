@@ -67,7 +67,7 @@ class ClientHost:
     def execute(self, work: Work) -> Outcome:
         """Execute messages; keep the private state of their clients, and hand over what changed of it."""
         outcome = Outcome()
-        stack = self._stacked is not None and all(job.metadata.message_type == "train" for job in work.jobs)
+        stack = self._stacked is not None and _stackable(work.jobs)
         replies: Iterable[Message | None] | None = self._in_a_stack(work, outcome) if stack else None
         if replies is None:
             replies = self._one_by_one(work, outcome)
@@ -219,6 +219,13 @@ def _unpickled(source: bytes) -> ClientApp:
             "name it as 'module:attribute' instead"
         ) from error
     return app
+
+
+def _stackable(jobs: Sequence[Job]) -> bool:
+    """Whether messages may be executed at once: a client's second one needs the state that the first one leaves."""
+    return all(job.metadata.message_type == "train" for job in jobs) and len({job.client_id for job in jobs}) == len(
+        jobs
+    )
 
 
 def _too_late(work: Work) -> bool:

@@ -105,7 +105,7 @@ def _run_flower(
         except BaseException as error:  # raised again below, in the caller's thread
             raised.append(error)
 
-    owns_ray = start_ray(resources.ray_address, worker_environment(resources.client_cpus))
+    owns_ray = start_ray(resources.ray_address, worker_environment(resources.client_cpus, resources.client_gpus))
     try:
         number_of_hosts(0, num_clients, resources.client_cpus, resources.client_gpus)
         run = begin_run()

@@ -32,20 +32,24 @@ ALLOCATOR = {
 }
 
 
-def worker_environment(client_cpus: float) -> dict[str, str]:
+def worker_environment(client_cpus: float, client_gpus: float) -> dict[str, str]:
     """Environment of a process that executes clients.
 
-    As many threads as a client has CPUs, at least one; an allocator that keeps its memory; and this process's module
-    search path, because the client app is imported by name.
+    As many threads as a client has CPUs, at least one; an allocator that keeps its memory; this process's module
+    search path, because the client app is imported by name; and no GPU to be seen where a client has none of it. (Ray
+    hides GPUs by itself or does not, depending on who has started it, also from a host that shares what is left after
+    a machine has gone.)
     """
     environment = ALLOCATOR | dict.fromkeys(THREAD_VARIABLES, str(max(1, int(client_cpus))))
+    environment |= {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"} if client_gpus else {"CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     return environment
 
 
 def start_ray(address: str | None = None, environment: dict[str, str] | None = None) -> bool:
-    """Start Ray on this machine, or join the cluster at ``address`` (``auto``: the one running here), unless this process is connected already.
+    """Start Ray on this machine, or join the cluster at ``address``, unless this process is connected already.
 
+    ``address``: host:port, or ``auto`` for the cluster that runs on this machine.
     ``environment``: variables of every worker process. Returns whether this call connected, in which case the
     caller has to call ``ray.shutdown()``. Raises FedMoEError if the cluster does not answer.
     """
@@ -76,7 +80,9 @@ def _check_reachable(address: str) -> None:
     # Ray itself tries for minutes, and then ends the process.
     match = re.fullmatch(r"(?:ray://)?\[?([^\[\]]+)\]?:(\d+)", address)
     if match is None:
-        raise FedMoEError(f"the Ray cluster's address '{address}' is no address: write host:port, or auto for the one on this machine")
+        raise FedMoEError(
+            f"the Ray cluster's address '{address}' is no address: write host:port, or auto for that of this machine"
+        )
     try:
         socket.create_connection((match[1], int(match[2])), timeout=10).close()
     except (OSError, OverflowError) as error:

@@ -178,7 +178,7 @@ class RayFleet:
         for chunk in host.unfinished():
             if chunk is failed or (chunk.call is failed.call and failed.call.reducer is not None):
                 self._fail(host, chunk, CLIENT_RAISED, reason)
-            else:
+            elif chunk.call.wanted:
                 again.append(chunk)
         self._journal.discard(host.index)
         try:
@@ -230,7 +230,7 @@ class RayFleet:
         return host_capacity(self._cpus, self._gpus) >= len(self.hosts)
 
     def _fail(self, host: RayHost, chunk: Chunk, code: int, reason: str) -> None:
-        chunk.done = True
+        chunk.done, chunk.reference = True, None
         if not chunk.call.wanted:
             return
         for request, client_id in zip(chunk.requests, chunk.client_ids, strict=True):
@@ -271,6 +271,12 @@ class RayFleet:
         references = [host.restore(sources, pinning) for host in self.hosts]
         ray.wait(references, num_returns=len(references))  # or Ray complains of the errors that nobody asks for
         doing = f"loading clients' state from {folder}"
-        count: int = sum(host.result(reference, doing) for host, reference in zip(self.hosts, references, strict=True))
+        count = 0
+        for host, reference in zip(self.hosts, references, strict=True):
+            try:
+                count += host.result(reference, doing)
+            except HostDied as error:
+                self._recover(host, str(error))
+                count += host.result(host.restore(sources, pinning), doing)
         self._journal.begin(paths)
         return count

@@ -1,9 +1,10 @@
 """A Flower Grid whose clients live in a few Ray actors, the hosts.
 
-Node id = client id + ``FIRST_NODE_ID``; client id = Flower's ``partition-id``; a client's host never changes during a
-run, because the host keeps the client's private state (``Context.state``). A record that several messages carry - the
-round's model - is put in Ray's object store once and read once per host. Messages go out in chunks, a few at a time;
-replies come back in chunks and are returned in the order of the requests, or merged where the clients live.
+Node id = client id + ``FIRST_NODE_ID``; client id = Flower's ``partition-id``. The host that keeps a client's private
+state (``Context.state``) never changes during a run; in a round another one may execute the client as a guest. A record
+that several messages carry - the round's model - is put in Ray's object store once and read once per host. Messages go
+out in chunks, a few at a time; replies come back in chunks and are returned in the order of the requests, or merged
+where the clients live.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class RayHost:
             num_gpus=0 if crowded else self._client_gpus,
             scheduling_strategy="SPREAD",  # over the machines of a cluster, as many as fit on each
             max_restarts=0,  # a restarted actor has lost its clients' state: the fleet starts it again itself
-            runtime_env={"env_vars": worker_environment(self._client_cpus)},
+            runtime_env={"env_vars": worker_environment(self._client_cpus, self._client_gpus)},
         ).remote(self._settings)
         self._crowded = crowded
         self._known: set[int] = set()  # calls whose shared records the actor has
@@ -162,7 +162,7 @@ class RayHost:
     def finish(self) -> Chunk:
         """Take the oldest chunk off the actor's list, its outcome having come."""
         chunk = self.working.popleft()
-        chunk.done = True
+        chunk.done, chunk.reference = True, None  # or the object store would keep the outcome until the call is over
         if chunk.last:
             self._forget(chunk.call)
         elif chunk.call.reducer is not None:

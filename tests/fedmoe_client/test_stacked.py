@@ -39,12 +39,12 @@ CASES = [
 
 
 def messages_of(
-    run_config: dict[str, Any], shared: list[str], server_round: int, states: dict[int, RecordDict]
+    run_config: dict[str, Any], shared: list[str], server_round: int, states: dict[int, RecordDict], **asked: Any
 ) -> tuple[list[Message], list[Context]]:
-    """Return a train message and a context for each of the clients, all with the same arrays."""
+    """Return a train message and a context for each of the clients, all with the same arrays; asked: more config."""
     bench = workbench(run_config)
     arrays = ArrayRecord({name: Array(each) for name, each in initial_arrays(bench.settings, bench.dataset).items()})
-    config = ConfigRecord({"server-round": server_round, "shared": shared})
+    config = ConfigRecord({"server-round": server_round, "shared": shared, **asked})
     messages, contexts = [], []
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     for client, state in states.items():
@@ -115,6 +115,59 @@ def test_the_mean_of_a_stack_is_that_of_its_replies(words: str) -> None:
     assert found.pop("num-bytes") == pytest.approx(expected.pop("num-bytes"), rel=0.02)
     assert found == pytest.approx(expected, abs=1e-4)
     assert found["num-clients"] == 14
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ("dropout=0", {"clipping_norm": 0.01}),
+        ("dropout=0", {"metrics": "none", "clipping_norm": 0.01, "noise_deviation": 0.1}),
+        ("max_windows=1", {"proximal-mu": 5.0}),
+    ],
+)
+def test_a_stack_does_what_the_server_asks_for(words: str, asked: dict[str, Any]) -> None:
+    run_config = to_run_config(load_settings([*WORDS, *words.split()])[0])
+    each = [messages_of(run_config, SHARED, 1, {c: RecordDict() for c in range(4)}, **asked) for _ in range(2)]
+    expected = [app(message, context) for message, context in zip(*each[0], strict=True)]
+    for reply, like in zip(stack_app.train(*each[1], reduce=False), expected, strict=True):
+        assert_same(reply.content.array_records["arrays"], like.content.array_records["arrays"])
+        assert dict(reply.content["metrics"]) == pytest.approx(dict(like.content["metrics"]), abs=1e-4)
+    if "clipping_norm" in asked:
+        assert "norm_bit" in reply.content["metrics"]
+        with pytest.raises(FedMoEError, match="cannot be merged"):
+            stack_app.train(*each[1], reduce=True)
+
+
+def test_fedprox_with_several_steps_is_not_stacked() -> None:
+    run_config = to_run_config(load_settings([*WORDS, "batch_size=1", "max_windows=0"])[0])
+    messages, contexts = messages_of(run_config, SHARED, 1, {c: RecordDict() for c in range(4)}, **{"proximal-mu": 5.0})
+    with pytest.raises(FedMoEError, match="more than one local step"):
+        stack_app.train(messages, contexts, reduce=False)
+
+
+@pytest.mark.parametrize("words", ["learning_rate=1000 weight_decay=3e38", "max_examples=24 max_windows=0"])
+def test_what_the_server_refuses_costs_its_client_alone(words: str) -> None:
+    settings = load_settings([*WORDS, *words.split()])[0]
+    run_config = to_run_config(settings)
+    bench = workbench(run_config)
+    server = {name: Array(each) for name, each in initial_arrays(bench.settings, bench.dataset).items()}
+    sent = {name: server[name] for name in bench.names_in(SHARED)}
+    counts = []
+    for at_once in (False, True):
+        states = {client: RecordDict() for client in range(14)}
+        messages, contexts = messages_of(run_config, SHARED, 1, states)
+        mean = ReplyMean(sent, max_examples=settings.federation.guards.max_examples)
+        alone = [stack_app._alone(message, context) for message, context in zip(messages, contexts, strict=True)]
+        for reply in stack_app.train(*messages_of(run_config, SHARED, 1, states), True) if at_once else alone:
+            mean.add(reply)
+        replies = mean.replies()
+        failed = sum(reply.has_error() for reply in replies)
+        counts.append(failed)
+        assert failed + sum(r.content["metrics"]["num-clients"] for r in replies if r.has_content()) == 14
+        for state in states.values():
+            for array in stack_app.PrivateParameters(state).load().values():
+                assert np.isfinite(array).all()
+    assert counts[0] == counts[1] > 0, "as many as one by one"
 
 
 def test_dropout_differs_between_rounds_and_is_the_same_again() -> None:

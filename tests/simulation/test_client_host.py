@@ -232,3 +232,9 @@ def test_the_package_does_not_import_torch() -> None:
     code = "import sys, simulation; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_a_clients_second_message_finds_the_state_of_its_first() -> None:
+    host = new_host("simulation_apps:train_stack")
+    replies = execute(host, [job(1), job(2), job(1)])
+    assert [reply.content["metrics"]["visits"] for reply in replies if reply is not None] == [1, 1, 2]

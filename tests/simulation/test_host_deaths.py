@@ -97,6 +97,16 @@ def test_guests_are_trained_anew(grid: RayGrid, tmp_path: Path, victim: int) -> 
     assert visits(grid) == [3, 0] * 6
 
 
+def test_states_are_loaded_into_a_host_that_has_died(grid: RayGrid, tmp_path: Path) -> None:
+    train(grid)
+    grid.save_clients(tmp_path)
+    train(grid)
+    os.kill(process(grid, 1), 9)
+    time.sleep(0.5)
+    assert grid.load_clients(tmp_path) == CLIENTS
+    assert visits(grid) == [1] * CLIENTS
+
+
 def test_a_client_that_ends_its_host_each_time_is_an_error_in_the_end(grid: RayGrid, tmp_path: Path) -> None:
     plain = train(grid)
     got = train(grid, exit=[3])

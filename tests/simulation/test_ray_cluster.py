@@ -30,7 +30,14 @@ def test_node_capacity(cpus: float, gpus: float, client_cpus: float, client_gpus
 
 @pytest.mark.parametrize(("client_cpus", "threads"), [(0.25, "1"), (1, "1"), (2.5, "2")])
 def test_threads(client_cpus: float, threads: str) -> None:
-    environment = worker_environment(client_cpus)
+    environment = worker_environment(client_cpus, 0)
     assert environment["OMP_NUM_THREADS"] == environment["OPENBLAS_NUM_THREADS"] == threads
     assert "" not in environment["PYTHONPATH"].split(os.pathsep)
     assert int(environment["MALLOC_TRIM_THRESHOLD_"]) > int(environment["MALLOC_MMAP_THRESHOLD_"]) > 2**20
+
+
+def test_a_gpu_is_seen_where_a_client_has_a_part_of_it() -> None:
+    assert worker_environment(1, 0)["CUDA_VISIBLE_DEVICES"] == ""
+    environment = worker_environment(1, 0.25)
+    assert "CUDA_VISIBLE_DEVICES" not in environment  # Ray says which one
+    assert environment["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "0"

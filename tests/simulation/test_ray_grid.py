@@ -18,6 +18,7 @@ from errors import FedMoEError
 from simulation.dispatch import FIRST_NODE_ID
 from simulation.ray_cluster import start_ray
 from simulation.ray_grid import RayGrid
+from simulation.ray_host import Chunk, RayHost
 from simulation.reduction import clients_in
 
 CLIENTS = 10
@@ -231,6 +232,21 @@ def test_stacks_and_loads_change_nothing(merge: bool) -> None:
     expected = outcome()
     assert outcome(stacked="simulation_apps:train_stack") == expected
     assert outcome(loads=range(CLIENTS), state_memory=0) == expected
+
+
+def test_no_outcome_is_kept_longer_than_it_takes_to_read(grid: RayGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Chunk] = []
+    finish = RayHost.finish
+
+    def watched(host: RayHost) -> Chunk:
+        done.append(finish(host))
+        return done[-1]
+
+    monkeypatch.setattr(RayHost, "finish", watched)
+    send(grid, everyone())
+    grid.send_and_reduce(apps.requests(everyone()), apps.Summing)
+    assert len(done) >= 4
+    assert [chunk.reference for chunk in done] == [None] * len(done), "the object store can let go of it"
 
 
 @pytest.mark.parametrize("hosts", [1, 3])
