@@ -36,6 +36,11 @@ def main(words: Sequence[str]) -> int:
         for name in [*given.variants, given.against]:
             if name not in VARIANTS:
                 raise FedMoEError(f"no variant '{name}'{nearest(name, VARIANTS)} They are: {'; '.join(VARIANTS)}")
+        if base.data.dataset == "synthetic" and given.seeds != [base.seed]:
+            # The seed makes the histories as well: another one's users are others.
+            raise FedMoEError(
+                f"synthetic data are those of one seed: name it twice, seed={given.seeds[0]} --seeds {given.seeds[0]}"
+            )
         names = list(dict.fromkeys([given.against, *given.variants]))
         found: dict[str, list[Ranks]] = {name: [] for name in VARIANTS if name in names}
         for seed in given.seeds:

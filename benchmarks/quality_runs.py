@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file
 from benchmarks.central import passes
 from benchmarks.central_training import CentralPlan, train_centrally
 from benchmarks.variants import Variant
+from data.catalogue_folder import fingerprints
 from data.registry import Dataset, load_dataset
 from fedmoe_client.evaluation import Scorer, catalogue_scorer, popularity_scorer, ranks
 from fedmoe_client.workbench import Workbench
@@ -46,12 +48,19 @@ def run(name: str, variant: Variant, base: Settings, seed: int, folder: Path) ->
     """Return the ranks of a variant; they are kept in ``folder`` for the next call."""
     settings = changed(base, variant, seed, folder)
     path = folder / f"{slug(name)}-{seed}.npz"
-    about = json.dumps({"kind": variant.kind, **settings.model_dump(mode="json", exclude={"save_dir", "name"})})
+    dataset = load_dataset(settings.data, settings.seed)
+    about = json.dumps(
+        {
+            "kind": variant.kind,
+            "data": fingerprints(dataset) | {"histories": _hash_of(dataset)},
+            **({"plan": asdict(CentralPlan(passes(settings)))} if variant.kind == "central" else {}),
+            **settings.model_dump(mode="json", exclude={"save_dir", "name"}),
+        }
+    )
     if path.is_file():
         with np.load(path, allow_pickle=False) as kept:
             if str(kept["about"]) == about:
                 return Ranks(kept["full"], kept.get("personal"), kept["sampled"], kept["validation"])
-    dataset = load_dataset(settings.data, settings.seed)
     found = _TRAIN[variant.kind](settings, dataset)
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {name: array for name, array in vars(found).items() if array is not None}
@@ -64,8 +73,16 @@ def changed(base: Settings, variant: Variant, seed: int, folder: Path) -> Settin
     tree: dict[str, Any] = base.model_dump(mode="json")
     for key, value in variant.changes.items():
         section, leaf = key.split(".")
+        if value == "noise" and tree[section][leaf] is None:
+            continue  # noise takes the place of features; it is none of its own
         tree[section][leaf] = value
     return settings_from({**tree, "seed": seed, "save_dir": str(folder / "runs")})
+
+
+def _hash_of(dataset: Dataset) -> str:
+    """Return a hash of all histories."""
+    found = dataset.interactions
+    return sha256(found.items.tobytes() + found.offsets.tobytes()).hexdigest()[:16]
 
 
 def slug(name: str) -> str:

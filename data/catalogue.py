@@ -60,7 +60,7 @@ def load_features(path: Path, item_ids: NDArray[np.str_], item_id_file: Path | N
     table = _read_table(path)
     id_file = find_id_file(path, item_id_file)
     if id_file is None:
-        rows = _rows_by_number(path, len(table), item_ids)
+        rows = _rows_by_number(path, table, item_ids)
     else:
         rows = _rows_by_id(path, len(table), item_ids, id_file)
     values = np.zeros((len(item_ids), table.shape[1]), np.float32)
@@ -153,14 +153,19 @@ def _rows_by_id(path: Path, count: int, item_ids: NDArray[np.str_], id_file: Pat
     return rows
 
 
-def _rows_by_number(path: Path, count: int, item_ids: NDArray[np.str_]) -> NDArray[np.int64]:
+def _rows_by_number(path: Path, table: NDArray[Any], item_ids: NDArray[np.str_]) -> NDArray[np.int64]:
     """Return ``[num_items + 1]``, the row of each item or -1, from the ids as numbers."""
     remedy = f"put a file {DEFAULT_ID_FILE} beside it, or set data.item_id_file: line k holds the item id of row k"
     try:
         numbers = item_ids[1:].astype(np.int64)
     except (ValueError, OverflowError):
         raise FedMoEError(f"{path}: the item ids are not integers, so rows cannot be matched - {remedy}") from None
-    largest, smallest = int(numbers.max()), int(numbers.min())
+    count, largest, smallest = len(table), int(numbers.max()), int(numbers.min())
+    if count == largest + 1 and smallest > 0 and table[0].any():
+        raise FedMoEError(
+            f"{path} has {count} rows, one more than the largest item id, and the first is not empty: it is unclear "
+            f"whether row k is of item k or k + 1 - {remedy}"
+        )
     if count == largest + 1 and smallest >= 0:
         rows = numbers
     elif count == largest and smallest >= 1:

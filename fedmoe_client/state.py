@@ -22,6 +22,7 @@ _RECORD, _LAYOUT = "private", "private-layout"  # the values of all arrays, and 
 NamedArrays = dict[str, NDArray[np.float32]]
 # Older values are kept for a server that goes back to a checkpoint; large private groups must not fill the disk.
 OLDER_BYTES = 64 * 1024**2
+KEPT_RUNS = 3  # that may still be resumed: a trial in between must not cost the long run its values
 
 
 class Private(Protocol):
@@ -110,7 +111,9 @@ class StoredParameters:
         entries = self._entries()
         if self.training:
             entries = _up_to(entries, self.run, self.round - 1)
-        return entries[-1].arrays if entries else {}
+        # The run's own, also where another run has been there meanwhile; its first round begins where that one ended.
+        own = [entry for entry in entries if entry.run == self.run]
+        return (own or entries)[-1].arrays if entries else {}
 
     def save(self, arrays: NamedArrays) -> None:
         """Keep these arrays as the value after this round, and forget what the same run said of later rounds."""
@@ -185,24 +188,23 @@ def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 
 def _up_to(entries: list[Entry], run: str, last: int) -> list[Entry]:
-    """Leave out what a run did after round ``last``, and what came after that."""
-    for position, entry in enumerate(entries):
-        if entry.run == run and entry.round > last:
-            return entries[:position]
-    return entries
+    """Leave out what a run did after round ``last``."""
+    return [entry for entry in entries if entry.run != run or entry.round <= last]
 
 
 def _recent(entries: list[Entry], rounds: int) -> list[Entry]:
-    """Keep the newest entry, those of the last ``rounds`` rounds of its run, and the one that came before these."""
-    newest = entries[-1]
-    first = len(entries) - 1
+    """Keep of each of the latest runs the last ``rounds`` rounds and the one before these; the newest in any case."""
+    newest: dict[str, int] = {}  # run -> its latest round
+    complete: set[str] = set()
+    kept: list[Entry] = []
     size = 0
-    while first > 0:
-        entry = entries[first - 1]
-        size += sum(array.nbytes for array in entry.arrays.values())
+    for entry in reversed(entries):
+        if entry.run in complete or (entry.run not in newest and len(newest) == KEPT_RUNS):
+            continue
+        size += sum(array.nbytes for array in entry.arrays.values()) if kept else 0
         if size > OLDER_BYTES:
             break
-        first -= 1
-        if entry.run != newest.run or entry.round <= newest.round - rounds:
-            break
-    return entries[first:]
+        kept.append(entry)
+        if entry.round <= newest.setdefault(entry.run, entry.round) - rounds:
+            complete.add(entry.run)
+    return kept[::-1]

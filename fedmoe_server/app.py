@@ -46,6 +46,8 @@ from strategies import (
     needs_every_reply,
     state_arrays,
 )
+from strategies.guards import NUM_EXAMPLES
+from strategies.wrapper import weight_key
 
 app = ServerApp()
 
@@ -142,6 +144,11 @@ def layered_strategy(
     reducing: whether the grid can merge replies where the clients live.
     """
     inner: Strategy = _inner_strategy(settings, reducing)
+    if (key := weight_key(inner)) != NUM_EXAMPLES:
+        raise FedMoEError(
+            f"federation.strategy_parameters: weighted_by_key is '{key}', but clients answer evaluations, and in "
+            f"stacks trainings, by '{NUM_EXAMPLES}': leave it, and choose the weight with federation.client_weight"
+        )
     drawn_from, updates = settings.seed, None
     if settings.privacy.on:
         drawn_from = secret_of(settings, deployed)

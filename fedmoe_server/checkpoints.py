@@ -110,9 +110,11 @@ class CheckpointStore:
             partial.mkdir(parents=True)
             _write(partial, state, state_arrays(strategy), grid)
             self._publish(partial, target)
-        except OSError as error:
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise FedMoEError(f"checkpoint {target} cannot be written: {error}") from error
+            if isinstance(error, OSError | SafetensorError | FedMoEError):
+                raise FedMoEError(f"checkpoint {target} cannot be written: {error}") from error
+            raise
         for old in _finished(self.folder)[: -self.keep]:
             _remove(old)
         return target

@@ -8,6 +8,7 @@ from typing import Any
 
 Records = Sequence[Mapping[str, Any]]
 RECENT = 20  # rounds that count as the end of a run: a round's clients differ
+LEAST_ROUNDS = 10  # after fewer a gate cannot be expected to have moved
 EXPERTS = ("visual", "semantic")
 
 
@@ -22,7 +23,10 @@ def findings(records: Records, result: Mapping[str, Any], baselines: Mapping[str
 
 
 def signs(records: Records) -> dict[str, tuple[float, float]]:
-    """Return the mean of the first and of the last rounds of what the experts do, by the metric's name."""
+    """Return the mean of the first and of the last rounds of what the experts do, by the metric's name.
+
+    They are ``RECENT`` rounds each, or half of a short run's.
+    """
     watched = (
         "gate",
         "gate-gradient",
@@ -31,7 +35,8 @@ def signs(records: Records) -> dict[str, tuple[float, float]]:
         *(f"view-{e}" for e in EXPERTS),
     )
     series = {name: [r["train"][name] for r in records if r["train"].get(name) is not None] for name in watched}
-    return {name: (fmean(values[:RECENT]), fmean(values[-RECENT:])) for name, values in series.items() if values}
+    ends = {name: (values, max(1, min(RECENT, len(values) // 2))) for name, values in series.items() if values}
+    return {name: (fmean(values[:few]), fmean(values[-few:])) for name, (values, few) in ends.items()}
 
 
 def _ranking(result: Mapping[str, Any], baselines: Mapping[str, Any]) -> Iterator[str]:
@@ -61,9 +66,10 @@ def _course(records: Records, result: Mapping[str, Any]) -> Iterator[str]:
         )
     if best is not None and best == len(records) > 1 and len(evaluated) > 1:
         yield "The last evaluation was the best one: more rounds (federation.num_rounds) may help."
-    asked, failed = sum(r["clients"] for r in records), sum(len(r["failed"]) for r in records)
+    asked = sum(r["clients"] for r in records)
+    failed = sum(failure["stage"] == "train" for r in records for failure in r["failed"])
     if failed > 0.05 * asked:
-        yield f"{failed} of {asked} replies failed: see the table of failed clients."
+        yield f"{failed} of {asked} replies to training failed: see the table of failed clients."
 
 
 def _gate(records: Records) -> Iterator[str]:
@@ -72,7 +78,7 @@ def _gate(records: Records) -> Iterator[str]:
         return
     first, last = found["gate"]
     gradients = [abs(r["train"]["gate-gradient"]) for r in records if r["train"].get("gate-gradient") is not None]
-    if gradients and abs(last - first) < 1e-3:
+    if len(gradients) >= LEAST_ROUNDS and abs(last - first) < 1e-3:
         gradient = fmean(gradients)
         blocked = gradient < 1e-7
         yield f"The gate has not moved from {last:.3f} (mean gradient {gradient:.1e}): " + (

@@ -17,7 +17,7 @@ import yaml
 
 from errors import FedMoEError
 from fedmoe_server.client_ranks import read_client_ranks
-from fedmoe_server.diagnosis import RECENT, findings, signs
+from fedmoe_server.diagnosis import findings, signs
 from fedmoe_server.guard_report import failed_rounds, guard_table, who
 from fedmoe_server.plots import BASELINE_LABEL, draw_gate, draw_loss, draw_ranking
 from fedmoe_server.privacy import privacy_section
@@ -145,7 +145,7 @@ def _diagnosis(records: Sequence[Mapping[str, Any]], result: Mapping[str, Any], 
     parts = ["## Diagnosis", "\n".join(lines)]
     rows = [[name, f"{first:.4g}", f"{last:.4g}"] for name, (first, last) in signs(records).items()]
     if rows:
-        parts.append(_table(["", f"first {RECENT} rounds", f"last {RECENT} rounds"], rows))
+        parts.append(_table(["", "first rounds", "last rounds"], rows))
     return "\n\n".join(parts)
 
 

@@ -113,18 +113,20 @@ class ServerLoop:
             "validation": None,
             "best": False,
         }
-        exchanges = [outcome]
+        exchanges, unseen = [outcome], None
         if self.ledger is not None:
             record["privacy"] = self.ledger.spend(number)
         if self._evaluation_due(number):
             checked, metrics = self._evaluate(number, state.arrays, "validation", self._sample())
             exchanges.append(checked)
+            unseen = checked.problem
             if checked.problem is None:
                 record["validation"] = metrics
                 record["best"] = state.judge(_score(metrics, number))
         failures = [failure for each in exchanges for failure in each.failures]
         record |= {
-            "failure": next((each.problem for each in exchanges if each.problem), None),
+            "failure": outcome.problem,
+            "validation_failure": unseen,
             "failed": [asdict(failure) for failure in failures],
             "dropped": [self._named(node) for each in exchanges for node in each.dropped],
             "bytes_down": sum(each.bytes_down for each in exchanges),

@@ -83,9 +83,10 @@ class Tracker:
         self._recent = [*self._recent[1 - RECENT_ROUNDS :], record["seconds"]]
         seconds_left = (self.total - record["round"]) * sum(self._recent) / len(self._recent)
         if record.get("failure"):
-            kept = "" if record["train"] else ", the model stays as it was"
-            self.note(f"round {record['round']} failed{kept}: {record['failure']}")
-        elif failures:
+            self.note(f"round {record['round']} failed, the model stays as it was: {record['failure']}")
+        if record.get("validation_failure"):
+            self.note(f"round {record['round']}: the model could not be judged: {record['validation_failure']}")
+        if failures and not (record.get("failure") or record.get("validation_failure")):
             self.note(f"round {record['round']}: {len(failures)} failed - {list_failures(failures)}")
         self._progress.round(record, seconds_left)
 

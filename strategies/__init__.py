@@ -31,7 +31,7 @@ from strategies.robust_rows import RobustRows
 from strategies.row_wise import RowWise
 from strategies.schedule import AggregationSchedule
 from strategies.state import load_state_arrays, state_arrays
-from strategies.wrapper import Wrapper, chain
+from strategies.wrapper import Stateless, Wrapper, chain
 
 __all__ = [
     "STRATEGIES",
@@ -49,6 +49,7 @@ __all__ = [
     "ServerLearningRate",
     "WRAPPERS",
     "RobustRows",
+    "Stateless",
     "Wrapper",
     "build_strategy",
     "chain",

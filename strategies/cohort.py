@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Strategy
 
 from errors import FedMoEError
 from strategies.private_updates import PrivateUpdates
-from strategies.wrapper import Wrapper, chain
+from strategies.wrapper import Stateless, chain
 
 
 def sample_clients(seed: int, purpose: str, server_round: int, client_ids: Iterable[int], size: int) -> list[int]:
@@ -41,7 +41,7 @@ def poisson_sample(seed: int, purpose: str, server_round: int, client_ids: Itera
     return [int(client) for client in ids[rng.random(len(ids)) < rate]]
 
 
-class Cohorts(Wrapper):
+class Cohorts(Stateless):
     """Choose a round's clients for ``strategy``; sort its messages and the replies by client id.
 
     fraction: share of the clients in a training round, in (0, 1]; at least one client takes part. Around
@@ -139,14 +139,16 @@ class Cohorts(Wrapper):
         """Refuse what would make Flower's own sampling random again, or wait for nodes for ever."""
         for part in chain(self.strategy):
             where = f"federation.strategy_parameters of {type(part).__name__}:"
-            share = getattr(part, f"fraction_{phase}", 1.0)
-            if share not in (0.0, 1.0):
-                raise FedMoEError(
-                    f"{where} fraction_{phase} must be 1, is {share}; set federation.client_fraction instead"
-                )
+            for other in ("train", "evaluate"):  # both at once: a run should not find out when it is at its end
+                share = getattr(part, f"fraction_{other}", 1.0)
+                if share != 1.0:
+                    raise FedMoEError(
+                        f"{where} fraction_{other} must be 1, is {share}; set federation.client_fraction instead, or "
+                        "federation.evaluate_clients"
+                    )
             for name in (f"min_{phase}_nodes", "min_available_nodes"):
                 least = getattr(part, name, 0)
-                if share and least > size:
+                if least > size:
                     raise FedMoEError(
                         f"{where} {name} is {least}, but {size} clients take part; "
                         f"lower it, raise federation.client_fraction or connect more clients"

@@ -10,12 +10,12 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from errors import FedMoEError
-from strategies.wrapper import Wrapper, chain
+from strategies.wrapper import Stateless, chain
 
 RATES = ("eta", "server_learning_rate")  # FedAdam, FedYogi, FedAdagrad; FedAvgM
 
 
-class ServerLearningRate(Wrapper):
+class ServerLearningRate(Stateless):
     """Set the learning rate of ``strategy`` before each aggregation.
 
     schedule "constant": the strategy's own rate, untouched. "cosine": in round r = 1, 2, ... the rate is

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from strategies.partial import PartialAggregation
 from strategies.schedule import AggregationSchedule
 from strategies.state import load_state_arrays
-from strategies.wrapper import Wrapper
+from strategies.wrapper import Stateless
 
 CLIENTS = 8
 FIRST_NODE = 1000
@@ -117,7 +117,7 @@ class Trial:
             return self.partial.aggregate_evaluate(number, replies)
 
 
-class _Probe(Wrapper):
+class _Probe(Stateless):
     """Keeps what the strategy returned or raised, before partial aggregation judges it."""
 
     def __init__(self, strategy: Strategy) -> None:

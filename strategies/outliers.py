@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from strategies.updates import moved_reply, norm_of, update_of
-from strategies.wrapper import Wrapper, chain
+from strategies.wrapper import Stateless, chain
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Clipping:
     bound: float
 
 
-class OutlierClipping(Wrapper):
+class OutlierClipping(Stateless):
     """Hand on the replies to ``strategy``, the updates of outliers scaled down as the module says.
 
     multiple: c above; 0: every reply is handed on as it is. ``clippings`` lists the outliers of the latest round.

@@ -18,10 +18,10 @@ from strategies.guards import MAX_EXAMPLES, Refusal, check_metric_replies, check
 from strategies.keyed_state import change_parameters
 from strategies.reply_mean import ReplyMean, counts_of, mean_of_checked, needs_every_reply, without_counts
 from strategies.schedule import AggregationSchedule
-from strategies.wrapper import Wrapper, chain, weight_key
+from strategies.wrapper import Stateless, chain, weight_key
 
 
-class PartialAggregation(Wrapper):
+class PartialAggregation(Stateless):
     """Aggregate with ``strategy`` the parameters that ``schedule`` shares in a round, and keep all others as they are.
 
     Messages carry all parameters, and the names of the shared groups in config["shared"]; replies carry the shared

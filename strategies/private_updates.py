@@ -36,7 +36,13 @@ from zlib import crc32
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    Strategy,
+)
 
 from errors import FedMoEError
 from strategies.single_reply import (
@@ -49,13 +55,20 @@ from strategies.single_reply import (
     vector_of,
     weight_key,
 )
-from strategies.wrapper import Wrapper
+from strategies.wrapper import Wrapper, chain
 
 NORM_KEY = "clipping_norm"  # in the config of a message: the client clips its update (Flower's name)
 NOISE_KEY = "noise_deviation"  # in the config of a message: the client adds noise of this deviation to each number
 BIT_KEY = "norm_bit"  # in the metrics of a reply: 1 if the client's update was clipped (Flower's name)
 METRICS_KEY = "metrics"  # in the config of a message: "none" asks for a reply without metrics
-LEAST_COHORT = 10  # expected clients of a round: with fewer, a round without any client would come too often
+FLOWERS_PRIVACY = (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+)
+LEAST_COHORT = 10  # expected clients of a round: with fewer, noise is all that is left
+EMPTY_CHANCE = 1e-8  # that a round is without any client, which nothing can be made of
 
 
 class PrivateUpdates(Wrapper):
@@ -71,8 +84,8 @@ class PrivateUpdates(Wrapper):
 
     ``norm`` holds the norm for the next round, ``used_norm`` that of the latest one.
 
-    Raises FedMoEError for a strategy that does not average, and in adaptive clipping for more noise than the expected
-    cohort allows.
+    Raises FedMoEError for a strategy that does not average or makes noise itself, and in adaptive clipping for more
+    noise than the expected cohort allows.
     """
 
     needs_every_reply = True
@@ -93,6 +106,11 @@ class PrivateUpdates(Wrapper):
     ) -> None:
         super().__init__(strategy)
         refuse_comparing(strategy, "privacy")
+        for part in chain(strategy):
+            if isinstance(part, FLOWERS_PRIVACY):  # on the client's side its norm would take the place of ours
+                raise FedMoEError(
+                    f"privacy: {type(part).__name__} clips and adds noise as well; name the strategy that is inside it"
+                )
         self.noise = noise
         self.norm = norm
         self.used_norm = norm
@@ -122,10 +140,12 @@ class PrivateUpdates(Wrapper):
     def expect(self, clients: int) -> None:
         """Say how many clients there are in all; the rate's share of them is m. FedMoEError if that is too few."""
         self._expected = self.rate * clients
-        if self._expected < LEAST_COHORT:
+        empty = (1.0 - self.rate) ** clients
+        if self._expected < LEAST_COHORT or empty > EMPTY_CHANCE:
             raise FedMoEError(
-                f"privacy needs at least {LEAST_COHORT} clients a round on average, federation.client_fraction "
-                f"{self.rate:g} of {clients} clients gives {self._expected:.1f}: raise it, or connect more clients"
+                f"privacy needs at least {LEAST_COHORT} clients a round on average and hardly ever none; "
+                f"federation.client_fraction {self.rate:g} of {clients} clients gives {self._expected:.1f}, and none "
+                f"with a chance of {empty:.1g}: raise it, or connect more clients"
             )
         self._noise_on_updates()
 

@@ -45,12 +45,12 @@ from strategies.single_reply import (
     vector_of,
     weight_key,
 )
-from strategies.wrapper import Wrapper
+from strategies.wrapper import Stateless
 
 CAP = 4.0
 
 
-class RobustRows(Wrapper):
+class RobustRows(Stateless):
     """Hand to ``strategy`` the robust mean of the replies, as the reply of one client.
 
     clip: largest norm of a client's weighted update, in multiples of the round's median; 0: no bound. At 1, half of the

@@ -15,6 +15,7 @@ the round in the place of that of the whole population, which a server does not 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -23,12 +24,12 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from strategies.updates import Update, moved_reply, update_of, weight_of
-from strategies.wrapper import Wrapper
+from strategies.wrapper import Stateless
 
 ITEM_TABLE = "items.ids.weight"
 
 
-class RowWise(Wrapper):
+class RowWise(Stateless):
     """Hand on the replies to ``strategy`` so that its weighted mean is the row-wise one.
 
     Each client's row is multiplied by sum_i w_i / sum_{i in T_r} w_i. ``strategy`` is to be one that builds on the
@@ -39,6 +40,7 @@ class RowWise(Wrapper):
     """
 
     needs_every_reply = True
+    compares_replies: ClassVar[bool] = True
 
     def __init__(self, strategy: Strategy, table: str = ITEM_TABLE) -> None:
         super().__init__(strategy)

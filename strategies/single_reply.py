@@ -67,7 +67,7 @@ def single_reply(answer: Message, sent: ArrayRecord, values: Vector, metrics: Ma
 
 
 def refuse_comparing(strategy: Strategy, why: str) -> None:
-    """Raise FedMoEError for a strategy that compares the replies with one another: it would see a single one."""
+    """Raise FedMoEError for a strategy that needs the clients' own replies: it would see a single one."""
     for part in chain(strategy):
         flowers = isinstance(part, Bulyan | FedMedian | FedTrimmedAvg | Krum | MultiKrum | QFedAvg)
         if flowers or getattr(part, "compares_replies", False):

@@ -44,8 +44,12 @@ class Wrapper(Strategy):
         """Log the settings of the wrapped strategy."""
         self.strategy.summary()
 
+
+class Stateless(Wrapper):
+    """A wrapper whose attributes follow from settings and round: a checkpoint need not hold them."""
+
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Return nothing: these wrappers follow from settings and round, a checkpoint need not hold them."""
+        """Return nothing."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:

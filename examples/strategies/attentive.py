@@ -28,10 +28,10 @@ from flwr.serverapp.strategy import Strategy
 
 from errors import FedMoEError
 from strategies.updates import Update, moved_reply, norm_of, update_of, weight_of
-from strategies.wrapper import Wrapper
+from strategies.wrapper import Stateless
 
 
-class Attentive(Wrapper):
+class Attentive(Stateless):
     """Hand on the replies to ``strategy`` so that its weighted mean is the attentive one.
 
     Each client's update is multiplied by a_i sum_j w_j / w_i. ``strategy`` is to be one that builds on the weighted
@@ -42,6 +42,7 @@ class Attentive(Wrapper):
     """
 
     needs_every_reply = True
+    compares_replies = True
 
     def __init__(self, strategy: Strategy, tau: float = 0.5) -> None:
         super().__init__(strategy)

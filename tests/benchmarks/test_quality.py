@@ -61,7 +61,7 @@ def test_every_variant_has_valid_settings(tmp_path: Path) -> None:
 
 
 def test_a_small_run_is_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*WORDS, "--seeds", "1", "--folder", str(tmp_path), "--variants", "popularity", "central mixture"]
+    words = [*WORDS, "seed=1", "--seeds", "1", "--folder", str(tmp_path), "--variants", "popularity", "central mixture"]
     words += ["--against", "federated mixture"]
     assert quality.main(words) == 0
     first = capsys.readouterr().out
@@ -73,6 +73,17 @@ def test_a_small_run_is_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFix
     assert "rounds in" in first
     assert "rounds in" not in again
     assert again[again.index("| test") :] == first[first.index("| test") :]
+
+
+def test_synthetic_users_of_different_seeds_are_not_paired(capsys: pytest.CaptureFixture[str]) -> None:
+    assert quality.main([*WORDS, "--seeds", "1", "2", "--variants", "popularity"]) == 2
+    assert "synthetic data are those of one seed" in capsys.readouterr().err
+
+
+def test_noise_takes_the_place_of_the_features_that_are_there(tmp_path: Path) -> None:
+    base, _ = load_settings(["visual_file=null"])
+    found = changed(base, VARIANTS["federated mixture, noise"], 1, tmp_path).data
+    assert (found.text_file, found.visual_file) == ("noise", None)
 
 
 def test_an_unknown_variant_is_named(capsys: pytest.CaptureFixture[str]) -> None:

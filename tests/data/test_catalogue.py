@@ -41,6 +41,12 @@ def test_one_row_more_than_the_largest_id_means_row_equals_id(tmp_path: Path) ->
     assert features.values.tolist() == [[0, 0], [3, 4], [5, 6], [9, 10]]
 
 
+def test_a_first_row_that_may_be_an_items_is_not_guessed_about(tmp_path: Path) -> None:
+    ids = np.array(["", "2", "3", "4"])  # as above, and the item of the last row is not in the catalogue
+    with pytest.raises(FedMoEError, match="the first is not empty: it is unclear whether row k is of item k or k"):
+        load_features(write(tmp_path / "f.npy", TABLE), ids)
+
+
 def test_an_id_of_zero_needs_a_row_of_its_own(tmp_path: Path) -> None:
     ids = np.array(["", "0", "4"])
     assert load_features(write(tmp_path / "f.npy", TABLE), ids).values.tolist() == [[0, 0], [1, 2], [9, 10]]

@@ -111,6 +111,24 @@ def test_a_resumed_run_goes_back_and_a_new_run_goes_on(store: ClientStore) -> No
     assert current(store, 1, run="b") == 4.0
 
 
+@pytest.mark.parametrize("last", [4, 6])
+def test_a_run_in_between_costs_the_one_that_is_resumed_nothing(store: ClientStore, last: int) -> None:
+    for number in range(1, 7):
+        parameters(store, number).save(value(number))
+    for number in (1, 2):
+        parameters(store, number, run="b").save(value(10.0 + number))
+    parameters(store, last, training=False).go_back(last)
+    assert current(store, last + 1) == last
+    assert current(store, last, training=False) == last, "an evaluation, too, is of the run's own"
+    parameters(store, last + 1).save(value(20.0))
+    assert current(store, last + 2) == 20.0
+    assert current(store, 3, run="b") == 12.0
+    for number in range(4):
+        parameters(store, 1, run=f"c{number}").save(value(30.0))
+    assert current(store, 1, run="d") == 30.0, "a new run begins with the newest value"
+    assert current(store, last + 2) == 30.0, "and of runs long past nothing is kept"
+
+
 def test_rounds_long_past_are_forgotten(store: ClientStore) -> None:
     for number in range(1, 30):
         parameters(store, number).save(value(number))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
+from safetensors import SafetensorError
 
 from errors import FedMoEError
 from fedmoe_server import checkpoints
@@ -157,13 +158,24 @@ def test_a_crash_while_writing_leaves_the_checkpoint_before(
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["round-000002", "round-000003"]
 
 
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("save_file", OSError(28, "No space left on device")),
+        ("save_file", SafetensorError("Error while serializing: I/O error: No space left on device")),
+        ("save_clients", FedMoEError("host 0 failed while saving: OSError: No space left on device")),
+    ],
+)
 def test_a_full_disk_is_told_and_leaves_nothing_half_written(
-    fakes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fakes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception
 ) -> None:
     def full(*args: Any) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    if where == "save_file":
+        monkeypatch.setattr(checkpoints, "save_file", full)
+    else:
+        monkeypatch.setattr(fakes.SavingGrid, "save_clients", full)
     with pytest.raises(FedMoEError, match=r"round-000002 cannot be written: .*No space left"):
         start(fakes, fakes.SavingGrid(), tmp_path, num_rounds=2)
     assert os.listdir(tmp_path / "checkpoints") == []

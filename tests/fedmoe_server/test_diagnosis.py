@@ -57,11 +57,16 @@ def test_each_sign_has_its_advice(run: Any, end: Any, sign: str, remedy: str) ->
     assert len(found) <= allowed
 
 
+@pytest.mark.parametrize("rounds", [2, 10, 20, 30])
+def test_a_gate_that_moves_is_no_sign_in_a_short_run(rounds: int) -> None:
+    assert findings(records(count=rounds), result(best=1), BASELINES) == []
+
+
 def test_many_failures_are_pointed_out() -> None:
     run = records()
     for record in run:
-        record["failed"] = [{}]
-    assert "40 of 400 replies failed" in findings(run, result(), BASELINES)[0]
+        record["failed"] = [{"stage": "train"}, {"stage": "validation"}]
+    assert "40 of 400 replies to training failed" in findings(run, result(), BASELINES)[0]
 
 
 def test_signs_compare_the_beginning_with_the_end() -> None:

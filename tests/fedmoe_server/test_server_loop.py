@@ -186,6 +186,19 @@ def test_too_many_failed_rounds_in_a_row_end_the_run(fakes: Any, tmp_path: Path)
     assert [record["round"] for record in lines(tmp_path) if record["failure"]] == [2, 3, 5, 6, 7]
 
 
+def test_a_model_that_cannot_be_judged_is_no_failed_round(fakes: Any, tmp_path: Path) -> None:
+    grid = fakes.FakeGrid()
+    grid.fail = lambda client, stage, round_: "OSError: disk gone" if stage == "evaluate" and round_ < 5 else None
+    settings = fakes.make_settings(client_fraction=1.0, evaluate_every=1, guards={"max_failed_rounds": 3})
+    console = fakes.quiet_console()
+    result = fakes.make_loop(grid, tmp_path, settings, console=console).run(LoopState(fakes.model_arrays()))
+    assert result.best_round >= 5
+    records = lines(tmp_path)
+    assert [record["failure"] for record in records] == [None] * 6
+    assert [record["round"] for record in records if record["validation_failure"]] == [1, 2, 3, 4]
+    assert "round 1: the model could not be judged: round 1, validation: only 0 of" in console.file.getvalue()
+
+
 @pytest.mark.parametrize("strategy", ["fedadam", "fedmedian"])
 def test_all_replies_bad_leave_model_and_strategy_bit_identical(fakes: Any, tmp_path: Path, strategy: str) -> None:
     grid = fakes.FakeGrid()

@@ -195,12 +195,6 @@ def test_sampling_that_would_wait_for_ever_or_be_random_is_refused(parameters: d
         strategy.configure_train(1, ARRAYS, ConfigRecord(), grid)
 
 
-def test_a_strategy_may_leave_out_evaluation() -> None:
-    grid = grid_of(2)
-    strategy = Cohorts(build_strategy("fedavg", {"fraction_evaluate": 0.0}), 0.5, 0, grid.client_ids)
-    assert list(strategy.configure_evaluate(1, ARRAYS, ConfigRecord(), grid)) == []
-
-
 def test_replies_of_unknown_nodes_come_last() -> None:
     grid = grid_of(2)
     strategy = cohorts(grid, 1.0)

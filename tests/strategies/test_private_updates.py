@@ -205,8 +205,16 @@ def test_poisson_samples() -> None:
 
 
 def test_too_few_clients_and_strategies_that_compare_are_refused() -> None:
+    with pytest.raises(FedMoEError, match="gives 15.0, and none with a chance of 1e-07"):
+        private(rate=0.1).expect(150)
     with pytest.raises(FedMoEError, match="at least 10 clients a round on average"):
-        private(rate=0.1).expect(50)
+        private(rate=1.0).expect(5)
+    with pytest.raises(FedMoEError, match="RowWise compares the clients' updates"):
+        private(build_strategy("rowwise", {"strategy": "fedavg"}))
+    for side in ("server", "client"):
+        flowers = {"strategy": "fedavg", "clipping_norm": 10.0, "noise_multiplier": 0.1, "num_sampled_clients": 10}
+        with pytest.raises(FedMoEError, match="FixedClipping clips and adds noise as well"):
+            private(build_strategy(f"dp-{side}-fixed", flowers))
     with pytest.raises(FedMoEError, match="Krum compares the clients' updates"):
         private(build_strategy("krum", {}))
     with pytest.raises(FedMoEError, match="privacy: RobustRows compares"):

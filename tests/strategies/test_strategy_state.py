@@ -22,6 +22,7 @@ from strategies import (
     Cohorts,
     PartialAggregation,
     ServerLearningRate,
+    Wrapper,
     build_strategy,
     chain,
     load_state_arrays,
@@ -197,3 +198,15 @@ def test_chain_lists_what_is_wrapped() -> None:
         "FedAvgM",
     ]
     strategy.summary()
+
+
+def test_what_a_wrapper_of_ones_own_remembers_is_state() -> None:
+    class Counting(Wrapper):
+        def __init__(self, strategy: Strategy) -> None:
+            super().__init__(strategy)
+            self.rounds = 0
+
+    before, after = Counting(build_strategy("fedavg", {})), Counting(build_strategy("fedavg", {}))
+    before.rounds = 5
+    load_state_arrays(after, state_arrays(before))
+    assert after.rounds == 5
