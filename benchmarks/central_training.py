@@ -1,4 +1,4 @@
-"""Train the model of a federated run centrally: same windows, loss and evaluator, shuffled batches of all users."""
+"""Train the model of a federated run centrally: the same loss and evaluator, shuffled batches of all users' windows."""
 
 from __future__ import annotations
 

@@ -104,6 +104,10 @@ def run(
         needed = deployed is None and _clients_keep_state(schedule, checkpoint)
         state = checkpoint.restore(strategy, grid, needs_clients=needed)
     folder = run_dir or _default_run_dir(settings, source)
+    ledger = None
+    if updates is not None:
+        spent = spent_before(source, state.history, deployed is not None)
+        ledger = PrivacyLedger(folder, settings, updates, spent)
     going_on = source is not None and source.resolve().parent.parent == folder.resolve()
     check_run_dir(folder, _bytes_needed(settings, dataset, arrays, schedule, grid), resuming=going_on)
     store = CheckpointStore(folder / CHECKPOINTS)
@@ -115,10 +119,6 @@ def run(
     if deployed is not None:
         directory.announce = identity(settings, dataset, state.round)
     deadline = None if deployed is None else settings.deployment.round_deadline or None
-    ledger = None
-    if updates is not None:
-        spent = spent_before(source, state.history, deployed is not None)
-        ledger = PrivacyLedger(folder, settings, updates, spent)
     loop = ServerLoop(grid, strategy, partial, schedule, settings, directory, tracker, store, deadline, ledger)
     with _quiet_flower(), _failure_recorded(tracker):
         known = str(dataset.interactions.num_users) if deployed is None else "the connected"
