@@ -42,8 +42,12 @@ def speed_up(fast: Result, slow: Result, phase: int = 0) -> float:
 
 def pairs(results: Results, case: str, one: str, other: str) -> list[tuple[Result, Result]]:
     """Return the results of two engines in the same repeat."""
-    others = {result.repeat: result for result in results.of(case, other)}
-    return [(result, others[result.repeat]) for result in results.of(case, one) if result.repeat in others]
+    return _in_same_repeat(results.of(case, one), results.of(case, other))
+
+
+def _in_same_repeat(ones: Sequence[Result], others: Sequence[Result]) -> list[tuple[Result, Result]]:
+    by_repeat = {result.repeat: result for result in others}
+    return [(result, by_repeat[result.repeat]) for result in ones if result.repeat in by_repeat]
 
 
 def beside(results: Results, engine: str, one: tuple[str, int], other: tuple[str, int]) -> Figure | None:
@@ -52,9 +56,9 @@ def beside(results: Results, engine: str, one: tuple[str, int], other: tuple[str
     A ratio is within a repeat of the engine; None: no repeat has both.
     """
     (case, phase), (base, base_phase) = one, other
-    costs = {run.repeat: seconds_of_client(run.phases[base_phase]) for run in results.of(base, engine)}
-    both = [run for run in results.of(case, engine) if run.repeat in costs]
-    return figure([seconds_of_client(run.phases[phase]) / costs[run.repeat] for run in both]) if both else None
+    both = _in_same_repeat(results.of(case, engine), results.of(base, engine))
+    costs = [seconds_of_client(run.phases[phase]) / seconds_of_client(least.phases[base_phase]) for run, least in both]
+    return figure(costs) if costs else None
 
 
 @dataclass(frozen=True)

@@ -161,12 +161,12 @@ def _rows_by_number(path: Path, table: NDArray[Any], item_ids: NDArray[np.str_])
     except (ValueError, OverflowError):
         raise FedMoEError(f"{path}: the item ids are not integers, so rows cannot be matched - {remedy}") from None
     count, largest, smallest = len(table), int(numbers.max()), int(numbers.min())
-    if count == largest + 1 and smallest > 0 and table[0].any():
-        raise FedMoEError(
-            f"{path} has {count} rows, one more than the largest item id, and the first is not empty: it is unclear "
-            f"whether row k is of item k or k + 1 - {remedy}"
-        )
     if count == largest + 1 and smallest >= 0:
+        if smallest > 0 and table[0].any():
+            raise FedMoEError(
+                f"{path} has {count} rows, one more than the largest item id, and the first is not empty: it is "
+                f"unclear whether row k is of item k or k + 1 - {remedy}"
+            )
         rows = numbers
     elif count == largest and smallest >= 1:
         rows = numbers - 1

@@ -23,6 +23,11 @@ def train(message: Message, context: Context) -> Message:
     """Train on the client's history; answer with the shared arrays and the metrics."""
     arrays, metrics = _carried_out(message, context)
     assert arrays is not None  # training returns arrays
+    return train_reply(message, context, arrays, metrics)
+
+
+def train_reply(message: Message, context: Context, arrays: ArrayRecord, metrics: dict[str, Any]) -> Message:
+    """Return the reply of a client that has trained: as the server asks, perhaps clipped, noisy, without metrics."""
     sent, config = message.content.array_records["arrays"], message.content.config_records["config"]
     node, number = node_from(context.node_config), cast(int, config["server-round"])
     stream = partial(noise_stream, node, context.run_config, number)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -18,10 +18,10 @@ from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from errors import FedMoEError
-from fedmoe_client.app import app
+from fedmoe_client.app import app, train_reply
 from fedmoe_client.client import FedMoEClient, to_send
 from fedmoe_client.node import node_from
-from fedmoe_client.private_reply import asks_for_privacy, noise_stream, private_reply
+from fedmoe_client.private_reply import asks_for_privacy
 from fedmoe_client.stack_mean import UpdateSum
 from fedmoe_client.stacked import Member, StackTrainer, Trained, stacks_of
 from fedmoe_client.state import PrivateParameters, packed
@@ -53,9 +53,7 @@ def train(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool
 
     Raises FedMoEError if these settings' clients cannot be stacked: they must be trained one by one.
     """
-    this = _begin(messages, contexts)
-    if reduce and asks_for_privacy(this.config):
-        raise FedMoEError("replies that are clipped, or made noisy, cannot be merged before they are")
+    this = _begin(messages, contexts, reduce)
     replies: dict[int, Message] = {}
     members = _members(this, reduce, replies)
     total = _sum(this) if reduce else None
@@ -77,7 +75,7 @@ def train(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool
     return [_mean_reply(this, total), *found] if total is not None and total.clients else found
 
 
-def _begin(messages: Sequence[Message], contexts: Sequence[Context]) -> _Round:
+def _begin(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool) -> _Round:
     bench = workbench(contexts[0].run_config)
     config = dict(messages[0].content.config_records["config"])
     arrays = messages[0].content.array_records["arrays"]
@@ -87,7 +85,9 @@ def _begin(messages: Sequence[Message], contexts: Sequence[Context]) -> _Round:
         for name, array in zip(bench.names, bench.decode(arrays), strict=True)
     }
     shared = bench.names_in(cast(list[str], config["shared"]))
-    _require_stackable(bench, shared, config)
+    _require_stackable(bench, shared)
+    if reduce and asks_for_privacy(config):
+        raise FedMoEError("replies that are clipped, or made noisy, cannot be merged before they are")
     return _Round(bench, _trainer(bench), messages, contexts, config, server, shared)
 
 
@@ -96,9 +96,8 @@ def _sum(this: _Round) -> UpdateSum:
     return UpdateSum({name: this.server[name] for name in this.shared}, rows_travel)
 
 
-def _require_stackable(bench: Workbench, shared: Sequence[str], config: Mapping[str, Any]) -> None:
-    training = bench.settings.training
-    if training.loss == "softmax":
+def _require_stackable(bench: Workbench, shared: Sequence[str]) -> None:
+    if bench.settings.training.loss == "softmax":
         raise FedMoEError("training.loss = softmax runs over the whole catalogue, which does not stack")
     if TABLE not in shared:
         raise FedMoEError("the group 'embedding' is private, and a table of its own for each client does not stack")
@@ -160,14 +159,9 @@ def _each(this: _Round, trained: Trained) -> Iterator[tuple[int, Message]]:
         own = {name: np.asarray(value[row]) for name, value in values.items()}
         sent = to_send(this.bench, own | {TABLE: own[TABLE][:size]}, touched[row, :size], table, this.shared)
         numbers = {name: float(value[row]) for name, value in trained.metrics.items()}
-        metrics: dict[str, Any] = {"num-examples": member.steps.weight, **numbers}
+        metrics = {"num-examples": member.steps.weight, **numbers}
         place = this.places[member.client]
-        message, context = this.messages[place], this.contexts[place]
-        node, server_round = node_from(context.node_config), int(this.config["server-round"])
-        stream = partial(noise_stream, node, context.run_config, server_round)
-        before = message.content.array_records["arrays"]
-        arrays, metrics = private_reply(before, packed(sent), metrics, this.config, stream)
-        yield place, Message(RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)}), reply_to=message)
+        yield place, train_reply(this.messages[place], this.contexts[place], packed(sent), metrics)
 
 
 def _mean_reply(this: _Round, total: UpdateSum) -> Message:

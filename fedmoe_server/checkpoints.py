@@ -110,11 +110,10 @@ class CheckpointStore:
             partial.mkdir(parents=True)
             _write(partial, state, state_arrays(strategy), grid)
             self._publish(partial, target)
-        except BaseException as error:
+        except (OSError, SafetensorError, FedMoEError) as error:
+            raise FedMoEError(f"checkpoint {target} cannot be written: {error}") from error
+        finally:  # what is published is there no more
             shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError | SafetensorError | FedMoEError):
-                raise FedMoEError(f"checkpoint {target} cannot be written: {error}") from error
-            raise
         for old in _finished(self.folder)[: -self.keep]:
             _remove(old)
         return target

@@ -223,9 +223,8 @@ def _unpickled(source: bytes) -> ClientApp:
 
 def _stackable(jobs: Sequence[Job]) -> bool:
     """Whether messages may be executed at once: a client's second one needs the state that the first one leaves."""
-    return all(job.metadata.message_type == "train" for job in jobs) and len({job.client_id for job in jobs}) == len(
-        jobs
-    )
+    clients = {job.client_id for job in jobs}
+    return len(clients) == len(jobs) and all(job.metadata.message_type == "train" for job in jobs)
 
 
 def _too_late(work: Work) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ray
 from flwr.app import Message
@@ -76,11 +78,7 @@ class RayFleet:
         found: dict[int, bytes] = {}
         for index, ids in wanted.items():
             host = self.hosts[index]
-            try:
-                states = host.result(references[index], doing)
-            except HostDied as error:
-                self._recover(host, str(error))
-                states = host.result(host.states(ids), doing)
+            states = self._result(host, references[index], partial(host.states, ids), doing)
             found.update(zip(ids, states, strict=True))
         return found
 
@@ -211,6 +209,14 @@ class RayFleet:
         )
         host.add(again)
 
+    def _result(self, host: RayHost, reference: Any, begin: Callable[[], Any], doing: str) -> Any:
+        """Wait for what a host has begun and return it; if the host dies of it, have it begin once more."""
+        try:
+            return host.result(reference, doing)
+        except HostDied as error:
+            self._recover(host, str(error))
+            return host.result(begin(), doing)
+
     def _start_again(self, host: RayHost) -> int:
         for attempt in itertools.count(1):
             host.stop()
@@ -255,11 +261,7 @@ class RayFleet:
         references = [host.save(str(path)) for host, path in zip(self.hosts, paths, strict=True)]
         counts: dict[str, int] = {}
         for host, path, reference in zip(self.hosts, paths, references, strict=True):
-            try:
-                counts[path.name] = host.result(reference, doing)
-            except HostDied as error:
-                self._recover(host, str(error))
-                counts[path.name] = host.result(host.save(str(path)), doing)
+            counts[path.name] = self._result(host, reference, partial(host.save, str(path)), doing)
         self._journal.begin(paths)
         return counts
 
@@ -271,12 +273,9 @@ class RayFleet:
         references = [host.restore(sources, pinning) for host in self.hosts]
         ray.wait(references, num_returns=len(references))  # or Ray complains of the errors that nobody asks for
         doing = f"loading clients' state from {folder}"
-        count = 0
-        for host, reference in zip(self.hosts, references, strict=True):
-            try:
-                count += host.result(reference, doing)
-            except HostDied as error:
-                self._recover(host, str(error))
-                count += host.result(host.restore(sources, pinning), doing)
+        count: int = sum(
+            self._result(host, reference, partial(host.restore, sources, pinning), doing)
+            for host, reference in zip(self.hosts, references, strict=True)
+        )
         self._journal.begin(paths)
         return count

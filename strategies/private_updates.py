@@ -53,9 +53,8 @@ from strategies.single_reply import (
     single_reply,
     update_of,
     vector_of,
-    weight_key,
 )
-from strategies.wrapper import Wrapper, chain
+from strategies.wrapper import Wrapper, chain, weight_key
 
 NORM_KEY = "clipping_norm"  # in the config of a message: the client clips its update (Flower's name)
 NOISE_KEY = "noise_deviation"  # in the config of a message: the client adds noise of this deviation to each number

@@ -43,9 +43,8 @@ from strategies.single_reply import (
     single_reply,
     update_of,
     vector_of,
-    weight_key,
 )
-from strategies.wrapper import Stateless
+from strategies.wrapper import Stateless, weight_key
 
 CAP = 4.0
 

@@ -51,12 +51,6 @@ def metrics_of(reply: Message) -> MetricRecord:
     return next(iter(reply.content.metric_records.values()))
 
 
-def weight_key(strategy: Strategy) -> str:
-    """Return the metric by which a strategy weights the replies."""
-    keys = (getattr(part, "weighted_by_key", None) for part in chain(strategy))
-    return next((key for key in keys if isinstance(key, str)), "num-examples")
-
-
 def single_reply(answer: Message, sent: ArrayRecord, values: Vector, metrics: Mapping[str, float]) -> Message:
     """Return a reply with ``values`` in the order and types of ``sent``, as if the sender of ``answer`` had sent it."""
     arrays = ArrayRecord()
