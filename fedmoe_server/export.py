@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import Tensor, nn
 
 from data.catalogue_folder import fingerprints
@@ -73,7 +73,8 @@ def export(run_dir: Path, out: Path) -> Export:
 
     def fill(folder: Path) -> None:
         marks = _marks(settings, dataset)
-        save_file(arrays_of(model), folder / WEIGHTS, metadata={**marks, "round": str(number)})
+        # Written by Python, since safetensors reports a full disk as an error of its own kind.
+        (folder / WEIGHTS).write_bytes(save(arrays_of(model), metadata={**marks, "round": str(number)}))
         (folder / SETTINGS).write_bytes((run_dir / SETTINGS).read_bytes())
         ids = dataset.interactions.item_ids[1:].tolist()
         (folder / ITEM_IDS).write_text("".join(f"{item}\n" for item in ids), encoding="utf-8")

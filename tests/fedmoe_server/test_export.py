@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,24 @@ def test_a_model_that_cannot_be_exported_is_written_all_the_same(
     card = (tmp_path / "out" / CARD).read_text()
     assert "no such operator" in card
     assert "has not completed" in card
+
+
+def test_a_full_disk_ends_an_export_in_one_line(
+    tmp_path: Path, fakes: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "run", fakes)
+    before = sorted((tmp_path / "run").iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))  # of a file, in bytes: less than the weights need
+    try:
+        status = main([str(tmp_path / "run")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {tmp_path / 'run'}: cannot be written")
+    assert message.count("\n") == 1
+    assert sorted((tmp_path / "run").iterdir()) == before
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
