@@ -65,17 +65,20 @@ def comparison_table(
     """Return a Markdown table of ratios, one row over another.
 
     rows, validation: ranks of the test and the validation item, one array a seed; tail: the users whose test item is
-    rare. p: of NDCG@10 on test, paired over users, each user's mean over the seeds.
+    rare. p: of what stands before it, on test, paired over users, each user's mean over the seeds. rank: the geometric
+    mean over users, which also shows what happens beyond the first ten; below 1 is better.
     """
     lines = [
-        "| this | over this | NDCG@10, test | p | NDCG@10, validation | HR@50, tail items |",
-        "|---|---|---:|---:|---:|---:|",
+        "| this | over this | NDCG@10, test | p | rank, test | p | NDCG@10, validation | HR@50, tail items |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, other in pairs:
         if name not in rows or other not in rows:
             continue
         own, base = (np.mean([gain(ranks) for ranks in rows[row]], axis=0) for row in (name, other))
         cells = [_ratio(own.mean(), base.mean()), f"{paired_p(own, base):.3f}"]
+        own, base = (np.mean([np.log(ranks) for ranks in rows[row]], axis=0) for row in (name, other))
+        cells += [f"{np.exp(np.mean(own - base)):.3f}", f"{paired_p(own, base):.3f}"]
         known = name in validation and other in validation
         means = [np.mean([gain(r).mean() for r in validation[row]]) for row in (name, other)] if known else []
         cells.append(_ratio(*means) if known else "")

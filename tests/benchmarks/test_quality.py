@@ -49,6 +49,8 @@ def test_comparisons_are_ratios_of_rows_that_were_run() -> None:
     found = comparison_table(rows, {"a": [RANKS], "b": [RANKS]}, [("a", "b"), ("a", "c")], RANKS > 10)
     # NDCG@10 of b: 1 / log2(3) and 1 / log2(5), together 1.0616; HR@50 of the two rare ones: both one of two.
     assert found.splitlines()[2].startswith("| a | b | 1.413 | ")
+    # (1 * 3 * 11 * 60) / (2 * 4 * 12 * 61) is .338, and its fourth root .763.
+    assert found.splitlines()[2].split(" | ")[4] == "0.763"
     assert found.splitlines()[2].endswith(" | 1.000 | 1.000 |")
     assert len(found.splitlines()) == 3
     assert comparison_table(rows, {}, [("a", "c")], RANKS > 10) == ""

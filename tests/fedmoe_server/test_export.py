@@ -106,9 +106,7 @@ def test_a_model_that_cannot_be_exported_is_written_all_the_same(
     assert "has not completed" in card
 
 
-def test_a_full_disk_ends_an_export_in_one_line(
-    tmp_path: Path, fakes: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_ends_an_export_in_one_line(tmp_path: Path, fakes: Any, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path / "run", fakes)
     before = sorted((tmp_path / "run").iterdir())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
