@@ -3,7 +3,8 @@
 Ranks each user's test item four times: with the server's model alone, with the user's private parameters in it, with
 the mean of all users' private parameters, and with those of another user, drawn at random. What the last two gain is
 none of the user's own: the server's copy of a private group stays as it was at the end of the warm-up, while all that
-is shared goes on training. Of several runs, one a seed, each user's mean is taken.
+is shared goes on training. Of several runs, one a seed, each user's mean is taken; ``benchmarks.quality`` leaves them
+in ``runs/`` of its folder.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.attack_runs import model_of
-from benchmarks.quality_tables import Floats, comparison_table, slices_of
+from benchmarks.quality_tables import Floats, compared, slices_of
 from data.registry import Dataset, load_dataset
 from data.sampling import generator
 from errors import FedMoEError
@@ -36,7 +37,7 @@ PAIRS = ((OWN, SERVER), (MEAN, SERVER), (OTHER, SERVER), (OWN, MEAN), (OWN, OTHE
 
 
 def main(words: Sequence[str]) -> int:
-    """Rank and print the table; return the exit status."""
+    """Rank and print the tables; return the exit status."""
     parser = argparse.ArgumentParser("python -m benchmarks.personalisation", description=__doc__.split("\n\n")[0])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER", help="simulated runs, alike but for seed")
     given = parser.parse_args(words)
@@ -56,10 +57,26 @@ def main(words: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     assert first is not None
-    slices = slices_of(first)
-    tail = next((members for name, members in slices.items() if name.startswith("tail")), np.zeros(0, bool))
-    print(comparison_table(rows, {}, PAIRS, tail))
+    print(table(rows))
+    print()
+    print(slice_table(rows, slices_of(first)))
     return 0
+
+
+def table(rows: Mapping[str, Sequence[Floats]]) -> str:
+    """Return a Markdown table: what one kind of private parameters has over another. rows: ranks, one array a run."""
+    lines = ["| this | over this | NDCG@10 | p | rank | p |", "|---|---|---:|---:|---:|---:|"]
+    lines += [f"| {own} | {other} | " + " | ".join(compared(rows[own], rows[other])) + " |" for own, other in PAIRS]
+    return "\n".join(lines)
+
+
+def slice_table(rows: Mapping[str, Sequence[Floats]], slices: Mapping[str, NDArray[np.bool_]]) -> str:
+    """Return a Markdown table: what the user's own parameters have over the server's, in each slice of the users."""
+    lines = ["| the user's own over the server's | users | NDCG@10 | p | rank | p |", "|---|---:|---:|---:|---:|---:|"]
+    for name, members in slices.items():
+        cells = compared(*([ranks[members] for ranks in rows[kind]] for kind in (OWN, SERVER)))
+        lines.append(f"| {name} | {members.sum()} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def ranks_of_run(run_dir: Path, settings: Settings, dataset: Dataset) -> dict[str, Floats]:

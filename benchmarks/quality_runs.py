@@ -46,8 +46,9 @@ class Ranks:
 
 def run(name: str, variant: Variant, base: Settings, seed: int, folder: Path) -> Ranks:
     """Return the ranks of a variant; they are kept in ``folder`` for the next call."""
-    settings = changed(base, variant, seed, folder)
-    path = folder / f"{slug(name)}-{seed}.npz"
+    label = f"{slug(name)}-{seed}"
+    settings = changed(base, variant, seed, folder).model_copy(update={"name": label})
+    path = folder / f"{label}.npz"
     dataset = load_dataset(settings.data, settings.seed)
     about = json.dumps(
         {

@@ -25,9 +25,9 @@ def gain(ranks: Floats, cutoff: int = 10) -> Floats:
 
 
 def paired_p(first: Floats, second: Floats) -> float:
-    """Return the two-sided p of a paired t test over users (normal approximation: there are hundreds of them)."""
+    """Return the two-sided p of a paired t test over users (normal approximation: there are hundreds); of one: 1."""
     differences = first - second
-    spread = differences.std(ddof=1)
+    spread = differences.std(ddof=1) if len(differences) > 1 else 0.0
     if spread == 0:
         return 1.0
     return erfc(abs(differences.mean()) / (spread / sqrt(len(differences))) / sqrt(2))
@@ -75,16 +75,21 @@ def comparison_table(
     for name, other in pairs:
         if name not in rows or other not in rows:
             continue
-        own, base = (np.mean([gain(ranks) for ranks in rows[row]], axis=0) for row in (name, other))
-        cells = [_ratio(own.mean(), base.mean()), f"{paired_p(own, base):.3f}"]
-        own, base = (np.mean([np.log(ranks) for ranks in rows[row]], axis=0) for row in (name, other))
-        cells += [f"{np.exp(np.mean(own - base)):.3f}", f"{paired_p(own, base):.3f}"]
+        cells = compared(rows[name], rows[other])
         known = name in validation and other in validation
         means = [np.mean([gain(r).mean() for r in validation[row]]) for row in (name, other)] if known else []
         cells.append(_ratio(*means) if known else "")
         cells.append(_ratio(*(np.mean([hit_rate(r, 50)[tail].mean() for r in rows[row]]) for row in (name, other))))
         lines.append(f"| {name} | {other} | " + " | ".join(cells) + " |")
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def compared(first: Sequence[Floats], second: Sequence[Floats]) -> list[str]:
+    """Return what one row has over another, from the ranks of each seed: ratio and p of NDCG@10 and of the rank."""
+    own, base = (np.mean([gain(ranks) for ranks in seeds], axis=0) for seeds in (first, second))
+    cells = [_ratio(own.mean(), base.mean()), f"{paired_p(own, base):.3f}"]
+    own, base = (np.mean([np.log(ranks) for ranks in seeds], axis=0) for seeds in (first, second))
+    return [*cells, f"{np.exp(np.mean(own - base)):.3f}", f"{paired_p(own, base):.3f}"]
 
 
 def _ratio(own: np.floating, base: np.floating) -> str:

@@ -61,7 +61,10 @@ COMPARISONS: tuple[tuple[str, str], ...] = (
     ("federated mixture, id+content", "federated SASRec, id+content"),
     ("federated mixture, id+content", "federated mixture"),
     ("federated mixture, noise", "federated SASRec, id"),
+    ("federated SASRec, id, personalised", "federated SASRec, id"),
+    ("federated SASRec, id+content, personalised", "federated SASRec, id+content"),
     ("federated mixture, personalised", "federated mixture"),
     ("federated mixture, id+content, personalised", "federated mixture, id+content"),
     ("federated mixture, all shared", "federated mixture"),
+    ("federated mixture, personalised", "federated mixture, all shared"),
 )

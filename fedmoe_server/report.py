@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import yaml
@@ -157,13 +158,17 @@ def _personalisation(run_dir: Path) -> str:
         if any(rank.personal != rank.common for rank in ranks):
             better = sum(rank.personal < rank.common for rank in ranks) / len(ranks)
             worse = sum(rank.personal > rank.common for rank in ranks) / len(ranks)
-            rows.append([split, f"{better:.1%}", f"{worse:.1%}", f"{1 - better - worse:.1%}"])
+            mean = {kind: geometric_mean([getattr(rank, kind) for rank in ranks]) for kind in ("common", "personal")}
+            shares = [f"{share:.1%}" for share in (better, worse, 1 - better - worse)]
+            rows.append([split, *shares, f"{mean['common']:.1f}", f"{mean['personal']:.1f}"])
     if not rows:
         return ""
     text = (
-        "Share of the clients whose held-out item their private parameters rank better than the server's model alone."
+        "Share of the clients whose held-out item their private parameters rank better than the server's model alone, "
+        "and the geometric mean of its ranks without them and with them."
     )
-    return "\n\n".join(["## Personalisation", text, _table(["", "better", "worse", "the same"], rows)])
+    head = ["", "better", "worse", "the same", "rank without", "with"]
+    return "\n\n".join(["## Personalisation", text, _table(head, rows)])
 
 
 def _pictures(drawn: Sequence[str], settings: Mapping[str, Any]) -> str:

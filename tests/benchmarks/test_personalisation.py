@@ -9,7 +9,16 @@ import pytest
 from flwr.app import RecordDict
 
 from benchmarks import personalisation
-from benchmarks.personalisation import MEAN, OTHER, OWN, SERVER, private_parameters, ranks_of_run
+from benchmarks.personalisation import (
+    MEAN,
+    OTHER,
+    OWN,
+    SERVER,
+    private_parameters,
+    ranks_of_run,
+    slice_table,
+    table,
+)
 from data.registry import load_dataset
 from errors import FedMoEError
 from fedmoe_server.checkpoints import CLIENTS, INDEX
@@ -46,7 +55,20 @@ def test_own_parameters_rank_as_the_clients_did(tmp_path: Path, capsys: pytest.C
     assert not np.array_equal(found[OTHER], found[OWN])
     capsys.readouterr()
     assert personalisation.main([str(run_dir), str(run_dir)]) == 0
-    assert "| the user's own | the server's |" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "| the user's own | the server's | " in shown
+    assert "| head item (100 or more) | " not in shown  # 30 users make no popular item
+    assert "| tail item (fewer than 20) | " in shown
+
+
+def test_tables_by_hand() -> None:
+    rows = {SERVER: [np.array([2.0, 8.0])], OWN: [np.array([1.0, 8.0])]}
+    rows |= {MEAN: rows[SERVER], OTHER: rows[SERVER]}
+    # NDCG@10 1 / log2(3) and 1 / log2(9) against 1 and 1 / log2(9); the root of 1/2 for the two ranks.
+    assert table(rows).splitlines()[2].startswith("| the user's own | the server's | 1.390 | ")
+    assert table(rows).splitlines()[2].split(" | ")[4] == "0.707"
+    first = slice_table(rows, {"first": np.array([True, False])}).splitlines()[2]
+    assert first == "| first | 1 | 1.585 | 1.000 | 0.500 | 1.000 |"
 
 
 def test_a_run_without_private_groups_is_refused(tmp_path: Path) -> None:

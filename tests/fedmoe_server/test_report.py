@@ -10,6 +10,7 @@ import pytest
 
 from errors import FedMoEError
 from fedmoe_server import report
+from fedmoe_server.client_ranks import ClientRank, write_client_ranks
 from fedmoe_server.plots import draw_gate, draw_loss, draw_ranking
 from fedmoe_server.report import write_report
 from fedmoe_server.state import LoopState
@@ -48,6 +49,14 @@ def test_report_is_written_again_with_baselines(fakes: Any, tmp_path: Path, caps
     text = (tmp_path / "report.md").read_text()
     assert "| popularity | 0.0817 | 0.0437 |" in text and "| centralised training | 0.2100 | - |" in text
     assert (tmp_path / "ranking.png").read_bytes() != before
+
+
+def test_report_says_whom_private_parameters_help(fakes: Any, tmp_path: Path) -> None:
+    finished(fakes, tmp_path)
+    ranks = [ClientRank(1, "test", 1.0, 2.0), ClientRank(2, "test", 9.0, 8.0), ClientRank(3, "test", 3.0, 3.0)]
+    write_client_ranks(tmp_path, ranks)
+    # (2 * 8 * 3)^(1/3) is 3.6, (1 * 9 * 3)^(1/3) is 3.
+    assert "| test | 33.3% | 33.3% | 33.3% | 3.6 | 3.0 |" in write_report(tmp_path).read_text()
 
 
 def test_report_of_a_failed_and_of_an_unfinished_run(fakes: Any, tmp_path: Path) -> None:
