@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from benchmarks.attack_clients import Attack
 from benchmarks.attack_measures import exposure
+from benchmarks.finished_runs import load_chosen
 from benchmarks.quality_runs import slug
 from data.registry import Dataset, load_dataset
 from errors import FedMoEError
 from fedmoe_client.evaluation import catalogue_scorer, ranks
 from fedmoe_client.workbench import Workbench
 from fedmoe_server.app import app as server_app
-from fedmoe_server.run_folder import CHECKPOINTS, RESULT
+from fedmoe_server.run_folder import RESULT
 from settings import Settings
 from settings_loading import settings_from, to_run_config
 from simulation.engines import run_simulation
@@ -79,9 +79,7 @@ def run(settings: Settings, attack: Attack) -> Outcome:
 def model_of(settings: Settings, dataset: Dataset, run_dir: Path) -> Workbench:
     """Return the server's model of a completed run."""
     bench = Workbench(settings, dataset)
-    checkpoint = sorted((run_dir / CHECKPOINTS).iterdir())[-1]
-    best = checkpoint / "best.safetensors"
-    bench.load(load_file(best if best.is_file() else checkpoint / "arrays.safetensors"))
+    load_chosen(bench, run_dir)
     return bench
 
 

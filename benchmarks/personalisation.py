@@ -3,8 +3,8 @@
 Ranks each user's test item four times: with the server's model alone, with the user's private parameters in it, with
 the mean of all users' private parameters, and with those of another user, drawn at random. What the last two gain is
 none of the user's own: the server's copy of a private group stays as it was at the end of the warm-up, while all that
-is shared goes on training. Of several runs, one a seed, each user's mean is taken; ``benchmarks.quality`` leaves them
-in ``runs/`` of its folder.
+is shared goes on training. Of several runs, one a seed, each user's mean is taken; those of ``benchmarks.quality`` are
+in ``runs/`` beside its page.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.attack_runs import model_of
+from benchmarks.finished_runs import load_chosen
 from benchmarks.quality_tables import Floats, compared, slices_of
 from data.registry import Dataset, load_dataset
 from data.sampling import generator
 from errors import FedMoEError
 from fedmoe_client.evaluation import Scorer, catalogue_scorer, model_scorer, ranks
 from fedmoe_client.state import NamedArrays, PrivateParameters
-from fedmoe_server.checkpoints import CLIENTS, find_checkpoint
+from fedmoe_client.workbench import Workbench
+from fedmoe_server.app import aggregation_schedule
+from fedmoe_server.baselines import federated_metrics
 from fedmoe_server.run_folder import SETTINGS
+from model.groups import parameter_names
 from settings import Settings
 from settings_loading import read_yaml, settings_from
 from simulation.client_files import read_clients, read_index
@@ -41,56 +44,80 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.personalisation", description=__doc__.split("\n\n")[0])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER", help="simulated runs, alike but for seed")
     given = parser.parse_args(words)
-    rows: dict[str, list[Floats]] = {name: [] for name in (SERVER, OWN, MEAN, OTHER)}
-    first: Dataset | None = None
     torch.set_num_threads(1)  # users are ranked one by one, which is too little for threads to share
+    rows: dict[str, list[Floats]] = {name: [] for name in (SERVER, OWN, MEAN, OTHER)}
     try:
-        for run_dir in given.runs:
-            settings = settings_from(read_yaml(str(run_dir / SETTINGS)))
-            dataset = load_dataset(settings.data, settings.seed)
-            first = first or dataset
-            if not np.array_equal(dataset.interactions.items, first.interactions.items):
-                raise FedMoEError(f"{run_dir} has other histories than {given.runs[0]}: name runs of one data set")
+        every = settings_of(given.runs)
+        datasets = [load_dataset(settings.data, settings.seed) for settings in every]
+        if any(not np.array_equal(datasets[0].interactions.items, each.interactions.items) for each in datasets):
+            raise FedMoEError("the runs have other histories: name runs of one data set")
+        for run_dir, settings, dataset in zip(given.runs, every, datasets, strict=True):
             for name, found in ranks_of_run(run_dir, settings, dataset).items():
                 rows[name].append(found)
     except FedMoEError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    assert first is not None
-    print(table(rows))
+    print(whose_table(rows))
     print()
-    print(slice_table(rows, slices_of(first)))
+    print(gain_by_slice(rows, slices_of(datasets[0])))
     return 0
 
 
-def table(rows: Mapping[str, Sequence[Floats]]) -> str:
+def settings_of(runs: Sequence[Path]) -> list[Settings]:
+    """Return the settings of runs whose mean may be taken.
+
+    Raises FedMoEError if a run has not completed, or if two have the same seed or differ in more than that.
+    """
+    found: list[Settings] = []
+    for run_dir in runs:
+        federated_metrics(run_dir)  # refuses a run that has not completed
+        found.append(settings_from(read_yaml(str(run_dir / SETTINGS))))
+    aside = {"seed", "name", "save_dir", "simulation"}
+    for settings, run_dir in zip(found[1:], runs[1:], strict=True):
+        if settings.model_dump(exclude=aside) != found[0].model_dump(exclude=aside):
+            raise FedMoEError(f"{run_dir} and {runs[0]} differ in more than their seeds: name runs that are alike")
+    if len({settings.seed for settings in found}) < len(found):
+        raise FedMoEError("two of the runs have the same seed: name one run a seed")
+    return found
+
+
+def whose_table(rows: Mapping[str, Sequence[Floats]]) -> str:
     """Return a Markdown table: what one kind of private parameters has over another. rows: ranks, one array a run."""
     lines = ["| this | over this | NDCG@10 | p | rank | p |", "|---|---|---:|---:|---:|---:|"]
-    lines += [f"| {own} | {other} | " + " | ".join(compared(rows[own], rows[other])) + " |" for own, other in PAIRS]
+    lines += [f"| {this} | {other} | " + " | ".join(compared(rows[this], rows[other])) + " |" for this, other in PAIRS]
     return "\n".join(lines)
 
 
-def slice_table(rows: Mapping[str, Sequence[Floats]], slices: Mapping[str, NDArray[np.bool_]]) -> str:
+def gain_by_slice(rows: Mapping[str, Sequence[Floats]], slices: Mapping[str, NDArray[np.bool_]]) -> str:
     """Return a Markdown table: what the user's own parameters have over the server's, in each slice of the users."""
     lines = ["| the user's own over the server's | users | NDCG@10 | p | rank | p |", "|---|---:|---:|---:|---:|---:|"]
     for name, members in slices.items():
-        cells = compared(*([ranks[members] for ranks in rows[kind]] for kind in (OWN, SERVER)))
-        lines.append(f"| {name} | {members.sum()} | " + " | ".join(cells) + " |")
+        own, server = ([found[members] for found in rows[kind]] for kind in (OWN, SERVER))
+        lines.append(f"| {name} | {members.sum()} | " + " | ".join(compared(own, server)) + " |")
     return "\n".join(lines)
 
 
 def ranks_of_run(run_dir: Path, settings: Settings, dataset: Dataset) -> dict[str, Floats]:
     """Return the ranks of all users' test items, by whose private parameters are in the server's model.
 
-    Raises FedMoEError if the run has no checkpoint, or its clients kept nothing.
+    Raises FedMoEError if the run has no checkpoint, or its clients keep nothing that is private in its best round.
     """
     users = np.arange(dataset.interactions.num_users)
-    kept = private_parameters(run_dir, len(users))
-    private = list(next(iter(kept.values())))
+    bench = Workbench(settings, dataset)
+    checkpoint = load_chosen(bench, run_dir)
+    if checkpoint.clients is None:
+        raise FedMoEError(f"{run_dir} holds no private state: name a simulated run, with the engine ray or vectorized")
+    _, best_round = checkpoint.state.chosen()
+    private = aggregation_schedule(settings, parameter_names(bench.model)).private_names(best_round)
+    kept = private_parameters(checkpoint.clients, len(users), private)
+    if not kept:
+        raise FedMoEError(
+            f"{run_dir}: no client uses private parameters with the model of round {best_round}: name a run with "
+            "private groups (federation.shared) whose best round is after its warm-up"
+        )
     mean = {name: np.asarray(np.mean([own[name] for own in kept.values()], axis=0)) for name in private}
     shuffled = generator(settings.seed, "another user").permutation(sorted(kept)).tolist()
     others = dict(zip(shuffled, [*shuffled[1:], shuffled[0]], strict=True))
-    bench = model_of(settings, dataset, run_dir)
     server = bench.take(bench.names)
     length = max(settings.model.max_seq_len, settings.model.memory_size)
 
@@ -113,16 +140,17 @@ def ranks_of_run(run_dir: Path, settings: Settings, dataset: Dataset) -> dict[st
     }
 
 
-def private_parameters(run_dir: Path, users: int) -> dict[int, NamedArrays]:
-    """Return what each client of a simulated run keeps, by its number; clients that keep nothing are left out."""
-    checkpoint = find_checkpoint(run_dir)
+def private_parameters(folder: Path, users: int, names: Sequence[str]) -> dict[int, NamedArrays]:
+    """Return what clients keep under these names, by the client's number; without those that lack any.
+
+    folder: the clients' private state in a checkpoint.
+    """
     kept = {}
-    for file in read_index(checkpoint / CLIENTS, users):
+    for file in read_index(folder, users):
         for client, state in read_clients(file, lambda _: True):
-            if own := PrivateParameters(records_from_bytes(state)).load():
-                kept[client] = own
-    if not kept:
-        raise FedMoEError(f"{run_dir}: no client keeps private parameters: name a run with private groups")
+            own = PrivateParameters(records_from_bytes(state)).load()
+            if names and all(name in own for name in names):
+                kept[client] = {name: own[name] for name in names}
     return kept
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from benchmarks.central import passes
 from benchmarks.central_training import CentralPlan, train_centrally
+from benchmarks.finished_runs import load_chosen
 from benchmarks.variants import Variant
 from data.catalogue_folder import fingerprints
 from data.registry import Dataset, load_dataset
@@ -103,8 +103,7 @@ def _central(settings: Settings, dataset: Dataset) -> Ranks:
 def _federated(settings: Settings, dataset: Dataset) -> Ranks:
     run_dir = simulate(settings)
     bench = Workbench(settings, dataset)
-    checkpoint = sorted((run_dir / "checkpoints").iterdir())[-1]
-    bench.load(load_file(checkpoint / "best.safetensors"))
+    load_chosen(bench, run_dir)
     found = _ranked(catalogue_scorer(bench.model), settings, dataset)
     clients = [rank for rank in read_client_ranks(run_dir) if rank.split == "test"]
     return Ranks(found.full, np.array([rank.personal for rank in clients]), found.sampled, found.validation)

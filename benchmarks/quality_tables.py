@@ -12,6 +12,7 @@ from data.registry import Dataset
 from data.splits import held_out, training_part
 
 Floats = NDArray[np.float64]
+FEWEST = 30  # users of a paired test
 
 
 def hit_rate(ranks: Floats, cutoff: int) -> Floats:
@@ -25,9 +26,9 @@ def gain(ranks: Floats, cutoff: int = 10) -> Floats:
 
 
 def paired_p(first: Floats, second: Floats) -> float:
-    """Return the two-sided p of a paired t test over users (normal approximation: there are hundreds); of one: 1."""
+    """Return the two-sided p of a paired t test over users (normal approximation: there are hundreds of them)."""
     differences = first - second
-    spread = differences.std(ddof=1) if len(differences) > 1 else 0.0
+    spread = differences.std(ddof=1)
     if spread == 0:
         return 1.0
     return erfc(abs(differences.mean()) / (spread / sqrt(len(differences))) / sqrt(2))
@@ -65,8 +66,8 @@ def comparison_table(
     """Return a Markdown table of ratios, one row over another.
 
     rows, validation: ranks of the test and the validation item, one array a seed; tail: the users whose test item is
-    rare. p: of what stands before it, on test, paired over users, each user's mean over the seeds. rank: the geometric
-    mean over users, which also shows what happens beyond the first ten; below 1 is better.
+    rare. p: of what stands before it, on test, paired over users, each user's mean over the seeds. rank: ratio of the
+    geometric means over users, which also shows what happens beyond the first ten; below 1 is better.
     """
     lines = [
         "| this | over this | NDCG@10, test | p | rank, test | p | NDCG@10, validation | HR@50, tail items |",
@@ -85,11 +86,19 @@ def comparison_table(
 
 
 def compared(first: Sequence[Floats], second: Sequence[Floats]) -> list[str]:
-    """Return what one row has over another, from the ranks of each seed: ratio and p of NDCG@10 and of the rank."""
-    own, base = (np.mean([gain(ranks) for ranks in seeds], axis=0) for seeds in (first, second))
-    cells = [_ratio(own.mean(), base.mean()), f"{paired_p(own, base):.3f}"]
-    own, base = (np.mean([np.log(ranks) for ranks in seeds], axis=0) for seeds in (first, second))
-    return [*cells, f"{np.exp(np.mean(own - base)):.3f}", f"{paired_p(own, base):.3f}"]
+    """Return what one row has over another, from the ranks of each seed: ratio and p of NDCG@10 and of the rank.
+
+    Of few users, or where no ratio can be told, there is no p.
+    """
+    gains, base_gains = (np.mean([gain(ranks) for ranks in seeds], axis=0) for seeds in (first, second))
+    logs, base_logs = (np.mean([np.log(ranks) for ranks in seeds], axis=0) for seeds in (first, second))
+    enough = len(logs) >= FEWEST
+    return [
+        _ratio(gains.mean(), base_gains.mean()),
+        f"{paired_p(gains, base_gains):.3f}" if enough and base_gains.any() else "",
+        f"{np.exp(np.mean(logs - base_logs)):.3f}",
+        f"{paired_p(logs, base_logs):.3f}" if enough else "",
+    ]
 
 
 def _ratio(own: np.floating, base: np.floating) -> str:

@@ -57,6 +57,8 @@ COMPARISONS: tuple[tuple[str, str], ...] = (
     ("federated SASRec, id+content", "federated SASRec, id"),
     ("federated mixture", "federated SASRec, id"),
     ("federated mixture, personalised", "federated SASRec, id, personalised"),
+    ("federated mixture", "federated SASRec, id+content"),
+    ("federated mixture, personalised", "federated SASRec, id+content, personalised"),
     ("federated mixture, id+content", "federated SASRec, id"),
     ("federated mixture, id+content", "federated SASRec, id+content"),
     ("federated mixture, id+content", "federated mixture"),

@@ -143,7 +143,7 @@ def find_checkpoint(path: Path) -> Path:
         finished = _finished(folder)
         if finished:
             return finished[-1]
-    raise FedMoEError(f"resume: no checkpoint in {path}; give a run folder or one of its checkpoints/round-... folders")
+    raise FedMoEError(f"no checkpoint in {path}: give a run folder or one of its checkpoints/round-... folders")
 
 
 def load_checkpoint(path: Path, arrays: ArrayRecord) -> Checkpoint:

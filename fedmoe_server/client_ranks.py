@@ -6,7 +6,9 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
+from math import inf
 from pathlib import Path
+from typing import TypeGuard
 
 from flwr.app import Message, MetricRecord
 
@@ -34,16 +36,21 @@ class ClientRank:
 
 
 def ranks_of(split: str, replies: Iterable[Message], client_ids: Mapping[int, int]) -> list[ClientRank]:
-    """Return the ranks that the replies to an evaluation report, sorted by client; none where clients report none."""
+    """Return the ranks that the replies to an evaluation report, by client; what cannot be a rank is left out."""
     found = []
     for reply in replies:
         records = list(reply.content.metric_records.values()) if reply.has_content() else []
         metrics = records[0] if records else MetricRecord()
         client = client_ids.get(reply.metadata.src_node_id)
         personal, common = metrics.get("rank"), metrics.get("global-rank")
-        if client is not None and isinstance(personal, float) and isinstance(common, float):
+        if client is not None and _is_rank(personal) and _is_rank(common):
             found.append(ClientRank(client, split, personal, common))
     return sorted(found, key=lambda rank: rank.client)
+
+
+def _is_rank(value: object) -> TypeGuard[float]:
+    """Whether a client's word can be a rank: what it says is not to break the report of the run."""
+    return isinstance(value, float) and 1.0 <= value < inf
 
 
 def write_client_ranks(run_dir: Path, ranks: Sequence[ClientRank]) -> None:
@@ -62,9 +69,12 @@ def read_client_ranks(run_dir: Path) -> list[ClientRank]:
         return []
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return [
+            found = [
                 ClientRank(int(row["client"]), row["split"], float(row["personal"]), float(row["common"]))
                 for row in csv.DictReader(file)
             ]
+        if wrong := [rank for rank in found if not (_is_rank(rank.personal) and _is_rank(rank.common))]:
+            raise ValueError(f"client {wrong[0].client} has a rank below 1 or none")
+        return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FedMoEError(f"{path} cannot be read ({error}): delete it, the report does without") from error

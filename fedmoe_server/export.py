@@ -109,8 +109,7 @@ def _load_best(run_dir: Path, model: ResidualMoE) -> int:
     """Load the best arrays of the run's last checkpoint into a model; return their round."""
     from fedmoe_server.app import list_arrays
 
-    state = load_checkpoint(find_checkpoint(run_dir), list_arrays(arrays_of(model))).state
-    arrays, number = (state.arrays, state.round) if state.best is None else (state.best.arrays, state.best.round)
+    arrays, number = load_checkpoint(find_checkpoint(run_dir), list_arrays(arrays_of(model))).state.chosen()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(arrays[name].numpy()))

@@ -151,7 +151,7 @@ def _diagnosis(records: Sequence[Mapping[str, Any]], result: Mapping[str, Any], 
 
 
 def _personalisation(run_dir: Path) -> str:
-    """Return how many clients their private parameters helped, and how many they cost."""
+    """Return how many clients their private parameters helped, how many they cost, and the mean ranks."""
     rows, known = [], read_client_ranks(run_dir)
     for split in ("test", "validation"):
         ranks = [rank for rank in known if rank.split == split]

@@ -224,8 +224,7 @@ class ServerLoop:
         warm-up comes back whole. Of groups that were private in that round only the server's copy is restored: each
         client keeps the private value that it has now.
         """
-        best_round = state.best.round if state.best else state.round
-        arrays = ArrayRecord(state.best.arrays) if state.best else state.arrays
+        arrays, best_round = state.chosen()
         metrics: dict[str, Metrics] = {}
         ranks: list[ClientRank] = []
         failed = sum(len(record["failed"]) for record in state.history)

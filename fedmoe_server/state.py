@@ -51,6 +51,12 @@ class LoopState:
         self.stalled += 1
         return False
 
+    def chosen(self) -> tuple[ArrayRecord, int]:
+        """Return the best model's arrays, or the latest where no evaluation has chosen any, and their round."""
+        if self.best is None:
+            return self.arrays, self.round
+        return ArrayRecord(self.best.arrays), self.best.round
+
 
 @dataclass(frozen=True)
 class Result:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from flwr.app import RecordDict
 
 from benchmarks import personalisation
@@ -14,14 +17,12 @@ from benchmarks.personalisation import (
     OTHER,
     OWN,
     SERVER,
+    gain_by_slice,
     private_parameters,
     ranks_of_run,
-    slice_table,
-    table,
+    whose_table,
 )
 from data.registry import load_dataset
-from errors import FedMoEError
-from fedmoe_server.checkpoints import CLIENTS, INDEX
 from fedmoe_server.client_ranks import read_client_ranks
 from settings_loading import load_settings
 from sim import simulate
@@ -35,8 +36,19 @@ WORDS = (
 ).split()
 
 
+def run_folder(folder: Path, words: Sequence[str], completed: bool = True) -> str:
+    """Write the settings of a run, and its result if it has completed."""
+    settings, _ = load_settings([*WORDS, *words])
+    folder.mkdir()
+    (folder / "settings.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    if completed:
+        kinds = {kind: {"hr@10": 0.5, "ndcg@10": 0.25} for kind in ("global", "personalised")}
+        (folder / "result.json").write_text(json.dumps({"validation": kinds, "test": kinds}))
+    return str(folder)
+
+
 def test_own_parameters_rank_as_the_clients_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # Private item vectors too, so that what all users share of the catalogue's side must not be taken for granted.
+    # Private item vectors too: then each user has a catalogue's side of its own.
     shared = "shared=[backbone,visual_expert,semantic_expert]"
     settings, _ = load_settings([*WORDS, f"save_dir={tmp_path}", shared])
     run_dir = simulate(settings)
@@ -45,16 +57,13 @@ def test_own_parameters_rank_as_the_clients_did(tmp_path: Path, capsys: pytest.C
     clients = [rank for rank in read_client_ranks(run_dir) if rank.split == "test"]
     assert found[SERVER].tolist() == [rank.common for rank in clients]
     assert found[OWN].tolist() == [rank.personal for rank in clients]
-    # A client that never trained after the warm-up has nothing private, whoever else's parameters are tried.
-    kept = private_parameters(run_dir, 30)
-    absent = [user for user in range(30) if user not in kept]
-    assert absent
-    for kind in (OWN, MEAN, OTHER):
-        assert np.array_equal(found[kind][absent], found[SERVER][absent])
+    unchanged = found[OWN] == found[SERVER]
+    for kind in (MEAN, OTHER):  # a client that never trained after the warm-up has nothing private to exchange
         assert not np.array_equal(found[kind], found[SERVER])
+    assert 0 < unchanged.sum() < 30
     assert not np.array_equal(found[OTHER], found[OWN])
     capsys.readouterr()
-    assert personalisation.main([str(run_dir), str(run_dir)]) == 0
+    assert personalisation.main([str(run_dir)]) == 0
     shown = capsys.readouterr().out
     assert "| the user's own | the server's | " in shown
     assert "| head item (100 or more) | " not in shown  # 30 users make no popular item
@@ -65,21 +74,31 @@ def test_tables_by_hand() -> None:
     rows = {SERVER: [np.array([2.0, 8.0])], OWN: [np.array([1.0, 8.0])]}
     rows |= {MEAN: rows[SERVER], OTHER: rows[SERVER]}
     # NDCG@10 1 / log2(3) and 1 / log2(9) against 1 and 1 / log2(9); the root of 1/2 for the two ranks.
-    assert table(rows).splitlines()[2].startswith("| the user's own | the server's | 1.390 | ")
-    assert table(rows).splitlines()[2].split(" | ")[4] == "0.707"
-    first = slice_table(rows, {"first": np.array([True, False])}).splitlines()[2]
-    assert first == "| first | 1 | 1.585 | 1.000 | 0.500 | 1.000 |"
+    assert whose_table(rows).splitlines()[2] == "| the user's own | the server's | 1.390 |  | 0.707 |  |"
+    first = gain_by_slice(rows, {"first": np.array([True, False])}).splitlines()[2]
+    assert first == "| first | 1 | 1.585 |  | 0.500 |  |"
 
 
-def test_a_run_without_private_groups_is_refused(tmp_path: Path) -> None:
-    (tmp_path / INDEX).write_text("{}")
-    (tmp_path / CLIENTS).mkdir()
-    write_clients(tmp_path / CLIENTS / "a.bin", [(0, records_to_bytes(RecordDict()))])
-    write_index(tmp_path / CLIENTS, 1, {"a.bin": 1})
-    with pytest.raises(FedMoEError, match="no client keeps private parameters"):
-        private_parameters(tmp_path, 1)
+def test_clients_that_lack_a_private_parameter_are_left_out(tmp_path: Path) -> None:
+    write_clients(tmp_path / "a.bin", [(0, records_to_bytes(RecordDict()))])
+    write_index(tmp_path, 1, {"a.bin": 1})
+    assert private_parameters(tmp_path, 1, ["gate.value"]) == {}
+    assert private_parameters(tmp_path, 1, []) == {}
 
 
-def test_a_folder_without_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert personalisation.main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("error: ")
+def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = run_folder(tmp_path / "1", ["seed=1"])
+    other = {
+        "same seed": run_folder(tmp_path / "2", ["seed=1"]),
+        "more than their seeds": run_folder(tmp_path / "3", ["seed=2", "memory_decay=3"]),
+        "not completed": run_folder(tmp_path / "4", ["seed=2"], completed=False),
+        "other histories": run_folder(tmp_path / "5", ["seed=2"]),  # which the seed makes
+        "settings.yaml": str(tmp_path),
+    }
+    for problem, folder in other.items():
+        assert personalisation.main([one, folder]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ") and message.count("\n") == 1
+        assert problem in message or problem in ("not completed", "settings.yaml")
+    assert personalisation.main([one]) == 2
+    assert "no checkpoint" in capsys.readouterr().err

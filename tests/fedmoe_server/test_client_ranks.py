@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -34,4 +35,13 @@ def test_no_file_is_no_ranks_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     assert read_client_ranks(tmp_path) == []
     (tmp_path / "clients.csv").write_text("client,split\n1,test\n")
     with pytest.raises(FedMoEError, match="clients.csv"):
+        read_client_ranks(tmp_path)
+
+
+@pytest.mark.parametrize("rank", [0.0, -3.0, math.nan, math.inf])
+def test_what_cannot_be_a_rank_is_left_out_and_refused_in_a_file(tmp_path: Path, rank: float) -> None:
+    replies = [reply(9, rank=rank, global_rank=1.0), reply(7, rank=1.0, global_rank=rank), reply(8, rank=1.0)]
+    assert ranks_of("test", replies, {7: 3, 8: 5, 9: 4}) == []
+    write_client_ranks(tmp_path, [ClientRank(4, "test", rank, 1.0)])
+    with pytest.raises(FedMoEError, match="client 4 has a rank"):
         read_client_ranks(tmp_path)
