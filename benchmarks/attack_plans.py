@@ -16,7 +16,7 @@ from data.sampling import generator
 
 ADAM: dict[str, Any] = {"eta": 0.02, "tau": 1e-6}
 INNER = {"name": "fedadam", **ADAM}
-# The default job in a sixth of its rounds: larger steps of the server, and only the last model counts.
+# The default job in a twelfth of its rounds: all windows, larger server steps, and only the last model counts.
 SHORT: dict[str, Any] = {
     "training.max_windows": 0,
     "federation.num_rounds": 60,
