@@ -1,4 +1,4 @@
-r"""Memory prototypes: can cold users borrow a memory from all the others? They can, and random items do as well.
+r"""Memory prototypes: can cold users borrow a memory from all the others? Random items serve them better.
 
 The experts attend over the items that a user has met, and a cold user has met few. So let each client find the centres
 of the feature vectors of its own memory, let the server make P prototypes of all clients' centres, and let users with
@@ -14,8 +14,8 @@ trains a model centrally for each memory and ranks the test items of users cut d
 has as many random items of the catalogue as there are prototypes. NDCG@10 on MovieLens-100K, MiniLM and EfficientNet
 features, users with 3 / 5 / 10 items (docs/strategies.md has the gains and their p-values):
 
-    own memory only     .108 / .114 / .117
-    32 prototypes       .119 / .114 / .113        32 random items    .118 / .116 / .116
+    own memory only     .1105 / .1083 / .1087
+    32 prototypes       .1087 / .1080 / .1051     32 random items    .1099 / .1129 / .1135
 
 The rule of k is no guarantee: the catalogue is public, and the mean of five known vectors may give away which five.
 """
