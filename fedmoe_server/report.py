@@ -158,9 +158,9 @@ def _personalisation(run_dir: Path) -> str:
         if any(rank.personal != rank.common for rank in ranks):
             better = sum(rank.personal < rank.common for rank in ranks) / len(ranks)
             worse = sum(rank.personal > rank.common for rank in ranks) / len(ranks)
-            mean = {kind: geometric_mean([getattr(rank, kind) for rank in ranks]) for kind in ("common", "personal")}
-            shares = [f"{share:.1%}" for share in (better, worse, 1 - better - worse)]
-            rows.append([split, *shares, f"{mean['common']:.1f}", f"{mean['personal']:.1f}"])
+            shares = (better, worse, 1 - better - worse)
+            means = (geometric_mean(rank.common for rank in ranks), geometric_mean(rank.personal for rank in ranks))
+            rows.append([split, *(f"{share:.1%}" for share in shares), *(f"{mean:.1f}" for mean in means)])
     if not rows:
         return ""
     text = (

@@ -91,14 +91,14 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path, capsys: py
     other = {
         "same seed": run_folder(tmp_path / "2", ["seed=1"]),
         "more than their seeds": run_folder(tmp_path / "3", ["seed=2", "memory_decay=3"]),
-        "not completed": run_folder(tmp_path / "4", ["seed=2"], completed=False),
+        "name the folder of a completed run": run_folder(tmp_path / "4", ["seed=2"], completed=False),
         "other histories": run_folder(tmp_path / "5", ["seed=2"]),  # which the seed makes
-        "settings.yaml": str(tmp_path),
+        "result.json holds no result": str(tmp_path),
     }
     for problem, folder in other.items():
         assert personalisation.main([one, folder]) == 2
         message = capsys.readouterr().err
         assert message.startswith("error: ") and message.count("\n") == 1
-        assert problem in message or problem in ("not completed", "settings.yaml")
+        assert problem in message
     assert personalisation.main([one]) == 2
     assert "no checkpoint" in capsys.readouterr().err
