@@ -102,10 +102,21 @@ def test_more_decoys_than_negatives_are_refused() -> None:
 
 
 def test_a_deployed_client_draws_its_decoys_from_its_own_secret(tmp_path: Path) -> None:
-    tables = []
-    for name in ("one", "other"):
+    """The secrets are given: of so few items, two that are left to chance now and then draw the same decoys."""
+
+    def table(name: str, secret: int) -> np.ndarray:
         deployment = Deployment(tmp_path / name, words=[*WORDS, "decoy_rows=2", "item_updates=dense"])
+        ClientStore(deployment.state_dir).keep_note("secret", {"number": secret})
         arrays, _ = perform(deployment.task("train", 1))
-        assert arrays is not None and (deployment.state_dir / "secret.json").exists()
-        tables.append(arrays["items.ids.weight"].numpy())
-    assert not np.array_equal(*tables)
+        assert arrays is not None
+        return arrays["items.ids.weight"].numpy()
+
+    first = table("one", 1)
+    assert np.array_equal(first, table("same secret", 1))
+    assert not np.array_equal(first, table("other secret", 2))
+
+
+def test_a_deployed_client_makes_its_secret_with_its_first_training(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path, words=[*WORDS, "decoy_rows=2"])
+    deployment.train(1)
+    assert (deployment.state_dir / "secret.json").exists()
