@@ -1,4 +1,4 @@
-r"""Memory prototypes: can cold users borrow a memory from all the others? Random items serve them better.
+r"""Memory prototypes: can cold users borrow a memory from all the others? Random items do at least as well.
 
 The experts attend over the items that a user has met, and a cold user has met few. So let each client find the centres
 of the feature vectors of its own memory, let the server make P prototypes of all clients' centres, and let users with
