@@ -7,11 +7,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errors import FedMoEError
-from settings import Settings
-from settings_help import help_text
-from settings_loading import load_points, read_yaml, settings_from, to_run_config
-from sweep import run_sweep
+from fedmoe.errors import FedMoEError
+from fedmoe.help import help_text
+from fedmoe.loading import load_points, read_yaml, settings_from, to_run_config
+from fedmoe.settings import Settings
+from fedmoe_server.report.sweep import run_sweep
 
 if TYPE_CHECKING:
     from flwr.serverapp import ServerApp
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from data.interactions import Interactions
 
 CLIENT_APP = "fedmoe_client.app:app"
-STACKED = "fedmoe_client.stack_app:train"  # what the vectorized engine calls
+STACKED = "fedmoe_client.stacked.app:train"  # what the vectorized engine calls
 
 
 def main(words: list[str]) -> int:
@@ -49,11 +49,11 @@ def simulate(settings: Settings, resume: Path | None = None) -> Path:
     """Run a federation on this machine, print it beside popularity, and return its run folder."""
     # Torch, Ray and Flower take seconds to import: not for --help, nor for a misspelt key.
     from data.registry import load_dataset
-    from fedmoe_client.evaluation import popularity_metrics
+    from fedmoe_client.learning.evaluation import popularity_metrics
     from fedmoe_server.app import app as server_app
-    from fedmoe_server.baselines import add_baseline, comparison
-    from fedmoe_server.report import write_report
-    from fedmoe_server.run_folder import new_run_dir
+    from fedmoe_server.report.baselines import add_baseline, comparison
+    from fedmoe_server.report.report import write_report
+    from fedmoe_server.report.run_folder import new_run_dir
 
     dataset = load_dataset(settings.data, settings.seed)
     run_dir = resume or new_run_dir(settings, datetime.now())

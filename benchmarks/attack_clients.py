@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict
 
 from data.splits import training_part
 from fedmoe_client.app import app as honest
-from fedmoe_client.node import node_from
-from fedmoe_client.private_reply import ROWS
-from fedmoe_client.workbench import Workbench, workbench
+from fedmoe_client.device.node import node_from
+from fedmoe_client.learning.private_reply import ROWS
+from fedmoe_client.learning.workbench import Workbench, workbench
 
 Kind = Literal["none", "nan", "infinite", "misshapen", "x1000", "examples", "flip", "promote", "mimic"]
 TABLE = "items.ids.weight"

@@ -18,12 +18,12 @@ from benchmarks.attack_measures import SCORES, auc
 from data.interactions import Interactions
 from data.sampling import generator
 from data.splits import training_part
-from fedmoe_client.messages import Task, perform
-from fedmoe_client.node import Node
-from fedmoe_client.private_reply import METRICS_KEY, NOISE_KEY, NORM_KEY, ROWS, noise_stream, private_reply
-from fedmoe_server.privacy import noise_of
-from settings import GROUPS, Settings
-from settings_loading import to_run_config
+from fedmoe.loading import to_run_config
+from fedmoe.settings import GROUPS, Settings
+from fedmoe_client.device.node import Node
+from fedmoe_client.learning.messages import Task, perform
+from fedmoe_client.learning.private_reply import METRICS_KEY, NOISE_KEY, NORM_KEY, ROWS, noise_stream, private_reply
+from fedmoe_server.rounds.privacy import noise_of
 
 Changes = NDArray[np.float32]  # [rounds, V + 1, D]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmoe_client.evaluation import Histories, Scorer, rank_of_first
+from fedmoe_client.learning.evaluation import Histories, Scorer, rank_of_first
 
 BATCH = 32
 

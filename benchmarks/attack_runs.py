@@ -15,13 +15,13 @@ from benchmarks.attack_measures import exposure
 from benchmarks.finished_runs import load_chosen
 from benchmarks.quality_runs import slug
 from data.registry import Dataset, load_dataset
-from errors import FedMoEError
-from fedmoe_client.evaluation import catalogue_scorer, ranks
-from fedmoe_client.workbench import Workbench
+from fedmoe.errors import FedMoEError
+from fedmoe.loading import settings_from, to_run_config
+from fedmoe.settings import Settings
+from fedmoe_client.learning.evaluation import catalogue_scorer, ranks
+from fedmoe_client.learning.workbench import Workbench
 from fedmoe_server.app import app as server_app
-from fedmoe_server.run_folder import RESULT
-from settings import Settings
-from settings_loading import settings_from, to_run_config
+from fedmoe_server.report.run_folder import RESULT
 from simulation.engines import run_simulation
 
 CLIENT_APP = "benchmarks.attack_clients:app"

@@ -17,10 +17,10 @@ from benchmarks.attack_plans import ATTACKS, DEFENCES, EPSILONS, PRIVATE, SHORT,
 from benchmarks.attack_runs import Outcome, changed, model_of, run
 from benchmarks.attack_tables import Grid, budget_table, draw, leak_table, outcome_table
 from data.registry import load_dataset
-from errors import FedMoEError, nearest
+from fedmoe.errors import FedMoEError, nearest
+from fedmoe.loading import load_settings
+from fedmoe.settings import Settings
 from model.build import arrays_of
-from settings import Settings
-from settings_loading import load_settings
 
 
 def main(words: Sequence[str]) -> int:

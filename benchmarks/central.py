@@ -13,11 +13,11 @@ from pathlib import Path
 
 from benchmarks.central_training import CentralPlan, train_centrally
 from data.registry import load_dataset
-from errors import FedMoEError
-from fedmoe_server.baselines import add_baseline, comparison
-from fedmoe_server.report import write_report
-from settings import Settings
-from settings_loading import read_yaml, settings_from
+from fedmoe.errors import FedMoEError
+from fedmoe.loading import read_yaml, settings_from
+from fedmoe.settings import Settings
+from fedmoe_server.report.baselines import add_baseline, comparison
+from fedmoe_server.report.report import write_report
 
 
 def main(words: Sequence[str]) -> int:

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from data.registry import Dataset
 from data.sampling import generator, packed_windows, sample_negatives
 from data.splits import training_part
-from fedmoe_client.batches import WindowBatch, with_earlier_items
-from fedmoe_client.evaluation import catalogue_scorer, mean_metrics, ranks, split_metrics
-from fedmoe_client.objective import objective
+from fedmoe.settings import Settings
+from fedmoe_client.learning.batches import WindowBatch, with_earlier_items
+from fedmoe_client.learning.evaluation import catalogue_scorer, mean_metrics, ranks, split_metrics
+from fedmoe_client.learning.objective import objective
 from model.build import build_model
 from model.residual_moe import ResidualMoE
-from settings import Settings
 
 
 @dataclass(frozen=True)

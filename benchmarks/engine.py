@@ -28,7 +28,7 @@ from benchmarks.engine_cases import (
 )
 from benchmarks.engine_page import write_page
 from benchmarks.engine_runs import ROOT, EngineFailed, Result, Results, run
-from errors import FedMoEError, nearest
+from fedmoe.errors import FedMoEError, nearest
 
 
 def main(words: Sequence[str]) -> int:

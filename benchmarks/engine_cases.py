@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from errors import FedMoEError, nearest
-from settings import Settings
-from settings_loading import load_settings, settings_from
+from fedmoe.errors import FedMoEError, nearest
+from fedmoe.loading import load_settings, settings_from
+from fedmoe.settings import Settings
 
 # What an engine's name means: settings over those of the case. Empty: no federation, or not this project's.
 ENGINES: Mapping[str, Mapping[str, Any]] = {
@@ -158,7 +158,7 @@ def plan_of(case: Case, engine: str, users: int) -> Plan:
 
 def _cohorts(seed: int, phases: Sequence[Sequence[int]], users: int) -> list[list[int]]:
     """Return the very clients that ``strategies.Cohorts`` draws for these rounds."""
-    from strategies.cohort import sample_clients
+    from strategies.layers.cohort import sample_clients
 
     sizes = [cohort for index, (cohort, rounds) in enumerate(phases) for _ in range(rounds + (index == 0))]
     return [sample_clients(seed, "cohort", number, range(users), size) for number, size in enumerate(sizes, start=1)]

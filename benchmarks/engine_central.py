@@ -15,12 +15,12 @@ import torch
 from benchmarks.engine_report import Report, Round, phase_of_rounds, plan_and_place
 from benchmarks.engine_windows import client_batches, joined, parts
 from data.registry import Dataset, load_dataset
-from fedmoe_client.batches import WindowBatch
-from fedmoe_client.objective import objective
-from fedmoe_client.training import make_optimizer
+from fedmoe.settings import Settings
+from fedmoe_client.learning.batches import WindowBatch
+from fedmoe_client.learning.objective import objective
+from fedmoe_client.learning.training import make_optimizer
 from model.build import build_model
 from model.residual_moe import ResidualMoE
-from settings import Settings
 
 BATCH_SIZES = (64, 128, 256)  # windows; the fastest on the first cohort is used for the others
 

@@ -15,17 +15,17 @@ from rich.console import Console
 
 from benchmarks.engine_report import Report, Round, phase_of_rounds, plan_and_place
 from data.registry import load_dataset
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
+from fedmoe.loading import to_run_config
+from fedmoe.settings import Settings
 from fedmoe_server.app import aggregation_schedule, layered_strategy, list_arrays
-from fedmoe_server.checkpoints import CheckpointStore
-from fedmoe_server.clients import ClientDirectory
-from fedmoe_server.exchange import ReducingGrid
-from fedmoe_server.server_loop import ServerLoop
-from fedmoe_server.state import LoopState
-from fedmoe_server.tracking import Tracker
+from fedmoe_server.report.tracking import Tracker
+from fedmoe_server.rounds.checkpoints import CheckpointStore
+from fedmoe_server.rounds.clients import ClientDirectory
+from fedmoe_server.rounds.exchange import ReducingGrid
+from fedmoe_server.rounds.loop import ServerLoop
+from fedmoe_server.rounds.record import LoopState
 from model.build import initial_arrays, parameter_groups
-from settings import Settings
-from settings_loading import to_run_config
 from sim import execute
 
 

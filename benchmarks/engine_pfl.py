@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from benchmarks.engine_report import Report, Round, phase_of_rounds, plan_and_place
 from benchmarks.engine_windows import client_batches, joined
 from data.registry import Dataset, load_dataset
-from fedmoe_client.batches import WindowBatch
-from fedmoe_client.objective import objective
+from fedmoe.settings import Settings
+from fedmoe_client.learning.batches import WindowBatch
+from fedmoe_client.learning.objective import objective
 from model.build import build_model
-from settings import Settings
 
 Client = tuple[int, int]  # round and client
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from settings import Settings
-from settings_loading import settings_from
+from fedmoe.loading import settings_from
+from fedmoe.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import psutil
 from benchmarks.engine_cases import Plan
 from benchmarks.engine_memory import LOOK_SECONDS, MemoryWatch, peaks
 from benchmarks.engine_report import Report
-from errors import FedMoEError
-from simulation.ray_cluster import ALLOCATOR
+from fedmoe.errors import FedMoEError
+from simulation.ray.cluster import ALLOCATOR
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_SECONDS = 1200.0

@@ -9,8 +9,8 @@ import torch
 from data.registry import Dataset
 from data.sampling import generator
 from data.splits import training_part
-from fedmoe_client.batches import WindowBatch, window_batches
-from settings import Settings
+from fedmoe.settings import Settings
+from fedmoe_client.learning.batches import WindowBatch, window_batches
 
 
 def client_batches(dataset: Dataset, settings: Settings, server_round: int, client: int) -> Iterator[WindowBatch]:

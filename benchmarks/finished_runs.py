@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedmoe_client.workbench import Workbench
+from fedmoe_client.learning.workbench import Workbench
 from fedmoe_server.app import list_arrays
-from fedmoe_server.checkpoints import Checkpoint, find_checkpoint, load_checkpoint
+from fedmoe_server.rounds.checkpoints import Checkpoint, find_checkpoint, load_checkpoint
 from model.build import arrays_of
 
 

@@ -22,18 +22,18 @@ from benchmarks.finished_runs import load_chosen
 from benchmarks.quality_tables import Floats, compared, slices_of
 from data.registry import Dataset, load_dataset
 from data.sampling import generator
-from errors import FedMoEError
-from fedmoe_client.evaluation import Scorer, catalogue_scorer, model_scorer, ranks
-from fedmoe_client.state import NamedArrays, PrivateParameters
-from fedmoe_client.workbench import Workbench
+from fedmoe.errors import FedMoEError
+from fedmoe.loading import read_yaml, settings_from
+from fedmoe.settings import Settings
+from fedmoe_client.learning.evaluation import Scorer, catalogue_scorer, model_scorer, ranks
+from fedmoe_client.learning.workbench import Workbench
+from fedmoe_client.store.private import NamedArrays, PrivateParameters
 from fedmoe_server.app import aggregation_schedule
-from fedmoe_server.baselines import federated_metrics
-from fedmoe_server.run_folder import SETTINGS
+from fedmoe_server.report.baselines import federated_metrics
+from fedmoe_server.report.run_folder import SETTINGS
 from model.groups import parameter_names
-from settings import Settings
-from settings_loading import read_yaml, settings_from
-from simulation.client_files import read_clients, read_index
 from simulation.flower_runtime import records_from_bytes
+from simulation.ray.client_files import read_clients, read_index
 
 SERVER, OWN, MEAN, OTHER = "the server's", "the user's own", "the mean of all", "another user's"
 PAIRS = ((OWN, SERVER), (MEAN, SERVER), (OTHER, SERVER), (OWN, MEAN), (OWN, OTHER))

@@ -18,8 +18,8 @@ from benchmarks.quality_runs import Ranks, run
 from benchmarks.quality_tables import Floats, comparison_table, main_table, slice_table, slices_of
 from benchmarks.variants import COMPARISONS, VARIANTS
 from data.registry import load_dataset
-from errors import FedMoEError, nearest
-from settings_loading import load_settings
+from fedmoe.errors import FedMoEError, nearest
+from fedmoe.loading import load_settings
 
 
 def main(words: Sequence[str]) -> int:

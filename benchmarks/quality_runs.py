@@ -19,11 +19,11 @@ from benchmarks.finished_runs import load_chosen
 from benchmarks.variants import Variant
 from data.catalogue_folder import fingerprints
 from data.registry import Dataset, load_dataset
-from fedmoe_client.evaluation import Scorer, catalogue_scorer, popularity_scorer, ranks
-from fedmoe_client.workbench import Workbench
-from fedmoe_server.client_ranks import read_client_ranks
-from settings import EvaluationSettings, Settings
-from settings_loading import settings_from
+from fedmoe.loading import settings_from
+from fedmoe.settings import EvaluationSettings, Settings
+from fedmoe_client.learning.evaluation import Scorer, catalogue_scorer, popularity_scorer, ranks
+from fedmoe_client.learning.workbench import Workbench
+from fedmoe_server.report.client_ranks import read_client_ranks
 from sim import simulate
 
 SAMPLED = EvaluationSettings(protocol="sampled", num_candidates=100)

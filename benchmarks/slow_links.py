@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.namespaces import How, Namespace, namespace, tell, why_not
-from deployment.ports import free_port
+from fedmoe.deployment.ports import free_port
 
 CLIENTS = 3
 SETTINGS = (

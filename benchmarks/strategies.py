@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from errors import FedMoEError, nearest
-from settings import Settings
-from settings_loading import load_settings, settings_from
+from fedmoe.errors import FedMoEError, nearest
+from fedmoe.loading import load_settings, settings_from
+from fedmoe.settings import Settings
 from sim import simulate
 
 PAGE = Path(__file__).parents[1] / "docs" / "strategies.md"

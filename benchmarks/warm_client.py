@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.registry import load_dataset
-from settings_loading import load_settings
+from fedmoe.loading import load_settings
 
 SETTINGS = ("client_fraction=1.0", "warmup_rounds=1", "evaluate_every=0", "min_clients=2")
 EVENT = re.compile(r"(Received successfully|Sending: (\w+) message)")

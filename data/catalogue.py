@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 
 SUFFIXES = (".npy", ".pt", ".safetensors")
 DEFAULT_ID_FILE = "item_ids.txt"

@@ -19,7 +19,7 @@ from data.catalogue import ItemFeatures
 from data.files import write_folder
 from data.interactions import Interactions
 from data.registry import Dataset
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 
 FORMAT = 1
 ABOUT = "about.json"

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from data.catalogue import DEFAULT_ID_FILE
 from data.files import write_file
 from data.registry import load_dataset
-from errors import FedMoEError
-from settings import DataSettings
+from fedmoe.errors import FedMoEError
+from fedmoe.settings import DataSettings
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 
 
 def sync(path: Path) -> None:

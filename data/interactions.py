@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 
 _FILES = ("items", "offsets", "user_ids", "item_ids")
 

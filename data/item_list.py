@@ -14,8 +14,8 @@ from data.interactions import Interactions, id_order
 from data.reduction import principal_components
 from data.registry import Dataset
 from data.titles import Film, split_year, title_features
-from errors import FedMoEError
-from settings import DataSettings
+from fedmoe.errors import FedMoEError
+from fedmoe.settings import DataSettings
 
 
 def catalogue_from_list(path: Path, settings: DataSettings) -> Dataset:

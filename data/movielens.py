@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from data.files import write_file
 from data.titles import Film, split_year
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 
 if TYPE_CHECKING:
     from data.sequence_files import Events

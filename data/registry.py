@@ -23,8 +23,8 @@ from data.reduction import principal_components
 from data.sampling import generator
 from data.synthetic import synthetic
 from data.titles import Film, title_features
-from errors import FedMoEError
-from settings import DataSettings
+from fedmoe.errors import FedMoEError
+from fedmoe.settings import DataSettings
 
 _FORM = 2  # part of the cache's key; a change of what is parsed, or how, must change it
 _TITLES = "titles"

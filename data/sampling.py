@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 
 Windows = Literal["all", "latest", "random"]
 

@@ -19,7 +19,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from data.interactions import Codes
-from errors import FedMoEError, nearest
+from fedmoe.errors import FedMoEError, nearest
 
 Format = Literal["auto", "sequences", "ratings", "inter", "csv", "parquet"]
 _ENDINGS: dict[str, Format] = {".inter": "inter", ".csv": "csv", ".parquet": "parquet", ".pq": "parquet"}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data.catalogue import ItemFeatures
 from data.interactions import Interactions, offsets_of
 from data.sampling import generator
-from settings import SyntheticSettings
+from fedmoe.settings import SyntheticSettings
 
 MIN_LENGTH = 5
 VISUAL_NOISE = 0.5  # standard deviations of the noise; a prototype's components have 1

@@ -8,14 +8,14 @@ import sys
 import time
 from pathlib import Path
 
-from deployment.background import last_lines, start_in_background
-from deployment.front_door import Command, main, subcommands
-from deployment.keys import make_key_pair, public_half, read_public_key
-from deployment.ports import free_port, parse_address
-from deployment.supervisor import Program, Supervisor, running_supervisor, stop
-from errors import FedMoEError
-from fedmoe_client.client_folder import ClientFolder, node_config, supernode_command
-from fedmoe_client.launcher import install_launcher
+from fedmoe.deployment.background import last_lines, start_in_background
+from fedmoe.deployment.front_door import Command, main, subcommands
+from fedmoe.deployment.keys import make_key_pair, public_half, read_public_key
+from fedmoe.deployment.ports import free_port, parse_address
+from fedmoe.deployment.supervisor import Program, Supervisor, running_supervisor, stop
+from fedmoe.errors import FedMoEError
+from fedmoe_client.device.client_folder import ClientFolder, node_config, supernode_command
+from fedmoe_client.device.launcher import install_launcher
 
 DEFAULT_FOLDER = Path("fedmoe-client")
 CONNECT_SECONDS = 40.0
@@ -116,14 +116,14 @@ def down(given: argparse.Namespace, extra: list[str]) -> int:
 
 def recommend(words: list[str]) -> int:
     """Print recommendations; the client need not run."""
-    from fedmoe_client import recommend as command
+    from fedmoe_client.device import recommend as command
 
     return command.main(_with_state_folder(words))
 
 
 def forget(words: list[str]) -> int:
     """Erase what the client keeps."""
-    from fedmoe_client import forget as command
+    from fedmoe_client.device import forget as command
 
     return command.main(_with_state_folder(words))
 

@@ -1,7 +1,7 @@
 """The Flower ClientApp: takes a message apart, has it carried out, and packs the answer under the same names.
 
 Flower starts a process for each message in deployment, so nothing heavy is imported here: torch, the model and the data
-come with ``fedmoe_client.messages``, in this process (a simulation's actor keeps them) or in the node's resident one.
+come with ``learning.messages``, in this process (a simulation's actor keeps them) or in the node's resident one.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, cast
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedmoe_client.node import node_from
-from fedmoe_client.private_reply import noise_stream, private_reply
+from fedmoe_client.device.node import node_from
+from fedmoe_client.learning.private_reply import noise_stream, private_reply
 
 app = ClientApp()
 
@@ -50,11 +50,11 @@ def query(message: Message, context: Context) -> Message:
     """
     node = node_from(context.node_config)
     if (server := message.content.config_records.get("config")) is not None and "model" in server:
-        from fedmoe_client.joining import join
+        from fedmoe_client.device.joining import join
 
         number = join(dict(server), node, context.run_config, _run_name(context), str(context.run_id))
     elif node.state_dir is not None:
-        from fedmoe_client.store import ClientStore
+        from fedmoe_client.store.folder import ClientStore
 
         number = ClientStore(node.state_dir).number(node.number)
     else:
@@ -67,10 +67,10 @@ def _carried_out(message: Message, context: Context) -> tuple[ArrayRecord | None
     node = node_from(context.node_config)
     arrays, config = message.content.array_records["arrays"], dict(message.content.config_records["config"])
     if node.warm:
-        from fedmoe_client.resident_call import perform_there
+        from fedmoe_client.device.resident_call import perform_there
 
         return perform_there(kind, arrays, config, context.node_config, context.run_config, _run_name(context))
-    from fedmoe_client.messages import Task, perform
+    from fedmoe_client.learning.messages import Task, perform
 
     return perform(Task(kind, arrays, config, node, context.run_config, _run_name(context)), context.state)
 

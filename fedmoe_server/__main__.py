@@ -7,15 +7,15 @@ import os
 import sys
 from pathlib import Path
 
-from deployment.background import start_in_background
-from deployment.folder import write_json
-from deployment.front_door import Command, main, subcommands
-from deployment.keys import read_public_key
-from deployment.ports import listens, parse_address, require_free, wait_until_closed
-from deployment.supervisor import Program, Supervisor, running_supervisor, stop
-from errors import FedMoEError
-from fedmoe_server.certificates import Certificates, given_certificates, own_certificates
-from fedmoe_server.server_folder import (
+from fedmoe.deployment.background import start_in_background
+from fedmoe.deployment.folder import write_json
+from fedmoe.deployment.front_door import Command, main, subcommands
+from fedmoe.deployment.keys import read_public_key
+from fedmoe.deployment.ports import listens, parse_address, require_free, wait_until_closed
+from fedmoe.deployment.supervisor import Program, Supervisor, running_supervisor, stop
+from fedmoe.errors import FedMoEError
+from fedmoe_server.deploy.certificates import Certificates, given_certificates, own_certificates
+from fedmoe_server.deploy.server_folder import (
     CONNECTION,
     Addresses,
     AdmittedClient,
@@ -122,8 +122,8 @@ def clients(given: argparse.Namespace, extra: list[str]) -> int:
 def run(given: argparse.Namespace, extra: list[str]) -> int:
     """Run a federation; return 0 if it completed, 1 if it failed."""
     # Settings and tables take a moment to import: not for the other commands.
-    from fedmoe_server.submission import RunFailed, follow, settings_of_run, submit
-    from settings_loading import load_settings
+    from fedmoe.loading import load_settings
+    from fedmoe_server.deploy.submission import RunFailed, follow, settings_of_run, submit
 
     folder = ServerFolder(given.dir)
     warnings: list[str] = []
@@ -164,14 +164,14 @@ def down(given: argparse.Namespace, extra: list[str]) -> int:
 
 def catalogue(words: list[str]) -> int:
     """Write the catalogue that clients need."""
-    from fedmoe_server import catalogue as command
+    from fedmoe_server.deploy import catalogue as command
 
     return command.main(_in_folder(words))
 
 
 def export(words: list[str]) -> int:
     """Write a run's model."""
-    from fedmoe_server import export as command
+    from fedmoe_server.report import export as command
 
     return command.main(_in_folder(words))
 

@@ -21,20 +21,20 @@ from flwr.serverapp.strategy import Strategy
 from rich.console import Console
 
 from data.registry import Dataset, load_dataset
-from errors import FedMoEError
-from fedmoe_server.checkpoints import Checkpoint, CheckpointStore, ClientStore, find_checkpoint, load_checkpoint
-from fedmoe_server.clients import ClientDirectory
-from fedmoe_server.deployed import Deployed, identity, progress_log
-from fedmoe_server.exchange import ReducingGrid
-from fedmoe_server.privacy import PrivacyLedger, private, secret_of, spent_before
-from fedmoe_server.report import write_report
-from fedmoe_server.run_folder import CHECKPOINTS, bytes_needed, check_run_dir, new_run_dir
-from fedmoe_server.server_loop import ServerLoop
-from fedmoe_server.state import LoopState, Result
-from fedmoe_server.tracking import Tracker
+from fedmoe.errors import FedMoEError
+from fedmoe.loading import from_run_config
+from fedmoe.settings import Settings
+from fedmoe_server.deploy.deployed import Deployed, identity, progress_log
+from fedmoe_server.report.report import write_report
+from fedmoe_server.report.run_folder import CHECKPOINTS, bytes_needed, check_run_dir, new_run_dir
+from fedmoe_server.report.tracking import Tracker
+from fedmoe_server.rounds.checkpoints import Checkpoint, CheckpointStore, ClientStore, find_checkpoint, load_checkpoint
+from fedmoe_server.rounds.clients import ClientDirectory
+from fedmoe_server.rounds.exchange import ReducingGrid
+from fedmoe_server.rounds.loop import ServerLoop
+from fedmoe_server.rounds.privacy import PrivacyLedger, private, secret_of, spent_before
+from fedmoe_server.rounds.record import LoopState, Result
 from model.build import initial_arrays, parameter_groups
-from settings import Settings
-from settings_loading import from_run_config
 from strategies import (
     AggregationSchedule,
     Cohorts,
@@ -46,8 +46,8 @@ from strategies import (
     needs_every_reply,
     state_arrays,
 )
-from strategies.guards import NUM_EXAMPLES
-from strategies.wrapper import weight_key
+from strategies.layers.guards import NUM_EXAMPLES
+from strategies.layers.wrapper import weight_key
 
 app = ServerApp()
 

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from fedmoe.settings import ModelSettings, Settings
 from model.groups import parameter_names
 from model.items import FixedFeatures
 from model.residual_moe import Architecture, ResidualMoE
-from settings import ModelSettings, Settings
 
 
 class Features(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 from model.residual_moe import ResidualMoE
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from settings import ModelSettings
+from fedmoe.settings import ModelSettings
 
 Floats = NDArray[np.float32]
 Items = NDArray[np.int64]

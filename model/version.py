@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from settings import ModelSettings
+from fedmoe.settings import ModelSettings
 
 # Raise it when the code gives parameters of the same names and shapes another meaning.
 FORM = 1

@@ -8,7 +8,7 @@ from functools import lru_cache
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 from simulation.flower_runtime import CLIENT_RAISED, PARTITION_ID, copy_records, error_reply
 
 RunConfig = dict[str, bool | int | float | str]

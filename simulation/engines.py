@@ -11,12 +11,12 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from numpy.typing import ArrayLike
 
-from errors import FedMoEError
-from settings import SimulationSettings
+from fedmoe.errors import FedMoEError
+from fedmoe.settings import SimulationSettings
 from simulation.client_call import ConfiguredClient, RunConfig, load_client_app, load_named
 from simulation.flower_runtime import begin_run, quiet, run_flower_runtime, server_context
-from simulation.ray_cluster import number_of_hosts, start_ray, worker_environment
-from simulation.ray_grid import RayGrid
+from simulation.ray.cluster import number_of_hosts, start_ray, worker_environment
+from simulation.ray.grid import RayGrid
 
 
 def run_simulation(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 
 Pinning = NDArray[np.int32]
 EVEN = 0.02  # difference between two hosts' work, as a share of the mean, that is not worth moving a client for

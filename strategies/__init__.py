@@ -17,21 +17,21 @@ Usual order of the wrappers: ``Cohorts(PartialAggregation(OutlierClipping(Server
 with privacy, ``PrivateUpdates`` stands between the second and the third.
 """
 
-from strategies.accounting import Release, epsilon_of, noise_for
-from strategies.cohort import Cohorts, sample_clients
-from strategies.context import RoundContext
-from strategies.guards import Refusal, check_metric_replies, check_train_replies
-from strategies.learning_rate import ServerLearningRate
-from strategies.outliers import Clipping, OutlierClipping, clippings
-from strategies.partial import PartialAggregation
-from strategies.private_updates import PrivateUpdates
-from strategies.registry import STRATEGIES, WRAPPERS, build_strategy
-from strategies.reply_mean import ReplyMean, counts_of, needs_every_reply
-from strategies.robust_rows import RobustRows
-from strategies.row_wise import RowWise
-from strategies.schedule import AggregationSchedule
+from strategies.layers.cohort import Cohorts, sample_clients
+from strategies.layers.context import RoundContext
+from strategies.layers.guards import Refusal, check_metric_replies, check_train_replies
+from strategies.layers.learning_rate import ServerLearningRate
+from strategies.layers.outliers import Clipping, OutlierClipping, clippings
+from strategies.layers.partial import PartialAggregation
+from strategies.layers.reply_mean import ReplyMean, counts_of, needs_every_reply
+from strategies.layers.schedule import AggregationSchedule
+from strategies.layers.wrapper import Stateless, Wrapper, chain
+from strategies.privacy.accounting import Release, epsilon_of, noise_for
+from strategies.privacy.updates import PrivateUpdates
+from strategies.rules.registry import STRATEGIES, WRAPPERS, build_strategy
+from strategies.rules.robust_rows import RobustRows
+from strategies.rules.row_wise import RowWise
 from strategies.state import load_state_arrays, state_arrays
-from strategies.wrapper import Stateless, Wrapper, chain
 
 __all__ = [
     "STRATEGIES",

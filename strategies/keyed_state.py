@@ -14,7 +14,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
-from strategies.wrapper import chain
+from strategies.layers.wrapper import chain
 
 Shapes = Mapping[str, tuple[int, ...]]
 MODEL = "current_arrays"  # Flower's name for a strategy's copy of the model: taken anew, not widened with zeros

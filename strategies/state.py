@@ -17,9 +17,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
-from errors import FedMoEError
-from strategies.context import RoundContext
-from strategies.wrapper import chain
+from fedmoe.errors import FedMoEError
+from strategies.layers.context import RoundContext
+from strategies.layers.wrapper import chain
 
 _CALLABLE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 _SETTINGS = (str, bytes, *_CALLABLE, Enum, PurePath, RoundContext)

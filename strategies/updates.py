@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from strategies.wrapper import weight_key
+from strategies.layers.wrapper import weight_key
 
 Update = dict[str, NDArray[np.floating]]
 

@@ -18,15 +18,15 @@ from safetensors.numpy import load_file
 
 from data.catalogue_folder import save_catalogue
 from data.registry import load_dataset
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
+from fedmoe.loading import load_settings, to_run_config
 from fedmoe_client.app import app as client_app
-from fedmoe_client.state import latest_private
-from fedmoe_client.store import ClientStore
+from fedmoe_client.store.folder import ClientStore
+from fedmoe_client.store.private import latest_private
 from fedmoe_server.app import run
-from fedmoe_server.deployed import Deployed
-from fedmoe_server.run_folder import RESULT
+from fedmoe_server.deploy.deployed import Deployed
+from fedmoe_server.report.run_folder import RESULT
 from model.build import parameter_groups
-from settings_loading import load_settings, to_run_config
 
 USERS = 3
 FIRST_NODE = 2**60

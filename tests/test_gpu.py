@@ -11,9 +11,9 @@ import torch
 import sim
 from data.registry import load_dataset
 from data.splits import training_part
-from fedmoe_client.training import train_locally
-from fedmoe_client.workbench import Workbench
-from settings_loading import load_settings
+from fedmoe.loading import load_settings
+from fedmoe_client.learning.training import train_locally
+from fedmoe_client.learning.workbench import Workbench
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 WORDS = (

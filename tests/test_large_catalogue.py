@@ -11,11 +11,11 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from data.registry import load_dataset
+from fedmoe.loading import load_settings, to_run_config
+from fedmoe.settings import Settings
 from fedmoe_client.app import app
-from fedmoe_client.sub_catalogue import ROWS, TABLE
+from fedmoe_client.learning.sub_catalogue import ROWS, TABLE
 from model.build import initial_arrays, parameter_groups
-from settings import Settings
-from settings_loading import load_settings, to_run_config
 from strategies import AggregationSchedule, PartialAggregation, build_strategy, counts_of
 
 CLIENTS = 3

@@ -14,9 +14,9 @@ from benchmarks.central_training import CentralPlan, train_centrally
 from data.catalogue import ItemFeatures
 from data.interactions import Interactions
 from data.registry import Dataset
-from fedmoe_client.evaluation import Scorer, mean_metrics, popularity_metrics, ranks
+from fedmoe.loading import load_settings
+from fedmoe_client.learning.evaluation import Scorer, mean_metrics, popularity_metrics, ranks
 from model.residual_moe import ResidualMoE
-from settings_loading import load_settings
 
 USERS, ITEMS, LENGTH = 1000, 200, 12
 SETTINGS, _ = load_settings(

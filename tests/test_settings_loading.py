@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errors import FedMoEError
-from settings import GROUPS, Settings
-from settings_help import TOPICS, help_text
-from settings_loading import CONFIGS, from_run_config, leaves, load_points, load_settings, to_run_config
+from fedmoe.errors import FedMoEError
+from fedmoe.help import TOPICS, help_text
+from fedmoe.loading import CONFIGS, from_run_config, leaves, load_points, load_settings, to_run_config
+from fedmoe.settings import GROUPS, Settings
 
 REFERENCE_FLAGS = (
     "--num_rounds 30 --client_fraction 0.2 --local_epochs 1 --learning_rate 1e-3 --batch_size 32 --gating_init 0.1 "

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from errors import FedMoEError
-from settings import Settings
-from settings_loading import CONFIGS, load_points
-from sweep import run_sweep
+from fedmoe.errors import FedMoEError
+from fedmoe.loading import CONFIGS, load_points
+from fedmoe.settings import Settings
+from fedmoe_server.report.sweep import run_sweep
 
 
 def points_of(tmp_path: Path, text: str, *words: str) -> dict[str, Settings]:

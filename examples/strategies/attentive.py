@@ -26,9 +26,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
+from strategies.layers.wrapper import Stateless
 from strategies.updates import Update, moved_reply, norm_of, update_of, weight_of
-from strategies.wrapper import Stateless
 
 
 class Attentive(Stateless):

@@ -39,13 +39,13 @@ from benchmarks.quality_tables import gain, paired_p
 from data.registry import Dataset, load_dataset
 from data.sampling import generator
 from data.splits import training_part
-from fedmoe_client.evaluation import catalogue_scorer, ranks
+from fedmoe.loading import load_settings
+from fedmoe.settings import Settings
+from fedmoe_client.learning.evaluation import catalogue_scorer, ranks
 from model.experts import Expert
 from model.items import FixedFeatures
 from model.memory import Memory
 from model.residual_moe import ResidualMoE
-from settings import Settings
-from settings_loading import load_settings
 
 Vectors = NDArray[np.float32]
 Items = NDArray[np.int32]

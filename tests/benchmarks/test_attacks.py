@@ -17,9 +17,9 @@ from benchmarks.attack_runs import Outcome
 from benchmarks.attack_runs import changed as changed_settings
 from benchmarks.attack_tables import budget_table, leak_table, outcome_table
 from data.registry import load_dataset
-from fedmoe_client.workbench import Workbench
+from fedmoe.loading import load_settings
+from fedmoe_client.learning.workbench import Workbench
 from model.build import initial_arrays
-from settings_loading import load_settings
 
 TINY = (
     "name=tiny dataset=synthetic data.synthetic.users=40 data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 "
@@ -64,7 +64,7 @@ def test_a_promotion_raises_the_target() -> None:
     push = promotion(bench, ArrayRecord({name: Array(array) for name, array in arrays.items()}), attack)
     assert np.linalg.norm(push) == pytest.approx(2.0, rel=1e-5)
     bench.load(arrays)
-    from fedmoe_client.evaluation import model_scorer
+    from fedmoe_client.learning.evaluation import model_scorer
 
     users, length = np.arange(dataset.interactions.num_users), 8
     before = exposure(model_scorer(bench.model), dataset.interactions, users, 7, length)

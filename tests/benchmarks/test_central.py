@@ -10,8 +10,8 @@ import yaml
 
 from benchmarks import central
 from benchmarks.central import latest_run, passes
-from settings import Settings
-from settings_loading import load_settings
+from fedmoe.loading import load_settings
+from fedmoe.settings import Settings
 
 WORDS = (
     "dataset=synthetic data.synthetic.users=30 data.synthetic.items=40 dim=8 attention_dim=8 blocks=1 max_seq_len=8 "

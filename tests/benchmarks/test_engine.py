@@ -21,12 +21,12 @@ from benchmarks.engine_report import Report, Round, phase_of_rounds
 from benchmarks.engine_runs import EngineFailed, Phase, Result, Results, run
 from benchmarks.engine_windows import client_batches, joined, parts
 from data.registry import load_dataset
-from errors import FedMoEError
-from fedmoe_client.batches import WindowBatch
-from fedmoe_client.objective import objective as real_objective
-from fedmoe_client.training import train_locally
+from fedmoe.errors import FedMoEError
+from fedmoe.loading import load_settings, settings_from
+from fedmoe_client.learning.batches import WindowBatch
+from fedmoe_client.learning.objective import objective as real_objective
+from fedmoe_client.learning.training import train_locally
 from model.build import build_model
-from settings_loading import load_settings, settings_from
 
 OPTIONS = Options(DEFAULT_ENGINES, (943, 6040), (604, 100), 3)
 
@@ -129,7 +129,7 @@ def test_the_windows_are_those_that_the_client_trains_on(monkeypatch: pytest.Mon
         trained.append(batch)
         return real_objective(model, batch, training)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("fedmoe_client.training.objective", watched)
+    monkeypatch.setattr("fedmoe_client.learning.training.objective", watched)
     model = build_model(settings.model, dataset, settings.seed)
     items = dataset.interactions.history(3)[:-2]
     train_locally(model, items, settings, 3, 5)

@@ -23,11 +23,11 @@ from benchmarks.personalisation import (
     whose_table,
 )
 from data.registry import load_dataset
-from fedmoe_server.client_ranks import read_client_ranks
-from settings_loading import load_settings
+from fedmoe.loading import load_settings
+from fedmoe_server.report.client_ranks import read_client_ranks
 from sim import simulate
-from simulation.client_files import write_clients, write_index
 from simulation.flower_runtime import records_to_bytes
+from simulation.ray.client_files import write_clients, write_index
 
 WORDS = (
     "name=tiny dataset=synthetic data.synthetic.users=30 data.synthetic.items=400 dim=8 attention_dim=8 blocks=1 "

@@ -11,7 +11,7 @@ from benchmarks import quality
 from benchmarks.quality_runs import changed
 from benchmarks.quality_tables import comparison_table, gain, hit_rate, main_table, paired_p, slice_table
 from benchmarks.variants import VARIANTS
-from settings_loading import load_settings
+from fedmoe.loading import load_settings
 
 RANKS = np.array([1.0, 3.0, 11.0, 60.0])
 WORDS = (

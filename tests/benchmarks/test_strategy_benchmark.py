@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import strategies as benchmark
-from settings_loading import load_settings
+from fedmoe.loading import load_settings
 from strategies import STRATEGIES, build_strategy
 
 RESULT = {

@@ -10,7 +10,7 @@ import safetensors.numpy
 import torch
 
 from data.catalogue import ItemFeatures, load_features
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 
 ITEM_IDS = np.array(["", "2", "3", "5"])
 TABLE = np.arange(1, 11, dtype=np.float32).reshape(5, 2)  # row k is [2k + 1, 2k + 2]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.files import sync, write_file, write_folder
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import pytest
 
 from data import registry
 from data.registry import default_cache, load_dataset
-from errors import FedMoEError
-from settings import DataSettings, SyntheticSettings
+from fedmoe.errors import FedMoEError
+from fedmoe.settings import DataSettings, SyntheticSettings
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 needs_real_data = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real data")

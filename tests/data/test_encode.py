@@ -11,7 +11,7 @@ from PIL import Image
 
 from data import encode
 from data.catalogue import load_features
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 
 
 @pytest.fixture

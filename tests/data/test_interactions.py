@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.interactions import Codes, Interactions, from_events, id_order, without_short_users
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 
 IDS = st.sampled_from(["1", "2", "10", "33", "x"])
 EVENTS = st.lists(st.tuples(IDS, IDS, st.integers(0, 3)), min_size=1, max_size=40)

@@ -13,7 +13,7 @@ import pytest
 
 from data.movielens import LAYOUTS, MIRRORS, Member, Mirror, find_files, read_films, read_interactions
 from data.titles import Film
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 FILES = {

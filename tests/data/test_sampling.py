@@ -15,7 +15,7 @@ from data.sampling import (
     packed_windows,
     sample_negatives,
 )
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 
 KEYS = st.tuples(st.integers(0, 3), st.sampled_from(["a", "b", "a1"]), st.lists(st.integers(0, 12), max_size=3))
 CATALOGUES = st.integers(1, 60).flatmap(

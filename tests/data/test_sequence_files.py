@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from data.sequence_files import Columns, Events, read_events
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 
 
 def file(tmp_path: Path, name: str, text: str) -> Path:

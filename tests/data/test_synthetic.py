@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data.catalogue import ItemFeatures
 from data.interactions import Interactions
 from data.synthetic import MIN_LENGTH, planted_clusters, synthetic
-from settings import SyntheticSettings
+from fedmoe.settings import SyntheticSettings
 
 
 def steps(interactions: Interactions) -> tuple[np.ndarray, np.ndarray]:

@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 from safetensors.numpy import load_file
 
-from deployment.folder import TAG
-from deployment.ports import free_port
+from fedmoe.deployment.folder import TAG
+from fedmoe.deployment.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -109,7 +109,7 @@ class Federation:
     def write_histories(self) -> None:
         """Write what the simulation's users have met, one file for each client."""
         from data.registry import load_dataset
-        from settings_loading import load_settings
+        from fedmoe.loading import load_settings
 
         settings = load_settings(SMALL)[0]
         known = load_dataset(settings.data, settings.seed).interactions

@@ -19,9 +19,9 @@ from real_processes import wait_for
 
 import fedmoe_client.__main__ as client_door
 import fedmoe_server.__main__ as server_door
-from deployment.ports import listens, parse_address
-from fedmoe_client.client_folder import ClientFolder
-from settings_loading import load_settings
+from fedmoe.deployment.ports import listens, parse_address
+from fedmoe.loading import load_settings
+from fedmoe_client.device.client_folder import ClientFolder
 
 TEXT = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
 DOORS = {"fedmoe_server": server_door, "fedmoe_client": client_door}

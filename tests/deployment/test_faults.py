@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from real_processes import SMALL, Federation, final_arrays, records, simulated, wait_for
 
-from fedmoe_client.store import ClientStore
+from fedmoe_client.store.folder import ClientStore
 
 pytestmark = pytest.mark.faults
 # A training that takes a few seconds, so that it can be hit.
@@ -91,7 +91,7 @@ def test_a_node_killed_in_a_round_comes_back_with_its_state(federation: Federati
         in_training(federation, 1, 4)  # private parameters are kept since round 3
         before = connections(federation, 1)
         killed = time.monotonic()
-        for program in ("flower-supernode", "fedmoe_client.resident"):
+        for program in ("flower-supernode", "fedmoe_client.device.resident"):
             federation.process(1, program).kill()
         wait_for(lambda: connections(federation, 1) > before, 100, "the node connects again")
         back = time.monotonic() - killed
@@ -135,7 +135,7 @@ def test_a_straggler_is_left_out_and_named_and_its_late_reply_dropped(federation
     federation.up()
     with running(federation, "num_rounds=5", "round_deadline=25", LONG) as run:
         in_training(federation, 2, 2)
-        slow = federation.process(2, "fedmoe_client.resident")
+        slow = federation.process(2, "fedmoe_client.device.resident")
         slow.suspend()
         stopped = time.monotonic()
         wait_for(lambda: len(rounds_done(federation)) >= 2, 60, "the round goes on")
@@ -154,7 +154,7 @@ def test_too_few_replies_end_the_run(federation: Federation) -> None:
     # A deadline that the first round, in which the nodes load everything, keeps on a busy machine too.
     with running(federation, "round_deadline=40", "min_reply_fraction=0.5", "max_failed_rounds=1", LONG) as run:
         in_training(federation, 0, 2)
-        stopped = [federation.process(client, "fedmoe_client.resident") for client in (0, 1)]
+        stopped = [federation.process(client, "fedmoe_client.device.resident") for client in (0, 1)]
         for process in stopped:
             process.suspend()
         said = ended(run, 1)
@@ -176,7 +176,7 @@ def test_who_is_kept_out(federation: Federation, report: Report) -> None:
     federation.client(0, "enrol", "--client-id", 0)
     assert "not connected yet" in federation.client_up(0)
 
-    from fedmoe_server.certificates import own_certificates
+    from fedmoe_server.deploy.certificates import own_certificates
 
     other = own_certificates(federation.root / "other", ["127.0.0.1"]).authority
     words = ("--server", federation.address, "--history", federation.history(1))

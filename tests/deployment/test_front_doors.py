@@ -14,12 +14,12 @@ from flwr.common.config import parse_config_args
 
 import fedmoe_client.__main__ as client_door
 import fedmoe_server.__main__ as server_door
-from deployment.front_door import main
-from errors import FedMoEError
-from fedmoe_client.client_folder import ClientFolder, node_config, supernode_command
-from fedmoe_server.bundle import RUN_CONFIG, write_bundle
-from fedmoe_server.certificates import Certificates
-from fedmoe_server.server_folder import Addresses, AdmittedClient, ServerFolder, superlink_command
+from fedmoe.deployment.front_door import main
+from fedmoe.errors import FedMoEError
+from fedmoe_client.device.client_folder import ClientFolder, node_config, supernode_command
+from fedmoe_server.deploy.bundle import RUN_CONFIG, write_bundle
+from fedmoe_server.deploy.certificates import Certificates
+from fedmoe_server.deploy.server_folder import Addresses, AdmittedClient, ServerFolder, superlink_command
 
 ROOT = Path(__file__).parents[2]
 

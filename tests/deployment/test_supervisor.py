@@ -15,13 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
-from deployment import supervisor
-from deployment.background import start_in_background
-from deployment.folder import TAG, Folder, read_json
-from deployment.keys import make_key_pair
-from deployment.ports import free_port, listens, wait_until_closed
-from deployment.supervisor import Program, running_supervisor, stop
-from errors import FedMoEError
+from fedmoe.deployment import supervisor
+from fedmoe.deployment.background import start_in_background
+from fedmoe.deployment.folder import TAG, Folder, read_json
+from fedmoe.deployment.keys import make_key_pair
+from fedmoe.deployment.ports import free_port, listens, wait_until_closed
+from fedmoe.deployment.supervisor import Program, running_supervisor, stop
+from fedmoe.errors import FedMoEError
 
 ROOT = Path(__file__).parents[2]
 # A program that starts another one, which it loses; and writes down both processes.
@@ -34,10 +34,10 @@ time.sleep(100)
 KEEPER = """
 import os, sys
 from pathlib import Path
-from deployment.folder import Folder
-from deployment.keys import make_key_pair
-from deployment.ports import free_port, listens
-from deployment.supervisor import Program, Supervisor
+from fedmoe.deployment.folder import Folder
+from fedmoe.deployment.keys import make_key_pair
+from fedmoe.deployment.ports import free_port, listens
+from fedmoe.deployment.supervisor import Program, Supervisor
 folder = Folder(Path(sys.argv[1]))
 folder.make()
 crashed = lambda: Path(sys.argv[1], "crashed").write_text("yes")

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from real_processes import ROOT, SMALL, final_arrays, records, simulated
 
-from deployment.ports import listens, parse_address
-from fedmoe_client.store import ClientStore
+from fedmoe.deployment.ports import listens, parse_address
+from fedmoe_client.store.folder import ClientStore
 from model.groups import parameter_names
 
 pytestmark = pytest.mark.deployment
@@ -99,8 +99,8 @@ def test_three_commands(federation: Any) -> None:
 def private_names(names: set[str]) -> set[str]:
     """Return the parameters of the groups that are private after the warm-up."""
     from data.registry import load_dataset
+    from fedmoe.loading import load_settings
     from model.build import build_model
-    from settings_loading import load_settings
 
     settings = load_settings(SMALL)[0]
     groups = parameter_names(build_model(settings.model, load_dataset(settings.data, settings.seed), settings.seed))

@@ -10,11 +10,11 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from data.registry import Dataset, load_dataset
-from fedmoe_client.messages import Task, perform
-from fedmoe_client.node import node_from
+from fedmoe.loading import load_settings, to_run_config
+from fedmoe.settings import GROUPS
+from fedmoe_client.device.node import node_from
+from fedmoe_client.learning.messages import Task, perform
 from model.build import initial_arrays
-from settings import GROUPS
-from settings_loading import load_settings, to_run_config
 
 WORDS = (
     "dataset=synthetic users=12 data.synthetic.items=40 dim=8 attention_dim=8 blocks=1 max_seq_len=6 memory_size=6 "

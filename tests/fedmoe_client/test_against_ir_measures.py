@@ -8,8 +8,8 @@ import pytest
 from ir_measures import Qrel, ScoredDoc, Success, nDCG
 
 from data.interactions import Interactions
-from fedmoe_client.evaluation import mean_metrics, ranks
-from settings import EvaluationSettings
+from fedmoe.settings import EvaluationSettings
+from fedmoe_client.learning.evaluation import mean_metrics, ranks
 
 USERS, ITEMS, LENGTH = 60, 80, 7
 

@@ -10,14 +10,14 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
+from fedmoe.loading import load_settings, to_run_config
+from fedmoe.settings import GROUPS
 from fedmoe_client.app import app
-from fedmoe_client.client import FedMoEClient
-from fedmoe_client.evaluation import catalogue_side
-from fedmoe_client.state import PrivateParameters
-from fedmoe_client.workbench import Workbench, workbench
-from settings import GROUPS
-from settings_loading import load_settings, to_run_config
+from fedmoe_client.learning.client import FedMoEClient
+from fedmoe_client.learning.evaluation import catalogue_side
+from fedmoe_client.learning.workbench import Workbench, workbench
+from fedmoe_client.store.private import PrivateParameters
 
 WORDS = (
     "dataset=synthetic users=12 data.synthetic.items=40 dim=8 attention_dim=8 blocks=1 max_seq_len=6 memory_size=6 "

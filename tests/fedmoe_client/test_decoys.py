@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 
 from data.registry import load_dataset
 from data.splits import training_part
-from errors import FedMoEError
-from fedmoe_client.batches import WindowBatch
-from fedmoe_client.client import FedMoEClient
-from fedmoe_client.decoys import decoy_items, with_decoys
-from fedmoe_client.messages import perform
-from fedmoe_client.state import PrivateParameters
-from fedmoe_client.store import ClientStore
-from fedmoe_client.workbench import Workbench
-from settings import GROUPS
-from settings_loading import load_settings
+from fedmoe.errors import FedMoEError
+from fedmoe.loading import load_settings
+from fedmoe.settings import GROUPS
+from fedmoe_client.learning.batches import WindowBatch
+from fedmoe_client.learning.client import FedMoEClient
+from fedmoe_client.learning.decoys import decoy_items, with_decoys
+from fedmoe_client.learning.messages import perform
+from fedmoe_client.learning.workbench import Workbench
+from fedmoe_client.store.folder import ClientStore
+from fedmoe_client.store.private import PrivateParameters
 
 OWN = np.array([3, 4, 9], np.int32)
 

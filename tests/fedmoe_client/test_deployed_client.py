@@ -12,18 +12,18 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from data.catalogue_folder import save_catalogue
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
+from fedmoe.loading import load_settings
+from fedmoe.settings import GROUPS
 from fedmoe_client.app import app
-from fedmoe_client.identity import identity_of
-from fedmoe_client.joining import join
-from fedmoe_client.messages import Task, perform
-from fedmoe_client.node import Node, node_from
-from fedmoe_client.state import kept_memory, latest_private, private_name
-from fedmoe_client.store import ClientStore
-from fedmoe_client.sub_catalogue import ROWS
-from fedmoe_client.workbench import workbench
-from settings import GROUPS
-from settings_loading import load_settings
+from fedmoe_client.device.joining import join
+from fedmoe_client.device.node import Node, node_from
+from fedmoe_client.learning.messages import Task, perform
+from fedmoe_client.learning.sub_catalogue import ROWS
+from fedmoe_client.learning.workbench import workbench
+from fedmoe_client.store.folder import ClientStore
+from fedmoe_client.store.identity import identity_of
+from fedmoe_client.store.private import kept_memory, latest_private, private_name
 
 
 def simulated(deployment: Deployment, rounds: int) -> list[dict[str, bytes]]:
@@ -54,7 +54,10 @@ def test_a_deployed_client_sends_the_same_bits_as_a_simulated_one(deployment: De
     expected = simulated(deployment, 3)
     assert [deployment.train(number) for number in (1, 2, 3)] == expected
     save_catalogue(deployment.dataset, deployment.folder / "catalogue")
-    catalogue = {"catalogue": str(deployment.folder / "catalogue"), "state_dir": str(deployment.folder / "second")}
+    catalogue = {
+        "catalogue": str(deployment.folder / "catalogue"),
+        "state_dir": str(deployment.folder / "second"),
+    }
     assert [deployment.train(number, **catalogue) for number in (1, 2, 3)] == expected
     stateless = {"state_dir": None, "warm": None}
     assert deployment.train(1, **stateless) == expected[0]

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.interactions import Interactions
-from fedmoe_client.evaluation import (
+from fedmoe.settings import EvaluationSettings
+from fedmoe_client.learning.evaluation import (
     mean_metrics,
     metrics_of,
     popularity_metrics,
@@ -17,7 +18,6 @@ from fedmoe_client.evaluation import (
     ranks,
     split_metrics,
 )
-from settings import EvaluationSettings
 
 FULL = EvaluationSettings()
 SAMPLED = EvaluationSettings(protocol="sampled", num_candidates=3)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from errors import FedMoEError
-from fedmoe_client.history import read_histories, read_history
+from fedmoe.errors import FedMoEError
+from fedmoe_client.store.history import read_histories, read_history
 
 NUMBERS = {"10": 1, "20": 2, "30": 3, "x": 4}
 

@@ -8,34 +8,34 @@ import sys
 import time
 from pathlib import Path
 
-from fedmoe_client.launcher import PROGRAM, install_launcher
-from fedmoe_client.resident_call import SOCKET, running, stop
+from fedmoe_client.device.launcher import PROGRAM, install_launcher
+from fedmoe_client.device.resident_call import SOCKET, running, stop
 
 # A resident process whose fork does not talk to a node, but says what it was started with.
 RESIDENT = """
 import os, sys, types
-sys.modules['fedmoe_client.messages'] = types.ModuleType('messages')
-import fedmoe_client.forked
+sys.modules['fedmoe_client.learning.messages'] = types.ModuleType('messages')
+import fedmoe_client.device.forked
 def program():
     print('fork of', os.getppid(), 'node', os.environ['FEDMOE_NODE_PID'], *sys.argv, flush=True)
     print('complaint', file=sys.stderr)
     sys.exit(3)
-fedmoe_client.forked.flwr_clientapp = program
-from fedmoe_client.resident import main
+fedmoe_client.device.forked.flwr_clientapp = program
+from fedmoe_client.device.resident import main
 sys.exit(main(sys.argv[1:]))
 """
 
 ANOTHER_VERSION = """
 import sys
 from flwr.clientapp import ClientApp
-import fedmoe_client.app, fedmoe_client.forked as forked, errors
+import fedmoe_client.app, fedmoe_client.device.forked as forked, fedmoe.errors
 class Mine(ClientApp):
     def __call__(self, message, context): return 'mine'
 app = forked._OfThisVersion(Mine())
 sys.path.insert(0, '/nowhere')
 print(app(None, None))
 sys.path.insert(0, sys.argv[1])
-print(app(None, None), 'errors' in sys.modules, 'flwr' in sys.modules)
+print(app(None, None), 'fedmoe.errors' in sys.modules, 'flwr' in sys.modules)
 """
 
 
@@ -72,7 +72,8 @@ def test_without_a_resident_process_it_is_flowers_own_program(tmp_path: Path) ->
 def test_a_fork_runs_the_version_that_flower_has_installed(tmp_path: Path) -> None:
     other = tmp_path / "fedmoe_client"
     other.mkdir()
-    (tmp_path / "errors.py").write_text("")
+    (tmp_path / "fedmoe").mkdir()
+    (tmp_path / "fedmoe" / "errors.py").write_text("")
     (other / "__init__.py").write_text("")
     (other / "app.py").write_text("app = lambda message, context: 'another'\n")
     done = subprocess.run(

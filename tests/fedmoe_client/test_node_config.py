@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from errors import FedMoEError
-from fedmoe_client.node import Node, node_from
+from fedmoe.errors import FedMoEError
+from fedmoe_client.device.node import Node, node_from
 
 
 def test_a_simulated_client_has_a_number_and_nothing_else() -> None:

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 
-from fedmoe_client import private_reply as module
-from fedmoe_client.node import node_from
-from fedmoe_client.private_reply import noise_stream, private_reply
-from settings import Settings
-from settings_loading import to_run_config
-from strategies import private_updates, single_reply
+from fedmoe.loading import to_run_config
+from fedmoe.settings import Settings
+from fedmoe_client.device.node import node_from
+from fedmoe_client.learning import private_reply as module
+from fedmoe_client.learning.private_reply import noise_stream, private_reply
+from strategies.layers import single_reply
+from strategies.privacy import updates as private_updates
 
 METRICS = {"num-examples": 17, "loss": 2.5}
 

@@ -15,15 +15,15 @@ import pytest
 from deployed_client import SHARED, USER, Deployment
 
 from data.catalogue_folder import save_catalogue
-from errors import FedMoEError
-from fedmoe_client.evaluation import model_scorer
-from fedmoe_client.forget import main as forget
-from fedmoe_client.messages import Task, perform
-from fedmoe_client.node import node_from
-from fedmoe_client.recommend import Recommendations, main, recommendations
-from fedmoe_client.state import GLOBAL, StoredParameters, latest_private, private_name
-from fedmoe_client.store import ClientStore
-from fedmoe_client.workbench import workbench
+from fedmoe.errors import FedMoEError
+from fedmoe_client.device.forget import main as forget
+from fedmoe_client.device.node import node_from
+from fedmoe_client.device.recommend import Recommendations, main, recommendations
+from fedmoe_client.learning.evaluation import model_scorer
+from fedmoe_client.learning.messages import Task, perform
+from fedmoe_client.learning.workbench import workbench
+from fedmoe_client.store.folder import ClientStore
+from fedmoe_client.store.private import GLOBAL, StoredParameters, latest_private, private_name
 
 
 @pytest.fixture

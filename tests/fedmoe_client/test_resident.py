@@ -16,11 +16,11 @@ from deployed_client import SHARED, USER, Deployment
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 from fedmoe_client.app import app
-from fedmoe_client.forget import forget
-from fedmoe_client.frames import arrays_to_frame
-from fedmoe_client.resident_call import LOG, SOCKET, ask, call, perform_there, running, stop
+from fedmoe_client.device.forget import forget
+from fedmoe_client.device.frames import arrays_to_frame
+from fedmoe_client.device.resident_call import LOG, SOCKET, ask, call, perform_there, running, stop
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,8 @@ def test_only_its_owner_can_reach_it(resident: Deployment) -> None:
 
 
 def test_the_client_app_imports_no_torch() -> None:
-    modules = "fedmoe_client.app, fedmoe_client.resident_call, fedmoe_client.joining, fedmoe_client.recommend"
+    parts = ("app", "device.resident_call", "device.joining", "device.recommend")
+    modules = ", ".join(f"fedmoe_client.{part}" for part in parts)
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -88,8 +89,8 @@ def test_the_client_app_imports_no_torch() -> None:
 def serve(state_dir: Path, watched: int, *words: str) -> subprocess.Popen[bytes]:
     """Start a resident process that loads nothing, for its life and death."""
     code = (
-        "import sys, types; sys.modules['fedmoe_client.messages'] = types.ModuleType('messages');"
-        "from fedmoe_client.resident import main; sys.exit(main(sys.argv[1:]))"
+        "import sys, types; sys.modules['fedmoe_client.learning.messages'] = types.ModuleType('messages');"
+        "from fedmoe_client.device.resident import main; sys.exit(main(sys.argv[1:]))"
     )
     state_dir.mkdir(exist_ok=True)
     command = [sys.executable, "-c", code, str(state_dir), "--watch", str(watched), *words]
@@ -164,7 +165,7 @@ def test_a_train_message_takes_at_most_half_of_the_plain_apps_time(resident: Dep
         "from flwr.app import ConfigRecord, Context, Message, RecordDict\n"
         "from flwr.supercore.task_identity import TaskIdentity\n"
         "from fedmoe_client.app import app\n"
-        "from fedmoe_client.frames import arrays_from_frame\n"
+        "from fedmoe_client.device.frames import arrays_from_frame\n"
         "TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1\n"
         f"about, blobs, shared, run_config = pickle.load(open({str(message)!r}, 'rb'))\n"
         "config = ConfigRecord({'server-round': 4, 'shared': shared})\n"

@@ -10,16 +10,16 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from errors import FedMoEError
-from fedmoe_client import stack_app
+from fedmoe.errors import FedMoEError
+from fedmoe.loading import load_settings, to_run_config
+from fedmoe.settings import GROUPS
 from fedmoe_client.app import app
-from fedmoe_client.stacked import Member, stacks_of
-from fedmoe_client.training import LocalSteps
-from fedmoe_client.workbench import workbench
+from fedmoe_client.learning.training import LocalSteps
+from fedmoe_client.learning.workbench import workbench
+from fedmoe_client.stacked import app as stack_app
+from fedmoe_client.stacked.training import Member, stacks_of
 from model.build import initial_arrays
-from settings import GROUPS
-from settings_loading import load_settings, to_run_config
-from strategies.reply_mean import ReplyMean
+from strategies.layers.reply_mean import ReplyMean
 
 WORDS = (
     "dataset=synthetic users=14 data.synthetic.items=40 dim=8 attention_dim=8 blocks=1 max_seq_len=6 memory_size=6 "

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from errors import FedMoEError
-from fedmoe_client.state import StoredParameters, kept_memory, latest_private, private_name
-from fedmoe_client.store import ClientStore, State
+from fedmoe.errors import FedMoEError
+from fedmoe_client.store.folder import ClientStore, State
+from fedmoe_client.store.private import StoredParameters, kept_memory, latest_private, private_name
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_rounds_long_past_are_forgotten(store: ClientStore) -> None:
 
 
 def test_old_values_never_fill_the_disk(store: ClientStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedmoe_client.state.OLDER_BYTES", 20)  # one value has 16
+    monkeypatch.setattr("fedmoe_client.store.private.OLDER_BYTES", 20)  # one value has 16
     for number in range(1, 5):
         parameters(store, number).save(value(number))
     state = store.load(private_name("v"))

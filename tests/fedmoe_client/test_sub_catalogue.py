@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from data.registry import load_dataset
 from data.splits import training_part
-from fedmoe_client.batches import WindowBatch
-from fedmoe_client.client import FedMoEClient
-from fedmoe_client.state import PrivateParameters
-from fedmoe_client.sub_catalogue import (
+from fedmoe.loading import load_settings
+from fedmoe.settings import GROUPS
+from fedmoe_client.learning.batches import WindowBatch
+from fedmoe_client.learning.client import FedMoEClient
+from fedmoe_client.learning.sub_catalogue import (
     ROWS,
     TABLE,
     in_table,
@@ -27,10 +28,9 @@ from fedmoe_client.sub_catalogue import (
     touched_items,
     travels_as_rows,
 )
-from fedmoe_client.training import Proximal, train_locally
-from fedmoe_client.workbench import Workbench
-from settings import GROUPS
-from settings_loading import load_settings
+from fedmoe_client.learning.training import Proximal, train_locally
+from fedmoe_client.learning.workbench import Workbench
+from fedmoe_client.store.private import PrivateParameters
 
 SMALL = (
     "dataset=synthetic users=8 data.synthetic.items=400 dim=8 attention_dim=8 blocks=1 max_seq_len=6 memory_size=6 "

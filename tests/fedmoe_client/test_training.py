@@ -12,13 +12,20 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from data.sampling import packed_windows
-from fedmoe_client.batches import WindowBatch, window_batches, with_earlier_items
-from fedmoe_client.objective import objective, ranking_loss
-from fedmoe_client.training import Proximal, clip_gradients, make_optimizer, train_locally, warmed_up, weight_of
+from fedmoe.loading import load_settings
+from fedmoe.settings import Settings, TrainingSettings
+from fedmoe_client.learning.batches import WindowBatch, window_batches, with_earlier_items
+from fedmoe_client.learning.objective import objective, ranking_loss
+from fedmoe_client.learning.training import (
+    Proximal,
+    clip_gradients,
+    make_optimizer,
+    train_locally,
+    warmed_up,
+    weight_of,
+)
 from model.build import build_model
 from model.residual_moe import ResidualMoE
-from settings import Settings, TrainingSettings
-from settings_loading import load_settings
 
 SMALL = (
     "dataset=synthetic users=30 data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 max_seq_len=6 memory_size=6 "

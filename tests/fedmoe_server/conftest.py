@@ -14,13 +14,13 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from rich.console import Console
 
-from fedmoe_server.checkpoints import CheckpointStore
-from fedmoe_server.clients import ClientDirectory
-from fedmoe_server.run_folder import CHECKPOINTS
-from fedmoe_server.server_loop import ServerLoop
-from fedmoe_server.state import LoopState
-from fedmoe_server.tracking import Tracker
-from settings import GROUPS, Settings
+from fedmoe.settings import GROUPS, Settings
+from fedmoe_server.report.run_folder import CHECKPOINTS
+from fedmoe_server.report.tracking import Tracker
+from fedmoe_server.rounds.checkpoints import CheckpointStore
+from fedmoe_server.rounds.clients import ClientDirectory
+from fedmoe_server.rounds.loop import ServerLoop
+from fedmoe_server.rounds.record import LoopState
 from strategies import (
     AggregationSchedule,
     Cohorts,

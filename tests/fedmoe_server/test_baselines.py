@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from errors import FedMoEError
-from fedmoe_server.baselines import add_baseline, baselines_of, comparison
+from fedmoe.errors import FedMoEError
+from fedmoe_server.report.baselines import add_baseline, baselines_of, comparison
 
 
 def splits(value: float) -> dict[str, dict[str, float]]:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from errors import FedMoEError
-from fedmoe_server import certificates
-from fedmoe_server.certificates import Certificates, given_certificates, own_certificates
+from fedmoe.errors import FedMoEError
+from fedmoe_server.deploy import certificates
+from fedmoe_server.deploy.certificates import Certificates, given_certificates, own_certificates
 
 
 def shake_hands(files: Certificates, authority: Path, name: str) -> str | None:

@@ -13,10 +13,10 @@ import pytest
 from flwr.app import Array, ArrayRecord
 from safetensors import SafetensorError
 
-from errors import FedMoEError
-from fedmoe_server import checkpoints
-from fedmoe_server.checkpoints import CheckpointStore, find_checkpoint, load_checkpoint
-from fedmoe_server.state import LoopState
+from fedmoe.errors import FedMoEError
+from fedmoe_server.rounds import checkpoints
+from fedmoe_server.rounds.checkpoints import CheckpointStore, find_checkpoint, load_checkpoint
+from fedmoe_server.rounds.record import LoopState
 
 ADAM = {"strategy": "fedadam", "strategy_parameters": {"eta": 0.05}}
 MOMENTUM = {"strategy": "fedavgm", "strategy_parameters": {"server_learning_rate": 0.5, "server_momentum": 0.9}}

@@ -9,8 +9,8 @@ import pytest
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from errors import FedMoEError
-from fedmoe_server.client_ranks import ClientRank, ranks_of, read_client_ranks, write_client_ranks
+from fedmoe.errors import FedMoEError
+from fedmoe_server.report.client_ranks import ClientRank, ranks_of, read_client_ranks, write_client_ranks
 
 RANKS = [ClientRank(3, "test", 4.5, 7.0), ClientRank(4, "test", 2.0, 1.0)]
 

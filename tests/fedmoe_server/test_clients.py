@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from errors import FedMoEError
-from fedmoe_server.clients import ClientDirectory
+from fedmoe.errors import FedMoEError
+from fedmoe_server.rounds.clients import ClientDirectory
 
 
 def asking(fakes: Any, answers: dict[int, Any]) -> Any:

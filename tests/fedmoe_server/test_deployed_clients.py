@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from errors import FedMoEError
-from fedmoe_server import submission
-from fedmoe_server.clients import ClientDirectory
-from fedmoe_server.deployed import Deployed, progress_log
-from fedmoe_server.exchange import SENDING, exchange
-from fedmoe_server.submission import RunFailed, follow
-from settings import DeploymentSettings
-from settings_loading import settings_from
+from fedmoe.errors import FedMoEError
+from fedmoe.loading import settings_from
+from fedmoe.settings import DeploymentSettings
+from fedmoe_server.deploy import submission
+from fedmoe_server.deploy.deployed import Deployed, progress_log
+from fedmoe_server.deploy.submission import RunFailed, follow
+from fedmoe_server.rounds.clients import ClientDirectory
+from fedmoe_server.rounds.exchange import SENDING, exchange
 
 
 class Nodes:

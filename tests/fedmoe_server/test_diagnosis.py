@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedmoe_server.diagnosis import findings, signs
+from fedmoe_server.report.diagnosis import findings, signs
 
 BASELINES = {"popularity": {"test": {"ndcg@10": 0.04}}}
 

@@ -14,18 +14,18 @@ import torch
 import yaml
 from safetensors.numpy import load_file
 
-import fedmoe_server.catalogue
+import fedmoe_server.deploy.catalogue
 from data.catalogue_folder import fingerprints, load_catalogue
 from data.registry import Dataset, load_dataset
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
+from fedmoe.loading import load_settings
+from fedmoe.settings import Settings
 from fedmoe_server.app import list_arrays
-from fedmoe_server.checkpoints import CheckpointStore
-from fedmoe_server.export import CARD, PROGRAM, WEIGHTS, export, main
-from fedmoe_server.run_folder import CHECKPOINTS, RESULT, SETTINGS
-from fedmoe_server.state import LoopState
+from fedmoe_server.report.export import CARD, PROGRAM, WEIGHTS, export, main
+from fedmoe_server.report.run_folder import CHECKPOINTS, RESULT, SETTINGS
+from fedmoe_server.rounds.checkpoints import CheckpointStore
+from fedmoe_server.rounds.record import LoopState
 from model.build import arrays_of, build_model
-from settings import Settings
-from settings_loading import load_settings
 from strategies import build_strategy
 
 WORDS = (
@@ -132,15 +132,15 @@ def test_a_catalogue_holds_the_items_and_no_history(tmp_path: Path, capsys: pyte
     settings, _ = load_settings(WORDS)
     dataset = load_dataset(settings.data, settings.seed)
     out = tmp_path / "catalogue"
-    assert fedmoe_server.catalogue.main([*WORDS, "--out", str(out)]) == 0
+    assert fedmoe_server.deploy.catalogue.main([*WORDS, "--out", str(out)]) == 0
     assert "40 items" in capsys.readouterr().out
     found = load_catalogue(out)
     assert found.interactions.num_users == 0
     assert found.interactions.num_items == 40
     assert fingerprints(found) == fingerprints(dataset)
     assert not any("interactions" in path.name or "offsets" in path.name for path in out.rglob("*"))
-    assert fedmoe_server.catalogue.main([*WORDS, "--out", str(out)]) == 2
-    assert fedmoe_server.catalogue.main(["nun_rounds=3", "--out", str(out)]) == 2
+    assert fedmoe_server.deploy.catalogue.main([*WORDS, "--out", str(out)]) == 2
+    assert fedmoe_server.deploy.catalogue.main(["nun_rounds=3", "--out", str(out)]) == 2
     assert "did you mean" in capsys.readouterr().err
 
 
@@ -152,7 +152,7 @@ def test_a_catalogue_is_made_of_a_list_where_there_are_no_histories(
     np.save(tmp_path / "pictures.npy", np.eye(3, 8, dtype=np.float32))
     (tmp_path / "item_ids.txt").write_text("3\n20\n100\n")
     words = ["--items", str(items), f"visual_file={tmp_path / 'pictures.npy'}", "--out", str(tmp_path / "catalogue")]
-    assert fedmoe_server.catalogue.main(words) == 0
+    assert fedmoe_server.deploy.catalogue.main(words) == 0
     settings, _ = load_settings(["dataset=catalogue", f"data_dir={tmp_path / 'catalogue'}"])
     found = load_dataset(settings.data, settings.seed)
     assert found.interactions.item_ids.tolist() == ["", "3", "20", "100"]
@@ -168,7 +168,7 @@ def test_a_catalogue_is_made_of_a_list_where_there_are_no_histories(
         ("", "no items"),
     ):
         items.write_text(content)
-        assert fedmoe_server.catalogue.main(["--items", str(items), "--out", str(tmp_path / "other")]) == 2
+        assert fedmoe_server.deploy.catalogue.main(["--items", str(items), "--out", str(tmp_path / "other")]) == 2
         assert complaint in capsys.readouterr().err
 
 
@@ -179,7 +179,7 @@ def test_a_catalogue_without_a_folder_is_refused() -> None:
 
 def test_a_damaged_catalogue_is_refused(tmp_path: Path) -> None:
     settings, _ = load_settings(WORDS)
-    fedmoe_server.catalogue.main([*WORDS, "--out", str(tmp_path / "catalogue")])
+    fedmoe_server.deploy.catalogue.main([*WORDS, "--out", str(tmp_path / "catalogue")])
     with pytest.raises(FedMoEError, match="cannot be read"):
         load_catalogue(tmp_path / "nowhere")
     np.save(tmp_path / "catalogue" / "item_ids.npy", np.array(["", "1"]))

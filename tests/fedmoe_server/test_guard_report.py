@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedmoe_server.guard_report import failed_rounds, guard_table, rejections
+from fedmoe_server.report.guard_report import failed_rounds, guard_table, rejections
 
 
 def record(number: int, *reasons: tuple[int, str], **more: Any) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from dp_accounting import dp_event, rdp
 
-from errors import FedMoEError
-from fedmoe_server.privacy import PrivacyLedger, noise_of, privacy_section, private, secret_of, spent_before
-from settings import Settings
+from fedmoe.errors import FedMoEError
+from fedmoe.settings import Settings
+from fedmoe_server.rounds.privacy import PrivacyLedger, noise_of, privacy_section, private, secret_of, spent_before
 from strategies import build_strategy
 
 
@@ -102,7 +102,7 @@ def test_the_loop_stops_at_the_budget(fakes: Any, tmp_path: Path) -> None:
     """The last round that the budget allows is evaluated and kept like the last one of all."""
     from dataclasses import replace
 
-    from fedmoe_server.state import LoopState
+    from fedmoe_server.rounds.record import LoopState
 
     grid = fakes.FakeGrid(40)
     settings = fakes.make_settings(num_rounds=9, client_fraction=0.5, evaluate_every=50)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from flwr.app import Array, ConfigRecord, Message, RecordDict
 
-from errors import FedMoEError
-from fedmoe_server.exchange import reduced_exchange
-from fedmoe_server.state import LoopState
+from fedmoe.errors import FedMoEError
+from fedmoe_server.rounds.exchange import reduced_exchange
+from fedmoe_server.rounds.record import LoopState
 
 
 def two_hosts(grid: Any) -> Any:

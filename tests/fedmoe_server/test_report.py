@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from errors import FedMoEError
-from fedmoe_server import report
-from fedmoe_server.client_ranks import ClientRank, write_client_ranks
-from fedmoe_server.plots import draw_gate, draw_loss, draw_ranking
-from fedmoe_server.report import write_report
-from fedmoe_server.state import LoopState
+from fedmoe.errors import FedMoEError
+from fedmoe_server.report import report
+from fedmoe_server.report.client_ranks import ClientRank, write_client_ranks
+from fedmoe_server.report.plots import draw_gate, draw_loss, draw_ranking
+from fedmoe_server.report.report import write_report
+from fedmoe_server.rounds.record import LoopState
 
 PNG = b"\x89PNG"
 BASELINES = {"popularity": {"test": {"hr@10": 0.0817, "ndcg@10": 0.0437}}, "central": {"test": {"hr@10": 0.21}}}

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from errors import FedMoEError
-from fedmoe_server.run_folder import bytes_needed, check_run_dir, new_run_dir
+from fedmoe.errors import FedMoEError
+from fedmoe_server.report.run_folder import bytes_needed, check_run_dir, new_run_dir
 
 Usage = namedtuple("Usage", "total used free")
 MEGABYTE = 10**6

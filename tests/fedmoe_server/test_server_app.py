@@ -12,9 +12,9 @@ import pytest
 from flwr.app import Context, RecordDict
 
 import fedmoe_server.app as server_app
-from errors import FedMoEError
-from fedmoe_server.checkpoints import find_checkpoint, load_checkpoint
-from settings import GROUPS, Settings
+from fedmoe.errors import FedMoEError
+from fedmoe.settings import GROUPS, Settings
+from fedmoe_server.rounds.checkpoints import find_checkpoint, load_checkpoint
 
 Interactions = namedtuple("Interactions", "num_users num_items")
 Dataset = namedtuple("Dataset", "interactions dropped_users")

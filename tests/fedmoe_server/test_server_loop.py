@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from flwr.app import Array
 
-from errors import FedMoEError
-from fedmoe_server.report import write_report
-from fedmoe_server.state import LoopState
+from fedmoe.errors import FedMoEError
+from fedmoe_server.report.report import write_report
+from fedmoe_server.rounds.record import LoopState
 from strategies import state_arrays
 
 

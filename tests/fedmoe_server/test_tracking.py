@@ -12,12 +12,12 @@ import yaml
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from errors import FedMoEError
-from fedmoe_server.exchange import Failure
-from fedmoe_server.progress import duration
-from fedmoe_server.state import LoopState, plain_metrics
-from fedmoe_server.tracking import Tracker
-from settings import Settings
+from fedmoe.errors import FedMoEError
+from fedmoe.settings import Settings
+from fedmoe_server.report.progress import duration
+from fedmoe_server.report.tracking import Tracker
+from fedmoe_server.rounds.exchange import Failure
+from fedmoe_server.rounds.record import LoopState, plain_metrics
 
 
 def record(number: int, validation: dict[str, float] | None = None, **other: Any) -> dict[str, Any]:

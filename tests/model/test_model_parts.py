@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 from model.experts import attend, usable_memory
 from model.groups import parameter_names
 from model.losses import bpr_loss, gbce_loss, softmax_loss
@@ -155,8 +155,8 @@ def test_a_parameter_without_a_group_is_refused_by_name() -> None:
 
 def test_the_model_is_drawn_from_the_seed_alone() -> None:
     from data.registry import load_dataset
+    from fedmoe.loading import load_settings
     from model.build import initial_arrays, parameter_groups
-    from settings_loading import load_settings
 
     settings, _ = load_settings(["dataset=synthetic", "users=20", "dim=8", "attention_dim=8"])
     dataset = load_dataset(settings.data, settings.seed)

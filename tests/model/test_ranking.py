@@ -15,10 +15,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from data.catalogue import ItemFeatures
+from fedmoe.settings import ModelSettings
 from model.items import FixedFeatures
 from model.ranking import Ranker
 from model.residual_moe import Architecture, ResidualMoE
-from settings import ModelSettings
 
 ITEMS, LENGTH, MEMORY = 40, 6, 8
 FUSIONS = ("residual", "competitive", "score")

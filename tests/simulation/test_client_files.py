@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from errors import FedMoEError
-from simulation.client_files import read_clients, read_index, write_clients, write_index
+from fedmoe.errors import FedMoEError
+from simulation.ray.client_files import read_clients, read_index, write_clients, write_index
 
 
 def state(value: int) -> bytes:

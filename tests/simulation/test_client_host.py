@@ -15,11 +15,11 @@ import simulation_apps as apps
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 from simulation.client_call import load_client_app
-from simulation.client_host import ClientHost
 from simulation.flower_runtime import begin_run, copy_records, number_message, records_from_bytes, records_to_bytes
-from simulation.host_work import HostSettings, Job, Work
+from simulation.ray.client_host import ClientHost
+from simulation.ray.host_work import HostSettings, Job, Work
 from simulation.reduction import clients_in
 
 

@@ -11,11 +11,11 @@ import simulation_apps as apps
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from errors import FedMoEError
-from settings import SimulationSettings
+from fedmoe.errors import FedMoEError
+from fedmoe.settings import SimulationSettings
 from simulation import run_simulation
 from simulation.flower_runtime import console_handler
-from simulation.ray_cluster import start_ray
+from simulation.ray.cluster import start_ray
 
 CLIENTS = 8
 RESOURCES = SimulationSettings(client_cpus=0.5)

@@ -13,8 +13,8 @@ import ray
 import simulation_apps as apps
 
 from simulation.dispatch import FIRST_NODE_ID
-from simulation.ray_cluster import start_ray
-from simulation.ray_grid import RayGrid
+from simulation.ray.cluster import start_ray
+from simulation.ray.grid import RayGrid
 
 CLIENTS = 12
 NODES = list(range(FIRST_NODE_ID, FIRST_NODE_ID + CLIENTS))

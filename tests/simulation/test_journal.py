@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from simulation.client_files import write_clients
-from simulation.journal import Journal
+from simulation.ray.client_files import write_clients
+from simulation.ray.journal import Journal
 
 
 def everyone(_: int) -> bool:

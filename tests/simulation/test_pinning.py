@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 from simulation.pinning import EVEN, even_out, pin_clients
 
 

@@ -9,7 +9,7 @@ import pytest
 import ray
 import simulation_apps as apps
 
-from simulation.ray_grid import RayGrid
+from simulation.ray.grid import RayGrid
 
 CLUSTER = """
 import logging, ray

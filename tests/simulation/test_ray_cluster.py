@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from simulation.ray_cluster import _node_capacity, worker_environment
+from simulation.ray.cluster import _node_capacity, worker_environment
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ import simulation_apps as apps
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 from simulation.dispatch import FIRST_NODE_ID
-from simulation.ray_cluster import start_ray
-from simulation.ray_grid import RayGrid
-from simulation.ray_host import Chunk, RayHost
+from simulation.ray.cluster import start_ray
+from simulation.ray.grid import RayGrid
+from simulation.ray.host import Chunk, RayHost
 from simulation.reduction import clients_in
 
 CLIENTS = 10

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errors import FedMoEError
-from simulation import state_table
-from simulation.state_table import StateTable
+from fedmoe.errors import FedMoEError
+from simulation.ray import state_table
+from simulation.ray.state_table import StateTable
 
 STEPS = st.lists(st.tuples(st.integers(0, 5), st.none() | st.binary(max_size=9)), max_size=40)
 

@@ -12,7 +12,7 @@ import ray
 import simulation_apps as apps
 from ray.cluster_utils import Cluster
 
-from simulation.ray_grid import RayGrid
+from simulation.ray.grid import RayGrid
 
 CLIENTS = 12
 

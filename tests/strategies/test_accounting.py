@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from dp_accounting import dp_event, rdp
 
-from errors import FedMoEError
-from strategies import Release, accounting, epsilon_of, noise_for
+from fedmoe.errors import FedMoEError
+from strategies import Release, epsilon_of, noise_for
+from strategies.privacy import accounting
 
 
 def directly(noise: float, rate: float, rounds: int, delta: float) -> float:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 from strategies import AggregationSchedule
 
 GROUPS = {"embedding": ["e"], "backbone": ["b1", "b2"], "visual_expert": [], "gate": ["g"]}

@@ -11,9 +11,9 @@ import pytest
 from flwr.app import Message, RecordDict
 from strategy_fakes import content, f32, grid_of, ordered, record, run_rounds, values
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 from strategies import AggregationSchedule, PartialAggregation, build_strategy
-from strategies.contract import findings
+from strategies.check.contract import findings
 
 NAME = "attentive:Attentive"
 PLAN = AggregationSchedule({"body": ["w"]}, 0, [], ["body"])

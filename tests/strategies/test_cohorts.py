@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategy_fakes import FakeGrid, grid_of, model, run_rounds, same_bytes, schedule
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 from strategies import STRATEGIES, Cohorts, PartialAggregation, build_strategy, sample_clients
 
 ARRAYS = model()

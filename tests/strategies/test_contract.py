@@ -9,8 +9,8 @@ import pytest
 from planted_defects import DEFECTS, Good
 
 from strategies import STRATEGIES, build_strategy
-from strategies.check import main
-from strategies.contract import FIRST, THEN, findings
+from strategies.check.__main__ import main
+from strategies.check.contract import FIRST, THEN, findings
 
 REQUIRED: dict[str, dict[str, Any]] = {
     "fedavgm": {"server_momentum": 0.9, "server_learning_rate": 0.5},

@@ -12,8 +12,8 @@ import torch
 
 from data.registry import load_dataset
 from data.sampling import generator
+from fedmoe.loading import load_settings
 from model.build import build_model
-from settings_loading import load_settings
 
 WORDS = (
     "quick users=30 items=60 model.dim=8 attention_dim=8 max_seq_len=10 memory_size=20 memory_refresh=10 "

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from strategy_fakes import content, f32, grid_of, ordered, record, run_rounds, values
 
 from strategies import AggregationSchedule, OutlierClipping, PartialAggregation, build_strategy, clippings
-from strategies.contract import findings
+from strategies.check.contract import findings
 
 PLAN = AggregationSchedule({"body": ["w"], "gate": ["g"]}, 0, [], ["body", "gate"])
 START = {"w": f32([1.0, 1.0]), "g": np.float32(1.0)}

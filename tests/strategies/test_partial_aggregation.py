@@ -32,7 +32,7 @@ from strategy_fakes import (
     values,
 )
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 from strategies import STRATEGIES, AggregationSchedule, Cohorts, PartialAggregation, build_strategy
 
 PRIVATE = [name for group, names in GROUPS.items() for name in names if group not in SHARED]

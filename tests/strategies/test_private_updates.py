@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategy_fakes import FakeGrid, content, f32, grid_of, model, record, run_rounds, same_bytes, schedule, values
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 from strategies import (
     WRAPPERS,
     Cohorts,
@@ -22,7 +22,7 @@ from strategies import (
     load_state_arrays,
     state_arrays,
 )
-from strategies.cohort import poisson_sample
+from strategies.layers.cohort import poisson_sample
 
 TINY = 1e-9  # a noise multiplier that leaves the mean as it is
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategy_fakes import content, f32, grid_of, model, record, run_rounds, same_bytes, schedule
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 from strategies import PartialAggregation, RobustRows, build_strategy
-from strategies.robust_rows import drop_long_rows, trimmed_rows
+from strategies.rules.robust_rows import drop_long_rows, trimmed_rows
 
 
 def mean_of(clients: dict[int, dict[str, Any]], examples: Any = 1, **parameters: Any) -> dict[str, np.ndarray]:

@@ -13,8 +13,8 @@ from hypothesis.extra.numpy import arrays
 from strategy_fakes import content, f32, grid_of, ordered, record, run_rounds, values
 
 from strategies import AggregationSchedule, PartialAggregation, build_strategy
-from strategies.contract import findings
-from strategies.row_wise import ITEM_TABLE, row_factors
+from strategies.check.contract import findings
+from strategies.rules.row_wise import ITEM_TABLE, row_factors
 
 PLAN = AggregationSchedule({"embedding": [ITEM_TABLE], "backbone": ["body"]}, 0, [], ["embedding", "backbone"])
 START = {ITEM_TABLE: f32([[0, 0], [1, 1], [2, 2], [3, 3]]), "body": f32([0.0])}

@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Message, RecordDict
 from strategy_fakes import content, f32, grid_of, model, ordered, record, run_rounds, same_bytes, schedule
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 from strategies import AggregationSchedule, PartialAggregation, ServerLearningRate, build_strategy
 
 

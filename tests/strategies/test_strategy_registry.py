@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAdam, QFedAvg
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 from strategies import STRATEGIES, build_strategy, chain
 
 MODULE = """

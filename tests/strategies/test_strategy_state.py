@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import (
 )
 from strategy_fakes import grid_of, model, run_rounds, same_bytes, schedule
 
-from errors import FedMoEError
+from fedmoe.errors import FedMoEError
 from strategies import (
     Cohorts,
     PartialAggregation,

@@ -1,0 +1,1 @@
+"""What all packages share: settings and their loading, errors, sweeps."""

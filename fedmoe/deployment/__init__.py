@@ -1,0 +1,1 @@
+"""What the commands of server and client share: folders, keys, supervision."""

@@ -1,0 +1,109 @@
+"""The folder of a server or of a client: everything that a deployment leaves on a machine is in there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmoe.errors import FedMoEError
+
+TAG = "FEDMOE_FOLDER"  # in the environment of every process of a folder
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The places in a server's or client's folder; other users of the machine cannot look into it."""
+
+    path: Path
+
+    @property
+    def logs(self) -> Path:
+        """One log file for each program."""
+        return self.path / "logs"
+
+    @property
+    def flower_home(self) -> Path:
+        """What Flower writes: its configuration and the installed apps."""
+        return self.path / "flower"
+
+    @property
+    def cache(self) -> Path:
+        """Parsed data sets, unless ``FEDMOE_CACHE`` names another place."""
+        return self.path / "cache"
+
+    @property
+    def supervisor(self) -> Path:
+        """What runs: written by the supervisor, read by ``down``."""
+        return self.path / "supervisor.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the supervisor for as long as it lives."""
+        return self.path / "lock"
+
+    def make(self) -> None:
+        """Create the folder, for its owner alone. Raises FedMoEError if that is not possible."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for inner in (self.logs, self.flower_home):
+                inner.mkdir(exist_ok=True)
+        except OSError as error:
+            raise FedMoEError(f"folder {self.path} cannot be made ({error.strerror}): choose another --dir") from error
+
+    def clear_apps(self) -> None:
+        """Remove the apps that Flower has installed; it does so again when it needs one.
+
+        Flower never looks whether an installation is whole: one that a crash cut short would fail for ever.
+        """
+        shutil.rmtree(self.flower_home / "apps", ignore_errors=True)
+
+    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment of every program of this folder: all that they write is to stay inside.
+
+        base: the caller's environment. What it says of telemetry, updates and the cache is kept.
+        """
+        scripts = str(Path(sys.executable).parent)  # Flower starts its own programs by name
+        quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+        quiet["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "0.2"  # seconds; a message need not lie for Flower's second
+        kept = {
+            "FEDMOE_CACHE": str(self.cache.absolute()),
+            "MPLCONFIGDIR": str((self.cache / "matplotlib").absolute()),
+            "OMP_NUM_THREADS": "1",
+        }
+        return (
+            quiet
+            | kept
+            | dict(base)
+            | {
+                TAG: str(self.path.absolute()),
+                "FLWR_HOME": str(self.flower_home.absolute()),
+                "PATH": os.pathsep.join([scripts, base.get("PATH", os.defpath)]),
+                "PYTHONUNBUFFERED": "1",
+            }
+        )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file that is the old or the new one at any time, readable by its owner alone."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path, missing: Any = None) -> Any:
+    """Return what is in a file of ``write_json``, ``missing`` if there is none. Raises FedMoEError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return missing
+    except (OSError, ValueError) as error:
+        raise FedMoEError(f"{path} cannot be read ({error}): restore or delete it") from error

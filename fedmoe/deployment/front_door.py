@@ -1,0 +1,42 @@
+"""The command line that ``python -m fedmoe_server`` and ``python -m fedmoe_client`` have in common."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fedmoe.errors import FedMoEError
+
+Command = Callable[[argparse.Namespace, list[str]], int]
+
+
+def main(
+    parser: argparse.ArgumentParser,
+    commands: Mapping[str, Command],
+    others: Mapping[str, Callable[[list[str]], int]],
+    words: Sequence[str],
+) -> int:
+    """Run a command; return the exit status: 0 done, 1 the run failed, 2 something for the user to put right.
+
+    commands: those of the parser; what follows ``--`` is handed to them as it is: options of Flower's own program.
+    others: commands that read their own words.
+    """
+    words = list(words)
+    if words and words[0] in others:
+        return others[words[0]](words[1:])
+    at = words.index("--") if "--" in words else len(words)
+    given = parser.parse_args(words[:at])
+    try:
+        return commands[given.command](given, words[at + 1 :])
+    except FedMoEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def subcommands(parser: argparse.ArgumentParser) -> Any:
+    """Return what takes the commands' own parsers."""
+    return parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

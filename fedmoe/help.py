@@ -1,0 +1,84 @@
+"""The help of the command line: one screen a topic, made from the settings themselves."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any, Literal, get_args, get_origin
+
+from fedmoe.errors import FedMoEError, nearest
+from fedmoe.loading import ALIASES, CONFIGS, leaves
+from fedmoe.settings import Settings
+
+TOPICS = {
+    "run": "name, seed and folder of the run",
+    "data": "histories and item features",
+    "model": "backbone, experts, router, gate, fusion",
+    "training": "what a client does in a round",
+    "federation": "rounds, cohorts, strategy, aggregation schedule",
+    "privacy": "differential privacy: budget, noise, clipping",
+    "evaluation": "how the held-out item is ranked",
+    "simulation": "engine, workers, CPU and GPU",
+    "deployment": "how long the server of real clients waits, and for whom",
+}
+
+OVERVIEW = """\
+Train SASRec with a residual mixture of a visual and a semantic expert, every user being a client.
+
+  python sim.py                                        MovieLens-100K with the default settings
+  python sim.py CONFIG                                 a YAML file, or one of: {configs}
+  python sim.py [CONFIG] key=value --num_rounds 50     settings on top; a key may be shortened to its last part
+  python sim.py SWEEP                                  runs side by side: {sweeps}
+  python sim.py --resume runs/FOLDER                   go on from a run's last checkpoint
+  python sim.py --help TOPIC                           the settings of one topic:
+
+{topics}
+
+Other spellings: {aliases};
+--use_negative_sampling true|false chooses training.loss. A run leaves its settings, metrics, checkpoints, plots and
+report.md in runs/<time>-<name>/. Exit status: 0 done, 2 something for you to put right."""
+
+
+def help_text(topics: list[str]) -> str:
+    """Return the overview, or the settings of the topics named."""
+    if unknown := [topic for topic in topics if topic not in TOPICS]:
+        raise FedMoEError(f"no help on '{unknown[0]}'{nearest(unknown[0], TOPICS)} Topics: {', '.join(TOPICS)}")
+    if topics:
+        return "\n\n".join(_topic(topic) for topic in topics)
+    return OVERVIEW.format(
+        configs=", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("sweep-"))),
+        sweeps=", ".join(sorted(path.stem for path in CONFIGS.glob("sweep-*.yaml"))),
+        topics="\n".join(f"    {topic:<12}{text}" for topic, text in TOPICS.items()),
+        aliases=", ".join(f"--{alias} is {key}" for alias, key in ALIASES.items()),
+    )
+
+
+def _topic(topic: str) -> str:
+    rows = []
+    for key, field in leaves(Settings):
+        section, _, leaf = key.partition(".")
+        if (section if leaf else "run") == topic:
+            rows.append(
+                (f"{key} = {_default(field.get_default())}", f"{field.description}{_choices(field.annotation)}")
+            )
+    width = min(max(len(setting) for setting, _ in rows), 46)
+    lines = []
+    for setting, description in rows:
+        first, *rest = textwrap.wrap(description, 116 - width)
+        if len(setting) > width:  # too long to share its line
+            lines.append(f"  {setting}")
+            setting = ""
+        lines.append(f"  {setting:<{width}}  {first}")
+        lines += [f"  {'':<{width}}  {line}" for line in rest]
+    return "\n".join([f"{topic}: {TOPICS[topic]}", "", *lines])
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(str, value)) + "]"
+    if isinstance(value, bool) or value is None:
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _choices(annotation: Any) -> str:
+    return f"  ({' | '.join(map(str, get_args(annotation)))})" if get_origin(annotation) is Literal else ""

@@ -1,0 +1,247 @@
+"""Fill the settings tree: a YAML file, then ``key=value`` words and ``--flags`` on top; every error at once."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fedmoe.errors import FedMoEError, nearest
+from fedmoe.settings import Settings
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+# Spellings of the reference document that differ from the name of the setting.
+ALIASES = {
+    "gating_init": "model.gate_init",
+    "partial_aggregation_warmup_rounds": "federation.warmup_rounds",
+}
+DEPRECATED = {
+    "init_bias_for_sasrec": "the router no longer weighs the backbone",
+    "sasrec_bias_value": "the router no longer weighs the backbone",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 1e-3 for a text, since it has no point; here it is the number that it looks like."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def load_settings(words: Sequence[str]) -> tuple[Settings, list[str]]:
+    """Return the settings that the words of a command line describe, and warnings to print.
+
+    words: at most one YAML file first (a path, or the name of a file in ``configs/``), then ``key=value``,
+    ``--key value`` or ``--key=value``. A key is a full one (``model.dim``), or its last part where that is unique.
+
+    Raises FedMoEError that lists every wrong key and value.
+    """
+    tree, problems, warnings = _tree_of(words)
+    return _validated(tree, problems), warnings
+
+
+def load_points(words: Sequence[str]) -> tuple[dict[str, Settings], list[str]]:
+    """Return the settings of every point of a sweep by its label, and warnings to print.
+
+    A YAML file with ``sweep:`` describes several runs that differ in some settings: a mapping of keys to lists of
+    values means every combination, a list of mappings means these points, each of which may have a ``label``.
+    Without it there is one point, labelled "".
+
+    Raises FedMoEError as ``load_settings`` does, the errors of all points together.
+    """
+    tree, problems, warnings = _tree_of(words)
+    changes = _sweep_points(tree.pop("sweep", {}), problems)
+    points: dict[str, Settings] = {}
+    for label, change in changes.items():
+        own = deepcopy(tree)
+        for key, value in change.items():
+            if path := _full_key(key, problems):
+                _set(own, path, value)
+        try:
+            points[label] = _validated(own, [])
+        except FedMoEError as error:
+            problems.append(f"{label}: {error}" if label else str(error))
+    if problems:
+        raise FedMoEError(_joined(list(dict.fromkeys(problems))))
+    return points, warnings
+
+
+def _sweep_points(sweep: Any, problems: list[str]) -> dict[str, dict[str, Any]]:
+    """Return what each point of a sweep changes, by its label."""
+    if isinstance(sweep, dict) and all(isinstance(values, list) and values for values in sweep.values()):
+        combinations = [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
+        return {", ".join(f"{k.split('.')[-1]}={v}" for k, v in change.items()): change for change in combinations}
+    if isinstance(sweep, list) and sweep and all(isinstance(point, dict) for point in sweep):
+        labels = [str(point.get("label") or f"point {number}") for number, point in enumerate(sweep, start=1)]
+        if len(set(labels)) == len(labels):
+            return {
+                label: {key: value for key, value in point.items() if key != "label"}
+                for label, point in zip(labels, sweep, strict=True)
+            }
+    problems.append(
+        "sweep: must map keys to lists of values, or list points, which are mappings with labels of their own"
+    )
+    return {}
+
+
+def _tree_of(words: Sequence[str]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Return the tree that a command line describes, not yet validated, what is wrong already, and warnings."""
+    tree: dict[str, Any] = {}
+    words = list(words)
+    if words and not words[0].startswith("-") and "=" not in words[0]:
+        tree = read_yaml(words.pop(0))
+    problems: list[str] = []
+    warnings: list[str] = []
+    for key, text in _pairs(words, problems):
+        if key in DEPRECATED:
+            warnings.append(f"--{key} is accepted but does nothing: {DEPRECATED[key]}")
+        elif key == "use_negative_sampling":
+            _set(tree, "training.loss", "sampled_softmax" if _is_true(text) else "softmax")
+        elif path := _full_key(key, problems):
+            _set(tree, path, parse_value(text))
+    return tree, problems, warnings
+
+
+def read_yaml(name: str) -> dict[str, Any]:
+    """Return the mapping in a YAML file, given by path or by its name in ``configs/``."""
+    shipped = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    path = Path(name)
+    if not path.is_file() and name in shipped:
+        path = CONFIGS / f"{name}.yaml"
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+    except OSError as error:
+        hint = nearest(path.stem, shipped) or f": the shipped ones are {', '.join(shipped)}"
+        raise FedMoEError(f"cannot read the settings file '{name}' ({error.strerror}){hint}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FedMoEError(f"'{name}' is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise FedMoEError(f"'{name}' must hold a mapping of settings, not a {type(tree).__name__}")
+    return tree
+
+
+def settings_from(tree: dict[str, Any]) -> Settings:
+    """Return the settings of a whole or partial tree; raises FedMoEError that lists every wrong key and value."""
+    return _validated(tree, [])
+
+
+def to_run_config(settings: Settings) -> dict[str, str]:
+    """Return what travels to the Flower apps: the whole tree in one string."""
+    return {"settings": settings.model_dump_json()}
+
+
+def from_run_config(run_config: Mapping[str, Any]) -> Settings:
+    """Return the settings of a Flower run.
+
+    Its run config holds the whole tree (``settings``, as ``sim.py`` and the deployment commands send it), or what a
+    person gave to ``flwr run``: ``config``, a YAML file's name, and ``overrides``, words of ``key=value``.
+    """
+    if whole := str(run_config.get("settings", "")):
+        return settings_from(json.loads(whole))
+    words = [str(run_config["config"])] if run_config.get("config") else []
+    return load_settings(words + str(run_config.get("overrides", "")).split())[0]
+
+
+def leaves(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the full key and pydantic field of every setting, in the order of the tree."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def _pairs(words: list[str], problems: list[str]) -> Iterator[tuple[str, str]]:
+    while words:
+        word = words.pop(0)
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not equals and not word.startswith("--"):
+            problems.append(f"'{word}' is no setting: write key=value or --key value")
+            continue
+        if not equals:
+            next_is_value = words and not words[0].startswith("--") and (words[0].count("=") == 0)
+            if not next_is_value and key not in DEPRECATED:
+                problems.append(f"--{key} needs a value")
+                continue
+            text = words.pop(0) if next_is_value else "true"
+        yield key.replace("-", "_"), text
+
+
+def _full_key(key: str, problems: list[str]) -> str | None:
+    known = [name for name, _ in leaves()]
+    key = ALIASES.get(key, key)
+    matches = _matches(key, known)
+    if len(matches) == 1:
+        return matches[0]
+    head, _, entry = key.rpartition(".")
+    if head and (mappings := [name for name in _matches(head, known) if name.endswith("_parameters")]):
+        return f"{mappings[0]}.{entry}"
+    if matches:
+        problems.append(f"'{key}' is ambiguous: write {' or '.join(matches)}")
+    else:
+        problems.append(f"unknown key '{key}'{_nearest_key(key, known)}")
+    return None
+
+
+def _matches(key: str, known: list[str]) -> list[str]:
+    return [name for name in known if name == key] or [name for name in known if name.split(".")[-1] == key]
+
+
+def _nearest_key(key: str, known: list[str]) -> str:
+    by_leaf = {name.split(".")[-1]: name for name in known} | {alias: alias for alias in ALIASES}
+    return nearest(key, known) or nearest(key.split(".")[-1], by_leaf) or ": python sim.py --help lists the keys"
+
+
+def parse_value(text: str) -> Any:
+    """Return what a text means in a settings file; the text itself where it means nothing."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def _is_true(text: str) -> bool:
+    return text.strip().lower() not in ("false", "0", "no", "off")
+
+
+def _set(tree: dict[str, Any], path: str, value: Any) -> None:
+    *sections, leaf = path.split(".")
+    for section in sections:
+        child = tree.get(section)
+        tree[section] = tree = dict(child) if isinstance(child, dict) else {}
+    tree[leaf] = value
+
+
+def _validated(tree: dict[str, Any], problems: list[str]) -> Settings:
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        problems = problems + [_problem(detail) for detail in error.errors()]
+    if problems:
+        raise FedMoEError(_joined(problems))
+    return settings
+
+
+def _joined(problems: list[str]) -> str:
+    counted = "a setting is wrong" if len(problems) == 1 else f"{len(problems)} settings are wrong"
+    return f"{counted}: " + ("\n  " if len(problems) > 1 else "") + "\n  ".join(problems)
+
+
+def _problem(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{_nearest_key(key, [name for name, _ in leaves()])}"
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if isinstance(detail["input"], dict) or not key:
+        return f"{key + ': ' if key else ''}{message}"
+    return f"{key} = {detail['input']!r}: {message}"

@@ -1,0 +1,1 @@
+"""A client as programs of a machine."""

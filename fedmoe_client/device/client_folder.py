@@ -1,0 +1,128 @@
+"""A client's folder: its key pair, the server's authority, its state, and the node that runs there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedmoe.deployment.folder import Folder
+from fedmoe.errors import FedMoEError
+
+CONNECTED = re.compile(r"SuperNode ID: (\d+)")
+RELEASE_SECONDS = 30.0
+NOTICED_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class ClientFolder(Folder):
+    """The places of a client."""
+
+    @property
+    def key(self) -> Path:
+        """The private key; the public half lies beside it."""
+        return self.path / "client"
+
+    @property
+    def authority(self) -> Path:
+        """The certificate of the authority that the server's certificate comes from."""
+        return self.path / "ca.crt"
+
+    @property
+    def state(self) -> Path:
+        """Private parameters, memory and the last global model."""
+        return self.path / "state"
+
+    @property
+    def node_log(self) -> Path:
+        """What the node says."""
+        return self.logs / "supernode.log"
+
+    def trust(self, authority: Path | None) -> None:
+        """Keep a copy of the authority's certificate. Raises FedMoEError if there is none."""
+        if authority is None and not self.authority.exists():
+            raise FedMoEError(f"{self.path} has no ca.crt: give --ca with the file that the server's 'up' has named")
+        if authority is None:
+            return
+        try:
+            content = authority.read_bytes()
+        except OSError as error:
+            raise FedMoEError(
+                f"--ca {authority} cannot be read ({error.strerror}): give the server's ca.crt"
+            ) from error
+        if b"BEGIN CERTIFICATE" not in content:
+            raise FedMoEError(f"--ca {authority} is no certificate in PEM: give the server's ca.crt")
+        self.authority.write_bytes(content)
+
+    def node_id(self, start: int = 0) -> int | None:
+        """Return the node id of the latest connection in the log after byte ``start``, None if there was none."""
+        try:
+            with self.node_log.open("rb") as log:
+                log.seek(start)
+                found = CONNECTED.findall(log.read().decode("utf-8", errors="replace"))
+        except FileNotFoundError:
+            return None
+        return int(found[-1]) if found else None
+
+    def release(self, server: str, environment: Mapping[str, str]) -> None:
+        """Tell the server that the node has crashed; where that fails, the server finds out within a minute.
+
+        Returns once the server app has noticed: it asks for replies every three seconds, and a node that is back before
+        it asks again would owe it the lost reply until the round's deadline.
+        """
+        node = self.node_id()
+        if node is None:
+            return
+        command = [
+            sys.executable,
+            "-m",
+            "fedmoe_client.device.release",
+            "--server",
+            server,
+            "--ca",
+            str(self.authority),
+        ]
+        command += ["--key", str(self.key), "--node", str(node)]
+        try:
+            done = subprocess.run(
+                command, env=dict(environment), capture_output=True, timeout=RELEASE_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return
+        if done.returncode == 0:
+            time.sleep(NOTICED_SECONDS)
+
+
+def node_config(values: Mapping[str, str | int | Path | None]) -> str:
+    """Return Flower's ``--node-config`` for some values, without those that are None."""
+    words = []
+    for key, value in values.items():
+        if isinstance(value, Path):
+            text = str(value.absolute())
+            if '"' in text or "\\" in text:
+                raise FedMoEError(f'{value}: a path with " or \\ in it cannot be handed to Flower: rename it')
+            words.append(f'{key}="{text}"')
+        elif value is not None:
+            words.append(f"{key}={value}")
+    return " ".join(words)
+
+
+def supernode_command(folder: ClientFolder, server: str, port: int, config: str, extra: Sequence[str]) -> list[str]:
+    """Return the command of the node: gRPC with TLS, and the client's own key.
+
+    port: of this machine, where the node and its client app talk. extra: further options of ``flower-supernode``.
+    """
+    return [
+        str(Path(sys.executable).parent / "flower-supernode"),
+        "--grpc-rere",
+        *("--superlink", server),
+        *("--root-certificates", str(folder.authority.absolute())),
+        *("--auth-supernode-private-key", str(folder.key.absolute())),
+        *("--node-config", config),
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *extra,
+    ]

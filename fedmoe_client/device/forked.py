@@ -1,0 +1,82 @@
+"""A message in a fork of the resident process: Flower's own program for it, with its imports done.
+
+The fork talks to the node as Flower's program does and runs the client app, which hands the work back to the resident
+process; it needs neither torch nor the model itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.supernode.cli import flwr_clientapp
+
+import fedmoe_client.app
+import fedmoe_client.device.joining  # noqa: F401  what a query needs
+from fedmoe_client.device.resident_call import NODE_PID
+
+
+class _OfThisVersion(ClientApp):
+    """The client app, unless Flower has installed another version of it than the one in memory: then that one."""
+
+    def __init__(self, app: ClientApp) -> None:
+        super().__init__()
+        self._app = app
+        self._known = set(sys.path)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Handle one message."""
+        app = self._app
+        for folder in sys.path:
+            if folder not in self._known and (Path(folder) / "fedmoe_client" / "app.py").is_file():
+                app = _imported_afresh(Path(folder))
+        return app(message, context)
+
+
+def _imported_afresh(folder: Path) -> ClientApp:
+    """Import the client app of a folder in place of what is in memory."""
+    names = {path.stem for path in folder.iterdir() if path.is_dir() or path.suffix == ".py"}
+    for name in [name for name in sys.modules if name.partition(".")[0] in names]:
+        del sys.modules[name]
+    app: ClientApp = importlib.import_module("fedmoe_client.app").app
+    return app
+
+
+def handle_in_fork(words: Sequence[str], node: int, outputs: Sequence[int], to_close: Sequence[int]) -> None:
+    """Fork; the child runs ``flwr-clientapp`` and ends, the parent goes on at once.
+
+    words: its command line; node: process id of Flower's that started it; outputs: descriptors for its standard output
+    and error; to_close: descriptors that are the parent's alone.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.fork():
+        return
+    code = 1
+    try:
+        for number, handle in zip((1, 2), outputs, strict=False):
+            os.dup2(handle, number)
+        for handle in [*to_close, *outputs]:
+            os.close(handle)
+        for number in (signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        os.environ[NODE_PID] = str(node)
+        sys.argv = ["flwr-clientapp", *words]
+        fedmoe_client.app.app = _OfThisVersion(fedmoe_client.app.app)
+        flwr_clientapp()
+        code = 0
+    except SystemExit as end:  # Flower's program ends with it
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # never back into the parent's loop

@@ -1,0 +1,222 @@
+"""A node's resident process: keeps torch, the model and the data loaded, and carries out one message after the other.
+
+``python -m fedmoe_client.device.resident STATE_DIR --watch PID`` is started by the client app. It ends
+when the process that it watches, Flower's on this node, is gone, when nobody has called for ``IDLE_SECONDS``, and when
+it is called by another version of the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fcntl import LOCK_EX, LOCK_NB, flock
+from pathlib import Path
+from typing import IO, Any
+
+from fedmoe.errors import FedMoEError
+from fedmoe_client.device.frames import arrays_from_frame, arrays_to_frame, receive, send
+from fedmoe_client.device.node import node_from
+from fedmoe_client.device.resident_call import LOCK, ROOT, SOCKET
+
+IDLE_SECONDS = 3600.0
+LOOK_SECONDS = 1.0  # where the system cannot tell by itself that a process has ended
+SLOW_SECONDS = 60.0  # a caller that says nothing for so long is gone
+
+
+class _Watched:
+    """A process that is not ours, whose end is to be noticed."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.handle: int | None = None
+        if hasattr(os, "pidfd_open"):
+            try:
+                self.handle = os.pidfd_open(pid)
+            except OSError:
+                self.pid = 0
+
+    def ended(self) -> bool:
+        """Whether it is gone."""
+        if self.pid == 0:
+            return True
+        if self.handle is not None:
+            return bool(select.select([self.handle], [], [], 0)[0])
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self.handle is not None:
+            os.close(self.handle)
+
+
+class Resident:
+    """Answers the calls of one node."""
+
+    def __init__(self, listener: socket.socket, lock: int, watched: int, idle_seconds: float = IDLE_SECONDS) -> None:
+        """lock: the descriptor that holds the folder's lock; watched: id of the process to end with."""
+        self._listener = listener
+        self._lock = lock
+        self._watched = _Watched(watched)
+        self._idle_seconds = idle_seconds
+
+    def serve(self) -> None:
+        """Answer calls until there is a reason to end."""
+        import fedmoe_client.device.forked
+        import fedmoe_client.learning.messages  # noqa: F401  torch and the rest, while the first caller waits
+
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks end by themselves
+
+        deadline = time.monotonic() + self._idle_seconds
+        while time.monotonic() < deadline:
+            if not self._called():
+                if self._watched.ended():
+                    return
+                continue
+            connection, _ = self._listener.accept()
+            with connection:
+                connection.settimeout(SLOW_SECONDS)
+                if not self._answer(connection):
+                    return
+            deadline = time.monotonic() + self._idle_seconds
+
+    def _called(self) -> bool:
+        handles = [self._listener] + ([self._watched.handle] if self._watched.handle is not None else [])
+        return self._listener in select.select(handles, [], [], min(LOOK_SECONDS, self._idle_seconds))[0]
+
+    def _answer(self, connection: socket.socket) -> bool:
+        """Answer one call; return whether to go on."""
+        descriptors: list[int] = []
+        try:
+            request, blobs = receive(connection, descriptors)
+            if request.get("root", str(ROOT)) != str(ROOT):
+                return False  # without an answer: the caller starts its own version
+            if request["do"] == "stop":
+                send(connection, {})
+                return False
+            if "watch" in request:
+                self._watch(request["watch"])
+            if request["do"] == "clientapp":
+                send(connection, {})
+                self._fork(request, connection, descriptors)
+                return True
+            answer, found = _attempt(request, blobs)
+            if request["do"] != "prepare":  # of which the caller does not wait for the end
+                send(connection, answer, found)
+        except OSError as error:  # the caller is gone; the next one is another
+            print(f"a caller went away: {error}", file=sys.stderr)
+        finally:
+            for handle in descriptors:
+                os.close(handle)
+        return True
+
+    def _fork(self, request: dict[str, Any], connection: socket.socket, outputs: list[int]) -> None:
+        from fedmoe_client.device.forked import handle_in_fork
+
+        own = [connection.fileno(), self._listener.fileno(), self._lock]
+        if self._watched.handle is not None:
+            own.append(self._watched.handle)
+        handle_in_fork(request["words"], request["watch"], outputs, own)
+
+    def _watch(self, pid: int) -> None:
+        if pid != self._watched.pid:
+            self._watched.close()
+            self._watched = _Watched(pid)
+
+
+def _attempt(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
+    """Return the answer to a request, or what went wrong."""
+    try:
+        return _carry_out(request, blobs)
+    except FedMoEError as error:
+        return {"error": str(error), "known": True}, []
+    except Exception as error:  # whatever a message runs into is the message's failure; this process stays
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}", "known": False}, []
+
+
+def _carry_out(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
+    from fedmoe_client.learning.messages import Task, perform
+    from fedmoe_client.learning.workbench import workbench
+
+    if request["do"] == "prepare":
+        workbench(request["run_config"], None if request["catalogue"] is None else Path(request["catalogue"]))
+        return {}, []
+    arrays = arrays_from_frame(request["arrays"], blobs)
+    task = Task(
+        request["kind"], arrays, request["config"], node_from(request["node"]), request["run_config"], request["run"]
+    )
+    record, metrics = perform(task)
+    about, found = (None, []) if record is None else arrays_to_frame(record)
+    return {"arrays": about, "metrics": metrics}, found
+
+
+@contextmanager
+def _sole(state_dir: Path) -> Iterator[int | None]:
+    """Hold the folder's lock with this process's id in it; yield its descriptor, None if another process has it."""
+    with open(os.open(state_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
+        if not _locked(file):
+            yield None
+            return
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
+        yield file.fileno()
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """Take the lock, or give up after a second: whoever asks whether there is a process holds it for a moment."""
+    for _ in range(50):
+        try:
+            flock(file, LOCK_EX | LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.02)
+    return False
+
+
+def main(words: list[str]) -> int:
+    """Serve one state folder until there is a reason to end; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m fedmoe_client.device.resident", description=__doc__)
+    parser.add_argument("state_dir", type=Path)
+    parser.add_argument("--watch", type=int, required=True, metavar="PID", help="end when this process does")
+    parser.add_argument("--idle", type=float, default=IDLE_SECONDS, help="end after so many seconds without a call")
+    given = parser.parse_args(words)
+    os.umask(0o077)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # in good order, the socket removed
+    state_dir = given.state_dir.absolute()
+    with _sole(state_dir) as lock, socket.socket(socket.AF_UNIX) as listener:
+        if lock is None:
+            return 0
+        _bind(listener, state_dir)
+        try:
+            Resident(listener, lock, given.watch, given.idle).serve()
+        finally:
+            (state_dir / SOCKET).unlink(missing_ok=True)
+    return 0
+
+
+def _bind(listener: socket.socket, state_dir: Path) -> None:
+    """Listen in the folder; from inside, since a socket's address must be short."""
+    (state_dir / SOCKET).unlink(missing_ok=True)
+    before = Path.cwd()
+    os.chdir(state_dir)
+    listener.bind(SOCKET)
+    listener.listen()
+    os.chdir(before)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

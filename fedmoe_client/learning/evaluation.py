@@ -1,0 +1,176 @@
+"""The one evaluator: the rank of the held-out item, for clients, central runs and popularity alike.
+
+The item is ranked among the whole catalogue without the items seen (``full``), or among itself and a fixed sample of
+unseen items (``sampled``). The figures of the two protocols must never be compared with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.interactions import Interactions
+from data.sampling import evaluation_candidates
+from data.splits import Split, held_out
+from fedmoe.settings import EvaluationSettings
+from model.residual_moe import ItemSide, ResidualMoE
+
+Scorer = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
+"""Scores ``[B, N]`` of candidates ``[B, N]`` as what follows the contexts ``[B, C]`` (left-padded with 0)."""
+
+
+class Histories(Protocol):
+    """Users' histories: a data set's ``Interactions``, or those that a client has of its own."""
+
+    @property
+    def num_items(self) -> int:
+        """Size of the catalogue."""
+
+    def history(self, user: int) -> NDArray[np.int32]:
+        """Return a user's items, oldest first."""
+
+
+def ranks(
+    scorer: Scorer,
+    interactions: Histories,
+    users: Sequence[int] | NDArray[np.int64],
+    split: Split,
+    evaluation: EvaluationSettings,
+    seed: int,
+    context_length: int,
+    batch_size: int = 32,
+) -> NDArray[np.float64]:
+    """Return the rank, from 1, of each user's held-out item; a tie counts as half lost.
+
+    Raises ValueError if a score is not a number.
+    """
+    found = []
+    for start in range(0, len(users), batch_size):
+        chunk = [int(user) for user in users[start : start + batch_size]]
+        parts = [held_out(interactions.history(user), split) for user in chunk]
+        contexts = np.stack([_last(context, context_length) for context, _ in parts])
+        candidates, counted = _candidates(chunk, parts, interactions, evaluation, seed)
+        scores = scorer(contexts, candidates)
+        if np.isnan(scores).any():
+            user = chunk[int(np.isnan(scores).any(axis=1).argmax())]
+            raise ValueError(f"the model gives user {user} a score that is not a number")
+        found.append(rank_of_first(scores, counted))
+    return np.concatenate(found) if found else np.zeros(0)
+
+
+def rank_of_first(scores: NDArray[np.float32], counted: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the rank ``[B]`` of the first candidate of scores ``[B, N]`` among those counted, bool ``[B, N]``."""
+    others, target = scores[:, 1:], scores[:, :1]
+    above = ((others > target) & counted[:, 1:]).sum(axis=1)
+    tied = ((others == target) & counted[:, 1:]).sum(axis=1)
+    ranks_of_first: NDArray[np.float64] = 1.0 + above + 0.5 * tied
+    return ranks_of_first
+
+
+def metrics_of(rank: float, cutoffs: Iterable[int]) -> dict[str, float]:
+    """Return HR@K and NDCG@K of one held-out item, for the cutoffs and for K = 10."""
+    found = {}
+    for cutoff in sorted({10, *cutoffs}):
+        hit = rank <= cutoff
+        found[f"hr@{cutoff}"] = float(hit)
+        found[f"ndcg@{cutoff}"] = float(1.0 / np.log2(1.0 + rank)) if hit else 0.0
+    return found
+
+
+def mean_metrics(all_ranks: NDArray[np.float64], cutoffs: Iterable[int]) -> dict[str, float]:
+    """Return the means over users of ``metrics_of``."""
+    each = [metrics_of(float(rank), cutoffs) for rank in all_ranks]
+    return {name: float(np.mean([numbers[name] for numbers in each])) for name in each[0]}
+
+
+def catalogue_side(model: ResidualMoE) -> ItemSide:
+    """Return what a model makes of the items 0 to V, which all users' rankings of the whole catalogue share."""
+    model.eval()
+    with torch.inference_mode():
+        return model.item_side(torch.arange(model.architecture.num_items + 1, device=next(model.parameters()).device))
+
+
+def model_scorer(model: ResidualMoE, catalogue: ItemSide | None = None) -> Scorer:
+    """Return the scorer of a model, in evaluation mode and without gradients; catalogue: see ``catalogue_side``."""
+    device = next(model.parameters()).device
+
+    def scores(contexts: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float32]:
+        model.eval()
+        with torch.inference_mode():
+            found = model.rank_scores(
+                torch.from_numpy(contexts).to(device), torch.from_numpy(candidates).to(device), catalogue
+            )
+        array: NDArray[np.float32] = found.cpu().numpy()
+        return array
+
+    return scores
+
+
+def catalogue_scorer(model: ResidualMoE) -> Scorer:
+    """Return the scorer of a model that stays as it is while many users' catalogues are ranked."""
+    return model_scorer(model, catalogue_side(model))
+
+
+def popularity_scorer(interactions: Interactions) -> Scorer:
+    """Return the scorer that ranks by the number of times an item occurs in the users' training parts."""
+    ends = interactions.offsets[1:]
+    items, catalogue = interactions.items, interactions.num_items + 1
+    held_back = np.concatenate([items[ends - 1], items[ends - 2]])
+    found = np.bincount(items, minlength=catalogue) - np.bincount(held_back, minlength=catalogue)
+    counts = found.astype(np.float32)
+    return lambda contexts, candidates: counts[candidates]
+
+
+def _candidates(
+    users: list[int],
+    parts: list[tuple[NDArray[np.int32], int]],
+    interactions: Histories,
+    evaluation: EvaluationSettings,
+    seed: int,
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return candidates ``[B, N]``, the held-out item first, and which of them count in the ranking."""
+    targets = np.array([target for _, target in parts], np.int64)
+    if evaluation.protocol == "sampled":
+        size = evaluation.num_candidates
+        drawn = [
+            evaluation_candidates(seed, user, interactions.num_items, interactions.history(user), size)
+            for user in users
+        ]
+        candidates = np.concatenate([targets[:, None], np.stack(drawn).astype(np.int64)], axis=1)
+        return candidates, np.ones_like(candidates, bool)
+    catalogue = np.arange(1, interactions.num_items + 1)
+    candidates = np.concatenate([targets[:, None], np.broadcast_to(catalogue, (len(users), len(catalogue)))], axis=1)
+    counted = np.ones_like(candidates, bool)
+    for row, (context, target) in enumerate(parts):
+        counted[row, context] = False  # column of item i is i, since the target stands at column 0
+        counted[row, target] = False
+    return candidates, counted
+
+
+def _last(context: NDArray[np.int32], length: int) -> NDArray[np.int64]:
+    recent = context[-length:]
+    return np.concatenate([np.zeros(length - len(recent), np.int64), recent.astype(np.int64)])
+
+
+def split_metrics(
+    scorer: Scorer, interactions: Interactions, evaluation: EvaluationSettings, seed: int, context_length: int
+) -> dict[str, dict[str, float]]:
+    """Return the means over all users on validation and test."""
+    users = np.arange(interactions.num_users)
+    return {
+        split: mean_metrics(
+            ranks(scorer, interactions, users, split, evaluation, seed, context_length), evaluation.cutoffs
+        )
+        for split in ("validation", "test")
+    }
+
+
+def popularity_metrics(
+    interactions: Interactions, evaluation: EvaluationSettings, seed: int
+) -> dict[str, dict[str, float]]:
+    """Return what ranking by popularity reaches: a model below it has a defect."""
+    return split_metrics(popularity_scorer(interactions), interactions, evaluation, seed, context_length=1)

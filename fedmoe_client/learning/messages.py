@@ -1,0 +1,140 @@
+"""One message of the server, carried out: training or evaluation with torch, in whatever process has it loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedmoe.errors import FedMoEError
+from fedmoe_client.device.node import Node
+from fedmoe_client.learning.client import FedMoEClient
+from fedmoe_client.learning.workbench import Workbench, workbench
+from fedmoe_client.store.folder import ClientStore, State
+from fedmoe_client.store.history import OwnHistories, read_histories
+from fedmoe_client.store.identity import refuse_other
+from fedmoe_client.store.private import GLOBAL, PrivateParameters, StoredParameters, packed
+
+
+@dataclass(frozen=True)
+class Task:
+    """A message and what belongs to it.
+
+    Attributes:
+        kind: ``train`` or ``evaluate``.
+        arrays: all parameters, by name.
+        config: see ``FedMoEClient``.
+        node: the client's place on this machine.
+        run_config: the run's settings.
+        run: the run's name; the same when the run is resumed.
+    """
+
+    kind: str
+    arrays: ArrayRecord
+    config: Mapping[str, Any]
+    node: Node
+    run_config: Mapping[str, Any]
+    run: str
+
+
+def perform(task: Task, state: RecordDict | None = None) -> tuple[ArrayRecord | None, dict[str, Any]]:
+    """Return the shared arrays (None after an evaluation) and the metrics, ``num-examples`` first.
+
+    state: Flower's context, where a client without a ``state_dir`` keeps its private parameters.
+
+    Raises FedMoEError for arrays of another model, another catalogue than the server's, or a history that is too short.
+    """
+    bench = workbench(task.run_config, task.node.catalogue)
+    if task.node.state_dir is not None:
+        store = ClientStore(task.node.state_dir)
+        with store.lock():
+            return _with_store(task, bench, store)
+    number = task.node.sole_number
+    own = _own_histories(task.node, bench, number)
+    private = PrivateParameters(RecordDict() if state is None else state)
+    client = FedMoEClient(bench, number, private, own)
+    return _answer(client, task, _checked(bench, task.arrays))
+
+
+def _with_store(task: Task, bench: Workbench, store: ClientStore) -> tuple[ArrayRecord | None, dict[str, Any]]:
+    number = store.number(task.node.number)
+    own = _own_histories(task.node, bench, number)
+    server = store.note("server")
+    if server.get("run") == task.run:
+        refuse_other(server["identity"], bench.identity)
+    arrays = _checked(bench, task.arrays)
+    private = StoredParameters(
+        store,
+        bench.identity["model"],
+        task.run,
+        int(task.config["server-round"]),
+        task.kind == "train",
+        2 * bench.settings.federation.checkpoint_every,
+    )
+    secret = store.secret() if bench.settings.federation.decoy_rows else None
+    client = FedMoEClient(bench, number, private, own, secret)
+    reach = max(bench.settings.model.memory_size, bench.settings.model.max_seq_len)
+    names = own.names if own is not None else {number: bench.user_name(number)}
+    private.memory = {names[user]: np.asarray(client.histories.history(user)[-reach:]) for user in client.users}
+    _keep_global(store, bench, task, arrays)
+    return _answer(client, task, arrays)
+
+
+def _answer(
+    client: FedMoEClient, task: Task, arrays: list[NDArray[np.float32]]
+) -> tuple[ArrayRecord | None, dict[str, Any]]:
+    if task.kind == "train":
+        trained, examples, metrics = client.fit(arrays, dict(task.config))
+        names = client.reply_names(task.config["shared"], trained)
+        return packed(dict(zip(names, trained, strict=True))), {"num-examples": examples, **metrics}
+    _, examples, metrics = client.evaluate(arrays, dict(task.config))
+    return None, {"num-examples": examples, **metrics}
+
+
+def _own_histories(node: Node, bench: Workbench, number: int) -> OwnHistories | None:
+    """Return the node's own histories, None where it is a user of the data set."""
+    if node.history is not None:
+        return read_histories(node.history, number, bench.item_numbers, bench.settings.data.min_items)
+    users = bench.dataset.interactions.num_users
+    if not 0 <= number < users:
+        known = f"the users 0 to {users - 1}" if users else "no users"
+        raise FedMoEError(
+            f"partition-id = {number}, but the data set has {known}: give history=FILE, or another number"
+        )
+    return None
+
+
+def _checked(bench: Workbench, arrays: ArrayRecord) -> list[NDArray[np.float32]]:
+    """Return the arrays in the model's order; refuse another model's by name."""
+    bench.check({name: array.shape for name, array in arrays.items()})
+    return bench.decode(arrays)
+
+
+def _keep_global(store: ClientStore, bench: Workbench, task: Task, arrays: list[NDArray[np.float32]]) -> None:
+    """Keep the server's arrays for ``recommend``, unless they are there already."""
+    digest = sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    shared = set(bench.names_in(task.config["shared"]))
+    about = {
+        "digest": digest.hexdigest(),
+        "private": [name for name in bench.names if name not in shared],
+        "identity": bench.identity,
+        "settings": bench.settings.model_dump_json(),
+    }
+    if store.note(GLOBAL) != about:
+        store.save(GLOBAL, State(dict(zip(bench.names, arrays, strict=True)), about))
+        store.keep_note(GLOBAL, about)
+    node = task.node
+    store.keep_note(
+        "node",
+        {
+            "history": None if node.history is None else str(node.history),
+            "catalogue": None if node.catalogue is None else str(node.catalogue),
+        },
+    )

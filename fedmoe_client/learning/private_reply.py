@@ -1,0 +1,109 @@
+"""What differential privacy asks of a client before its reply leaves: a clipped update, noise, and no metrics.
+
+The server asks for it in the message's config (see ``strategies.privacy.updates``): ``clipping_norm``, the largest L2
+norm of the update over all shared parameters together; ``noise_deviation``, of each number; and ``metrics``. The first
+name is Flower's, so that its wrappers with clipping on the client's side work too; Flower's own client mods cannot,
+they want all parameters back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from numpy.typing import NDArray
+
+from data.sampling import generator
+from fedmoe.loading import from_run_config
+from fedmoe_client.device.node import Node
+
+NORM_KEY = "clipping_norm"
+NOISE_KEY = "noise_deviation"
+BIT_KEY = "norm_bit"  # 1 if the update was clipped
+METRICS_KEY = "metrics"
+ROWS = "/rows"  # behind a table's name: the numbers of the rows that the reply holds of it
+WEIGHT = "num-examples"
+
+
+def asks_for_privacy(config: Mapping[str, Any]) -> bool:
+    """Whether ``private_reply`` has anything to do for a message's config."""
+    return any(key in config for key in (METRICS_KEY, NORM_KEY, NOISE_KEY))
+
+
+def private_reply(
+    sent: ArrayRecord,
+    trained: ArrayRecord,
+    metrics: dict[str, Any],
+    config: Mapping[str, Any],
+    stream: Callable[[], np.random.Generator],
+) -> tuple[ArrayRecord, dict[str, Any]]:
+    """Return the arrays and metrics of a reply as the server's config asks for them.
+
+    sent: all parameters as they came. trained: the shared ones after training, or some rows of one.
+    stream: returns what noise is drawn from.
+    """
+    if config.get(METRICS_KEY) == "none":
+        metrics = {WEIGHT: 1}  # not even how many items there are; the clients weigh the same
+    if (norm := config.get(NORM_KEY)) is not None:
+        trained, clipped = _clipped(sent, trained, float(norm))
+        metrics = metrics | {BIT_KEY: int(clipped)}
+    if (deviation := config.get(NOISE_KEY)) is not None:
+        trained = _noisy(sent, trained, float(deviation), stream())
+    return trained, metrics
+
+
+def noise_stream(node: Node, run_config: Mapping[str, Any], server_round: int) -> np.random.Generator:
+    """Return what a client draws its noise from.
+
+    A simulated client, which has neither a history nor a folder of its own, draws from (seed, round, client), so that a
+    run can be repeated. A real one asks the operating system: the seed came from the server.
+    """
+    if node.history is not None or node.state_dir is not None:
+        return np.random.default_rng()
+    return generator(from_run_config(run_config).seed, "privacy noise", server_round, node.sole_number)
+
+
+def _clipped(sent: ArrayRecord, trained: ArrayRecord, norm: float) -> tuple[ArrayRecord, bool]:
+    before = _before(sent, trained)
+    updates = {name: trained[name].numpy().astype(np.float64) - values for name, values in before.items()}
+    length = math.sqrt(sum(float(np.vdot(update, update)) for update in updates.values()))
+    if length <= norm:
+        return trained, False
+    clipped = {name: before[name] + norm / length * update for name, update in updates.items()}
+    return _replaced(trained, clipped), True
+
+
+def _noisy(sent: ArrayRecord, trained: ArrayRecord, deviation: float, rng: np.random.Generator) -> ArrayRecord:
+    """Return all numbers with noise; where rows of a table were sent it is the whole table, or they would tell."""
+    whole = ArrayRecord()
+    for name, array in trained.items():
+        if name.endswith(ROWS):
+            continue
+        values = array.numpy().astype(np.float64)
+        if name + ROWS in trained:
+            table = sent[name].numpy().astype(np.float64)
+            table[trained[name + ROWS].numpy()] = values
+            values = table
+        noisy = values + rng.normal(0.0, deviation, values.shape)
+        whole[name] = Array(np.asarray(noisy, dtype=array.dtype))
+    return whole
+
+
+def _before(sent: ArrayRecord, trained: ArrayRecord) -> dict[str, NDArray[Any]]:
+    """Return what each array of the reply was before the training; of a table, its rows that are in the reply."""
+    before: dict[str, NDArray[Any]] = {}
+    for name in trained:
+        if not name.endswith(ROWS):
+            rows = trained[name + ROWS].numpy() if name + ROWS in trained else ...
+            before[name] = sent[name].numpy()[rows]
+    return before
+
+
+def _replaced(record: ArrayRecord, values: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    new = ArrayRecord()
+    for name, array in record.items():
+        new[name] = Array(np.asarray(values[name], dtype=array.dtype)) if name in values else array
+    return new

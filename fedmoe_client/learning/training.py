@@ -1,0 +1,215 @@
+"""Local training: a few epochs over one user's windows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import sqrt
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from data.sampling import generator
+from fedmoe.settings import Settings, TrainingSettings
+from fedmoe_client.learning.batches import WindowBatch, window_batches
+from fedmoe_client.learning.objective import Losses, Objective, objective
+from fedmoe_client.learning.step_report import step_report
+from model.residual_moe import ResidualMoE
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """FedProx (Li et al., MLSys 2020): ``mu / 2 * ||w - w_server||^2`` over the shared parameters."""
+
+    mu: float
+    parameters: list[nn.Parameter]
+    server: list[Tensor]
+
+    def term(self) -> Tensor:
+        """Return the scalar that is added to the loss."""
+        distances = [(own - server).square().sum() for own, server in zip(self.parameters, self.server, strict=True)]
+        return 0.5 * self.mu * torch.stack(distances).sum()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a client reports of its training: its weight in the mean, and means over its steps by name."""
+
+    weight: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class LocalSteps:
+    """All local steps of one user in one round, drawn before the first of them.
+
+    Attributes:
+        batches: one a step, in their order; at least one.
+        weight: of the user in the server's mean, see ``weight_of``.
+        dropout_seed: for torch's own generator, which dropout draws from.
+    """
+
+    batches: list[WindowBatch]
+    weight: int
+    dropout_seed: int
+
+
+def draw_steps(
+    items: NDArray[np.int32],
+    num_items: int,
+    settings: Settings,
+    client: int,
+    server_round: int,
+    device: torch.device,
+) -> LocalSteps:
+    """Draw a user's batches; all randomness is that of (seed, round, client).
+
+    items: its training part, oldest first, at least two of ``1..num_items``.
+    """
+    rng = generator(settings.seed, "training", server_round, client)
+    dropout_seed = int(rng.integers(2**62))
+    epochs = [
+        list(window_batches(items, num_items, settings.model, settings.training, rng, device))
+        for _ in range(settings.training.local_epochs)
+    ]
+    targets = sum(int((batch.targets > 0).sum()) for batch in epochs[0])
+    weight = weight_of(targets, settings.federation.client_weight)
+    return LocalSteps([batch for epoch in epochs for batch in epoch], weight, dropout_seed)
+
+
+def weight_of(targets: int, rule: Literal["examples", "sqrt", "equal"]) -> int:
+    """Return what a user with so many targets in an epoch weighs: a whole number, as Flower's ``num-examples`` is.
+
+    By its targets a user of 500 counts as much as twenty of 25; with equal weights the short histories' noise does.
+    """
+    if rule == "equal":
+        return 1
+    return targets if rule == "examples" else max(1, round(10 * sqrt(targets)))  # 10: the rounding should not matter
+
+
+def train_locally(
+    model: ResidualMoE,
+    items: NDArray[np.int32],
+    settings: Settings,
+    client: int,
+    server_round: int,
+    proximal: Proximal | None = None,
+) -> Outcome:
+    """Draw a user's steps and train the whole model in place: what all other ways of training must agree with.
+
+    Raises FloatingPointError if the loss is not finite.
+    """
+    device = next(model.parameters()).device
+    steps = draw_steps(items, model.architecture.num_items, settings, client, server_round, device)
+    return train_steps(model, steps, settings.training, server_round, proximal)
+
+
+def train_steps(
+    model: ResidualMoE,
+    steps: LocalSteps,
+    training: TrainingSettings,
+    server_round: int,
+    proximal: Proximal | None = None,
+) -> Outcome:
+    """Train the model in place, with a new optimiser. Raises FloatingPointError if the loss is not finite."""
+    parameters = dict(model.named_parameters())
+    seed_dropout(steps.dropout_seed, next(iter(parameters.values())).device)
+    optimizer = optimizer_over(parameters, decayed(model), training, warmed_up(training, server_round))
+    if not model.training:
+        model.train()
+    reports = []
+    for batch in steps.batches:
+        losses = objective(model, batch, training)
+        total = losses.total if proximal is None else losses.total + proximal.term()
+        optimizer.zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+        gate_gradient = clip_gradients(parameters, training)
+        optimizer.step()
+        reports.append((int((batch.targets > 0).sum()), report(model, losses, gate_gradient)))
+    return Outcome(steps.weight, _weighted_means(reports))
+
+
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed the generator that dropout draws from on a device.
+
+    ``torch.manual_seed`` does it too, but for every kind of device; where there is none of a kind it writes down each
+    time from where it was called.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def warmed_up(training: TrainingSettings, server_round: int) -> float:
+    """Return the learning rate of a round: it rises linearly over the warm-up rounds."""
+    if server_round >= training.learning_rate_warmup_rounds:
+        return training.learning_rate
+    return training.learning_rate * server_round / training.learning_rate_warmup_rounds
+
+
+def make_optimizer(model: ResidualMoE, training: TrainingSettings, learning_rate: float) -> torch.optim.Optimizer:
+    """Return a new optimiser. Only weight matrices decay: a decayed item row would move without being trained."""
+    return optimizer_over(dict(model.named_parameters()), decayed(model), training, learning_rate)
+
+
+@lru_cache(maxsize=1)
+def decayed(model: ResidualMoE) -> set[str]:
+    """Return the names of the parameters that decay."""
+    embeddings = {id(parameter) for parameter in model.items.parameters()}
+    return {name for name, each in model.named_parameters() if each.dim() > 1 and id(each) not in embeddings}
+
+
+def optimizer_over(
+    parameters: Mapping[str, Tensor], decay: Collection[str], training: TrainingSettings, learning_rate: float
+) -> torch.optim.Optimizer:
+    """Return a new optimiser of named parameters, of which those in ``decay`` are decayed."""
+    groups = [
+        {"params": [each for name, each in parameters.items() if name in decay], "weight_decay": training.weight_decay},
+        {"params": [each for name, each in parameters.items() if name not in decay], "weight_decay": 0.0},
+    ]
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=training.momentum)
+    adam = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
+    return adam(groups, lr=learning_rate)
+
+
+def clip_gradients(parameters: Mapping[str, Tensor], training: TrainingSettings) -> float:
+    """Clip the gate's gradient, then the whole gradient's norm; return the gate's gradient as it was."""
+    gate = parameters.get("gate.value")
+    gate_gradient = 0.0
+    if gate is not None and gate.grad is not None:
+        gate_gradient = float(gate.grad)
+        if training.clip_gate:
+            gate.grad.clamp_(-training.clip_gate, training.clip_gate)
+    if training.clip_norm:
+        nn.utils.clip_grad_norm_(parameters.values(), training.clip_norm)
+    return gate_gradient
+
+
+def report(model: ResidualMoE, losses: Objective, gate_gradient: float) -> dict[str, float]:
+    """Return a step's numbers, see ``step_report``. Raises FloatingPointError if the loss is not finite."""
+    require_finite(float(losses.ranking.detach()))
+    detached = Losses(losses.total.detach(), losses.ranking.detach(), losses.balance.detach())
+    scores = losses.scores.map(Tensor.detach)
+    numbers = {
+        name: float(value) for name, value in step_report(scores, detached, list(model.experts), model.competes).items()
+    }
+    if model.gate is not None:
+        numbers |= {"gate": float(model.gate.value.detach()), "gate-gradient": gate_gradient}
+    return numbers
+
+
+def require_finite(ranking: float) -> None:
+    """Raise FloatingPointError, with what to try, if a step's loss is not finite."""
+    if not np.isfinite(ranking):
+        raise FloatingPointError(f"the loss is {ranking}: lower training.learning_rate or training.clip_norm")
+
+
+def _weighted_means(reports: Iterable[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    reports = list(reports)
+    total = sum(weight for weight, _ in reports)
+    return {name: sum(weight * numbers[name] for weight, numbers in reports) / total for name in reports[0][1]}

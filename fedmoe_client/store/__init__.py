@@ -1,0 +1,1 @@
+"""What stays on the device: the history, the private parameters, the client's identity."""

@@ -1,0 +1,1 @@
+"""A server of real clients: its folder, certificates and submissions."""

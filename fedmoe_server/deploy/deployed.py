@@ -1,0 +1,49 @@
+"""What the server app knows of a deployment: which clients were admitted, and where a person follows the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.catalogue_folder import fingerprints
+from data.registry import Dataset
+from fedmoe.deployment.folder import read_json
+from fedmoe.settings import DeploymentSettings, Settings
+from fedmoe_server.rounds.clients import ClientDirectory
+from model.version import model_version
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """That a run's clients are real ones. clients: ``clients.json`` of the server's folder."""
+
+    clients: Path
+
+    def directory(self, settings: DeploymentSettings) -> ClientDirectory:
+        """Return the directory of the clients: each node is who the server has admitted it as."""
+        return ClientDirectory(
+            wait_seconds=settings.wait_seconds,
+            timeout=settings.round_deadline or None,
+            minimum=settings.min_clients,
+            admitted=lambda: admitted_nodes(self.clients),
+        )
+
+
+def identity(settings: Settings, dataset: Dataset, done: int) -> dict[str, str | int]:
+    """Return what the server is, told to each client before anything else: hashes of the catalogue and the features,
+    the model's version, and the round that the run goes on from. A client that differs refuses."""
+    version = model_version(settings.model, dataset.interactions.num_items, dataset.text, dataset.visual)
+    return {**fingerprints(dataset), "model": version, "round": done}
+
+
+def admitted_nodes(clients: Path) -> dict[int, int]:
+    """Return node id -> client id of the admitted clients in a ``clients.json``."""
+    return {entry["node"]: entry["client"] for entry in read_json(clients, [])}
+
+
+def progress_log(clients: Path, run_dir: Path) -> Path:
+    """Return the file into which the server app writes the lines that a person follows.
+
+    clients: the ``clients.json`` of the server's folder; run_dir: the run's folder.
+    """
+    return clients.parent / "logs" / f"run-{run_dir.name}.log"

@@ -1,0 +1,147 @@
+"""A server's folder: its addresses, its certificates, the clients it has admitted, and Flower's command line on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmoe.deployment.folder import Folder, read_json, write_json
+from fedmoe.deployment.ports import parse_address
+from fedmoe.errors import FedMoEError
+from fedmoe_server.deploy.certificates import Certificates
+
+CONNECTION = "fedmoe"  # name of the SuperLink in Flower's configuration
+FLWR_SECONDS = 120.0  # limit for one command of Flower's
+CLIENTS = "clients.json"
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a server listens: ``clients`` for the nodes (gRPC), ``control`` for this machine's commands (HTTPS)."""
+
+    clients: str
+    control: str
+
+
+@dataclass(frozen=True)
+class AdmittedClient:
+    """A client whose public key is registered.
+
+    Attributes:
+        client: its client id.
+        node: its node id at the SuperLink.
+        fingerprint: SHA-256 of its public key.
+    """
+
+    client: int
+    node: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class ServerFolder(Folder):
+    """The places of a server, and what is written there."""
+
+    @property
+    def certificates(self) -> Path:
+        """Authority, certificate and keys that were made here."""
+        return self.path / "certificates"
+
+    @property
+    def database(self) -> Path:
+        """SuperLink's database: registered keys, runs, messages."""
+        return self.path / "superlink.db"
+
+    @property
+    def bundle(self) -> Path:
+        """The app as it was submitted last."""
+        return self.path / "app"
+
+    @property
+    def clients(self) -> Path:
+        """The clients that were admitted."""
+        return self.path / CLIENTS
+
+    def remember(self, addresses: Addresses, certificates: Certificates) -> None:
+        """Write down how this machine's commands reach the server, for us and for Flower's own command line."""
+        write_json(self.path / "server.json", asdict(addresses))
+        authority = self.path / "ca.crt"  # the one file that clients need
+        authority.write_bytes(certificates.authority.read_bytes())
+        (self.flower_home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
+            f"address = {json.dumps(addresses.control)}\nroot-certificates = {json.dumps(str(authority.absolute()))}\n",
+            encoding="utf-8",
+        )
+
+    def addresses(self) -> Addresses:
+        """Return where the server listens. Raises FedMoEError if there never was one in this folder."""
+        found = read_json(self.path / "server.json")
+        if found is None:
+            raise FedMoEError(f"there is no server in {self.path}: start one with 'up', or give its --dir")
+        return Addresses(**found)
+
+    def admitted(self) -> list[AdmittedClient]:
+        """Return the clients that were admitted, in that order."""
+        return [AdmittedClient(**entry) for entry in read_json(self.clients, [])]
+
+    def admit(self, client: AdmittedClient) -> None:
+        """Write down a client that the SuperLink has registered."""
+        write_json(self.clients, [asdict(entry) for entry in [*self.admitted(), client]])
+
+    def flwr(self, *words: str) -> dict[str, Any]:
+        """Run a command of Flower's and return its answer.
+
+        Raises FedMoEError with what it says: its exit status is 0 even for some failures.
+        """
+        command = [str(Path(sys.executable).parent / "flwr"), *words, "--format", "json"]
+        environment = self.environment(os.environ)
+        try:
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=FLWR_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise FedMoEError(
+                f"'flwr {words[0]}' did not answer within {FLWR_SECONDS:.0f} s: is the server up?"
+            ) from error
+        try:
+            answer: dict[str, Any] = json.loads(done.stdout)
+        except ValueError:
+            answer = {"success": False, "error-message": done.stderr or done.stdout}
+        if not answer.get("success"):
+            why = " ".join(str(answer.get("error-message", answer)).split())
+            raise FedMoEError(f"'flwr {' '.join(words[:2])}' failed: {why}")
+        return answer
+
+
+def superlink_command(
+    folder: ServerFolder, addresses: Addresses, certificates: Certificates, extra: Sequence[str]
+) -> list[str]:
+    """Return the command of SuperLink: TLS on every port, only registered keys, and a database.
+
+    extra: further options of ``flower-superlink``.
+    """
+    host, port = parse_address(addresses.control)
+    return [
+        str(Path(sys.executable).parent / "flower-superlink"),
+        *("--ssl-ca-certfile", str(certificates.authority)),
+        *("--ssl-certfile", str(certificates.certificate)),
+        *("--ssl-keyfile", str(certificates.key)),
+        "--enable-supernode-auth",
+        *("--host", host, "--port", str(port)),
+        *("--fleet-api-type", "grpc-rere", "--fleet-api-address", addresses.clients),
+        *("--database", str(folder.database)),
+        "--disable-runtime-dependency-installation",
+        *extra,
+    ]
+
+
+def now_utc() -> str:
+    """Return the time of day in UTC, for log lines."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())

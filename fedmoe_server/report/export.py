@@ -1,0 +1,164 @@
+"""``python -m fedmoe_server export RUN_FOLDER``: the global model of a run, for use outside of the federation.
+
+``model.safetensors`` (the server's arrays of the best round), ``settings.yaml``, ``item_ids.txt`` (line k is the id of
+item k), ``model.pt2`` (the ranking as a ``torch.export`` program, where the model can be exported) and a card,
+``README.md``. Private parameters are with the clients: of these the server's own copy is exported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.numpy import save
+from torch import Tensor, nn
+
+from data.catalogue_folder import fingerprints
+from data.files import write_folder
+from data.registry import Dataset, load_dataset
+from fedmoe.errors import FedMoEError
+from fedmoe.loading import read_yaml, settings_from
+from fedmoe.settings import Settings
+from fedmoe_server.report.model_card import Part, model_card
+from fedmoe_server.report.run_folder import SETTINGS
+from fedmoe_server.rounds.checkpoints import find_checkpoint, load_checkpoint
+from model.build import arrays_of, build_model
+from model.residual_moe import ResidualMoE
+from model.version import model_version
+
+WEIGHTS, PROGRAM, ITEM_IDS, CARD = "model.safetensors", "model.pt2", "item_ids.txt", "README.md"
+TOLERANCE = 1e-4  # of scores, between the program and the model it was made from
+
+
+class Ranking(nn.Module):
+    """The model as a function of a context and candidates alone."""
+
+    def __init__(self, model: ResidualMoE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, context: Tensor, candidates: Tensor) -> Tensor:
+        """Return scores ``[B, N]`` of candidates ``[B, N]`` after contexts ``[B, C]``, left-padded with 0."""
+        return self.model.rank_scores(context, candidates)
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written. program_problem: why there is no ``model.pt2``, None if there is one."""
+
+    folder: Path
+    round: int
+    program_problem: str | None
+
+
+def export(run_dir: Path, out: Path) -> Export:
+    """Write the global model of a run into a new folder.
+
+    Raises:
+        FedMoEError: the folder exists, the run has no checkpoint, or its data set is not the one it was made with.
+    """
+    if out.exists():
+        raise FedMoEError(f"{out} exists already - name another folder with --out, or remove it")
+    settings = settings_from(read_yaml(str(run_dir / SETTINGS)))
+    dataset = load_dataset(settings.data, settings.seed)
+    model = build_model(settings.model, dataset, settings.seed)
+    number = _load_best(run_dir, model)
+    model.eval()
+    problems: list[str | None] = []
+
+    def fill(folder: Path) -> None:
+        marks = _marks(settings, dataset)
+        # Written by Python, since safetensors reports a full disk as an error of its own kind.
+        (folder / WEIGHTS).write_bytes(save(arrays_of(model), metadata={**marks, "round": str(number)}))
+        (folder / SETTINGS).write_bytes((run_dir / SETTINGS).read_bytes())
+        ids = dataset.interactions.item_ids[1:].tolist()
+        (folder / ITEM_IDS).write_text("".join(f"{item}\n" for item in ids), encoding="utf-8")
+        problems.append(_save_program(model, folder / PROGRAM))
+        parts = [Part(path.name, path.stat().st_size, _sha256(path)) for path in sorted(folder.iterdir())]
+        (folder / CARD).write_text(model_card(run_dir, settings, dataset, marks, parts, problems[-1]), encoding="utf-8")
+
+    write_folder(out, fill)
+    return Export(out, number, problems[-1])
+
+
+def main(words: Sequence[str]) -> int:
+    """Export a run's model; return the exit status: 0 done, 2 something for the user to put right."""
+    parser = argparse.ArgumentParser("python -m fedmoe_server export", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run_dir", type=Path, metavar="RUN_FOLDER")
+    parser.add_argument(
+        "--out", type=Path, help="folder to write, which must not exist yet (default: RUN_FOLDER/export)"
+    )
+    given = parser.parse_args(list(words))
+    try:
+        done = export(given.run_dir, given.out or given.run_dir / "export")
+    except FedMoEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{done.folder}: the global model of round {done.round}; see {done.folder / CARD}")
+    if done.program_problem is not None:
+        print(f"note: without {PROGRAM}: {done.program_problem}", file=sys.stderr)
+    return 0
+
+
+def _load_best(run_dir: Path, model: ResidualMoE) -> int:
+    """Load the best arrays of the run's last checkpoint into a model; return their round."""
+    from fedmoe_server.app import list_arrays
+
+    arrays, number = load_checkpoint(find_checkpoint(run_dir), list_arrays(arrays_of(model))).state.chosen()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(arrays[name].numpy()))
+    return number
+
+
+def _marks(settings: Settings, dataset: Dataset) -> dict[str, str]:
+    """Return what tells models and catalogues apart, as clients are told."""
+    version = model_version(settings.model, dataset.interactions.num_items, dataset.text, dataset.visual)
+    return fingerprints(dataset) | {"model": version}
+
+
+def _save_program(model: ResidualMoE, path: Path) -> str | None:
+    """Write the model as a ``torch.export`` program for any number of contexts and candidates.
+
+    Returns why there is none, if exporting fails or the program gives other scores than the model.
+    """
+    a = model.architecture
+    length = max(a.max_seq_len, a.memory_size)
+    ranking = Ranking(model).eval()
+    batch, count = torch.export.Dim("batch", min=1), torch.export.Dim("candidates", min=1)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                ranking, _example(a.num_items, 2, length, 5), dynamic_shapes=({0: batch}, {0: batch, 1: count})
+            )
+            torch.export.save(program, path)
+            again = torch.export.load(path).module()
+            for shape in ((1, 7), (3, 4)):
+                example = _example(a.num_items, shape[0], length, shape[1])
+                torch.testing.assert_close(again(*example), ranking(*example), atol=TOLERANCE, rtol=TOLERANCE)
+    # torch.export raises a dozen unrelated types for what it cannot express; the weights are exported all the same.
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return None
+
+
+def _example(num_items: int, batch: int, length: int, candidates: int) -> tuple[Tensor, Tensor]:
+    """Return contexts, some of them padded, and candidates."""
+    context = torch.arange(batch * length).reshape(batch, length) % num_items + 1
+    context[0, : length // 2] = 0
+    return context, torch.arange(batch * candidates).reshape(batch, candidates) % num_items + 1
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

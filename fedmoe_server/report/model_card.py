@@ -1,0 +1,123 @@
+"""The card of an exported model: what it is, how well it ranks, and how it is used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.registry import Dataset
+from fedmoe.errors import FedMoEError
+from fedmoe.settings import GROUPS, Settings
+from fedmoe_server.report.baselines import Splits, baselines_of, federated_metrics
+from fedmoe_server.report.run_folder import RESULT
+
+_METRICS = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of the export: its name, size in bytes and SHA-256."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+def model_card(
+    run_dir: Path,
+    settings: Settings,
+    dataset: Dataset,
+    marks: Mapping[str, str],
+    parts: Sequence[Part],
+    program_problem: str | None,
+) -> str:
+    """Return the card in Markdown; everything in it comes from the arguments and the run folder."""
+    known = dataset.interactions
+    sections = [
+        f"# {settings.name}: global model of a federated run",
+        f"SASRec with {_experts(settings, dataset)}, trained with {settings.federation.strategy} on the data set "
+        f"{dataset.name}: {known.num_items} items, {known.num_users} users, each of them a client that kept its "
+        "history to itself. " + _rounds(run_dir),
+        "## How well it ranks\n\n" + _figures(run_dir, settings),
+        _private(settings),
+        "## Files\n\n" + _files(parts, program_problem),
+        "## Use\n\n" + _use(settings, program_problem),
+        "## Identity\n\n" + "\n".join(f"* {name}: `{mark}`" for name, mark in marks.items()),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _experts(settings: Settings, dataset: Dataset) -> str:
+    names = [name for name, found in (("visual", dataset.visual), ("semantic", dataset.text)) if found is not None]
+    if not settings.model.mixture or not names:
+        return "no experts"
+    return f"a {settings.model.fusion} mixture of a {' and a '.join(names)} expert"
+
+
+def _rounds(run_dir: Path) -> str:
+    result = _result(run_dir)
+    if result.get("status") != "completed":
+        return "**The run has not completed**: this is the model of its last checkpoint."
+    return f"The model of round {result['best_round']} of {result['rounds']}, the best by NDCG@10 on validation."
+
+
+def _figures(run_dir: Path, settings: Settings) -> str:
+    try:
+        rows: dict[str, Splits] = {**federated_metrics(run_dir), **baselines_of(run_dir)}
+    except FedMoEError:
+        return "Not measured: the run has not completed."
+    evaluation = settings.evaluation
+    among = (
+        "all items that the user has not met"
+        if evaluation.protocol == "full"
+        else f"itself and {evaluation.num_candidates} sampled items"
+    )
+    names = [name for name in _METRICS if all(name in splits["test"] for splits in rows.values())]
+    lines = [f"Test: the last item of each user, ranked among {among}; means over users.", ""]
+    lines += ["| | " + " | ".join(name.upper() for name in names) + " |", "|---|" + "---:|" * len(names)]
+    for title, splits in rows.items():
+        lines.append(f"| {title} | " + " | ".join(f"{splits['test'][name]:.4f}" for name in names) + " |")
+    return "\n".join(lines)
+
+
+def _private(settings: Settings) -> str:
+    private = [group for group in GROUPS if group not in settings.federation.shared]
+    if not private:
+        return ""
+    return (
+        f"After the warm-up {', '.join(private)} stayed with the clients, and are here as the server last knew them: "
+        "the figures to expect are those of the global model."
+    )
+
+
+def _files(parts: Sequence[Part], program_problem: str | None) -> str:
+    lines = ["| file | bytes | SHA-256 |", "|---|---:|---|"]
+    lines += [f"| {part.name} | {part.size} | `{part.sha256}` |" for part in parts]
+    if program_problem is not None:
+        lines += ["", f"There is no `torch.export` program: {program_problem}"]
+    return "\n".join(lines)
+
+
+def _use(settings: Settings, program_problem: str | None) -> str:
+    length = max(settings.model.max_seq_len, settings.model.memory_size)
+    weights = "`model.safetensors` holds the parameters by name, for `model.build.build_model` with `settings.yaml`."
+    if program_problem is not None:
+        return weights
+    return (
+        f"{weights}\n`model.pt2` needs torch alone and has the item features in it; items are numbered by the lines of "
+        '`item_ids.txt`, from 1:\n\n```python\nimport torch\n\nranking = torch.export.load("model.pt2").module()\n'
+        f"context = torch.zeros(1, {length}, dtype=torch.long)  # the latest items, oldest first, 0 on the left\n"
+        "context[0, -2:] = torch.tensor([17, 4])\n"
+        "scores = ranking(context, torch.arange(1, num_items + 1).unsqueeze(0))  # [1, num_items]\n```"
+    )
+
+
+def _result(run_dir: Path) -> Mapping[str, Any]:
+    try:
+        result: Mapping[str, Any] = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return result

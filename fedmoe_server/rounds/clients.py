@@ -1,0 +1,169 @@
+"""Which client sits behind which node.
+
+A client's identity is its client id (= user = Flower's ``partition-id``); a node id is only an address and may be
+random. Engines that know the mapping offer it (``grid.client_ids()``); otherwise each node is asked once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedmoe.errors import FedMoEError
+from fedmoe_server.rounds.exchange import exchange
+
+
+class ClientDirectory:
+    """Maps node ids to client ids and remembers the answers of the nodes it has asked.
+
+    Args:
+        wait_seconds: how long to wait for a first node to connect before giving up.
+        poll_seconds: pause between two looks while waiting.
+        retry_seconds: pause before a node that gave no valid answer is asked again.
+        timeout: seconds to wait for the answers to one query; None: until every node has answered or failed.
+        note: called with one line of text when there is something to tell the user.
+        minimum: clients that ``await_clients`` waits for.
+        admitted: returns node id -> client id of the nodes whose keys are registered; a node that claims to be another
+            client is refused. None: every node is believed.
+    """
+
+    def __init__(
+        self,
+        wait_seconds: float = 600.0,
+        poll_seconds: float = 1.0,
+        retry_seconds: float = 30.0,
+        timeout: float | None = None,
+        note: Callable[[str], None] | None = None,
+        minimum: int = 1,
+        admitted: Callable[[], Mapping[int, int]] | None = None,
+    ) -> None:
+        self.wait_seconds = wait_seconds
+        self.poll_seconds = poll_seconds
+        self.retry_seconds = retry_seconds
+        self.timeout = timeout
+        self.note = note
+        self.minimum = minimum
+        self.admitted = admitted
+        self.announce: dict[str, str | int] = {}  # what a node is told with the query, see ``deployed.identity``
+        self._refused: dict[int, tuple[float, str]] = {}  # node id -> when it is asked again, and why it was refused
+        self._known: dict[int, int] = {}  # node id -> client id, in the order in which the nodes were met
+
+    def client_ids(self, grid: Grid) -> Mapping[int, int]:
+        """Return node id -> client id of the connected nodes, every client id once.
+
+        Where several nodes claim the same client, the one met last wins: it is the restarted one.
+
+        Raises:
+            FedMoEError: no client could be reached within ``wait_seconds``.
+        """
+        if (offered := _offered(grid)) is not None:
+            return offered
+        deadline = time.monotonic() + self.wait_seconds
+        told = False
+        while True:
+            nodes = list(grid.get_node_ids())
+            if found := self._present(grid, nodes):
+                return found
+            if time.monotonic() >= deadline:
+                raise FedMoEError(_nobody(nodes, self._problems(nodes), self.wait_seconds))
+            if not told:
+                self._tell("waiting for clients to connect")
+                told = True
+            time.sleep(self.poll_seconds)
+
+    def names(self, grid: Grid) -> Mapping[int, int]:
+        """Return node id -> client id of every node met so far, connected or not: to name those that fail."""
+        offered = _offered(grid)
+        return self._known if offered is None else offered
+
+    def await_clients(self, grid: Grid) -> None:
+        """Wait until ``minimum`` clients are connected.
+
+        Raises:
+            FedMoEError: there are fewer after ``wait_seconds``.
+        """
+        deadline = time.monotonic() + self.wait_seconds
+        told = 0
+        while (connected := len(self.client_ids(grid))) < self.minimum:
+            if time.monotonic() >= deadline:
+                problems = self._problems(list(grid.get_node_ids()))
+                why = f"; first problem: {problems[0]}" if problems else ""
+                raise FedMoEError(
+                    f"only {connected} clients are connected after {self.wait_seconds:.0f} s, "
+                    f"deployment.min_clients asks for {self.minimum}: start more of them, or lower it{why}"
+                )
+            if connected != told:
+                self._tell(f"{connected} of {self.minimum} clients are connected: waiting for more")
+                told = connected
+            time.sleep(self.poll_seconds)
+
+    def _present(self, grid: Grid, nodes: Sequence[int]) -> dict[int, int]:
+        """Return node id -> client id of connected nodes, after asking those that are not known yet."""
+        now = time.monotonic()
+        unknown = [node for node in nodes if node not in self._known and self._refused.get(node, (0.0, ""))[0] <= now]
+        self._ask(grid, unknown)
+        present = set(nodes)
+        newest = {client: node for node, client in self._known.items() if node in present}
+        return {node: client for client, node in newest.items()}
+
+    def _problems(self, nodes: Sequence[int]) -> list[str]:
+        return [f"node {node}: {self._refused[node][1]}" for node in nodes if node in self._refused]
+
+    def _tell(self, text: str) -> None:
+        if self.note is not None:
+            self.note(text)
+
+    def _ask(self, grid: Grid, nodes: Sequence[int]) -> None:
+        """Ask nodes for their client ids; remember the answers, and why a node gave none that can be used."""
+        if not nodes:
+            return
+        content = RecordDict({"config": ConfigRecord(dict(self.announce))}) if self.announce else RecordDict()
+        messages = [Message(content=content, message_type=MessageType.QUERY, dst_node_id=node) for node in nodes]
+        asked = exchange(grid, messages, "query", lambda: {}, self.timeout)
+        answers = {reply.metadata.src_node_id: _client_id(reply) for reply in asked.replies if reply.has_content()}
+        answers |= {failure.node: failure.reason for failure in asked.failures}
+        registered = None if self.admitted is None else self.admitted()
+        # Replies come in any order; nodes are remembered in the order of the grid so that runs are repeatable.
+        for node in nodes:
+            answer = answers[node]
+            if isinstance(answer, int) and registered is not None and registered.get(node) != answer:
+                answer = f"claims to be client {answer}, but was admitted as client {registered.get(node)}"
+            if isinstance(answer, int):
+                self._known[node] = answer
+                self._refused.pop(node, None)
+            else:
+                self._refuse(node, answer)
+
+    def _refuse(self, node: int, reason: str) -> None:
+        """Leave a node out for a while; tell the reason once."""
+        if self._refused.get(node, (0.0, ""))[1] != reason:
+            client = None if self.admitted is None else self.admitted().get(node)
+            who = f"node {node}" if client is None else f"client {client}"
+            self._tell(f"{who} is left out: {reason}")
+        self._refused[node] = (time.monotonic() + self.retry_seconds, reason)
+
+
+def _offered(grid: Grid) -> Mapping[int, int] | None:
+    """Return node id -> client id where the engine knows it."""
+    offer = getattr(grid, "client_ids", None)
+    mapping: Mapping[int, int] | None = None if offer is None else offer()
+    return mapping
+
+
+def _client_id(reply: Message) -> int | str:
+    """Return the client id in an answer, or what is wrong with the answer."""
+    config = reply.content.config_records.get("config")
+    value = config.get("client-id") if config is not None else None
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    return f"answered the query without a valid client-id (got {value!r})"
+
+
+def _nobody(nodes: Sequence[int], problems: Sequence[str], waited: float) -> str:
+    if not nodes:
+        return f"no client connected within {waited:.0f} s: start the SuperNodes, or check the engine's settings"
+    why = f"; first problem: {problems[0]}" if problems else ""
+    return f"none of {len(nodes)} connected nodes told its client id within {waited:.0f} s{why}"

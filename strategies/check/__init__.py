@@ -1,0 +1,1 @@
+"""The contract of a strategy, tried out with made-up clients."""

@@ -1,0 +1,1 @@
+"""Layers around a strategy: partial aggregation, guards, cohorts."""

@@ -1,0 +1,212 @@
+"""Who takes part in a round, from (seed, round, client ids) alone, and in which order replies are aggregated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedmoe.errors import FedMoEError
+from strategies.layers.wrapper import Stateless, chain
+from strategies.privacy.updates import PrivateUpdates
+
+
+def sample_clients(seed: int, purpose: str, server_round: int, client_ids: Iterable[int], size: int) -> list[int]:
+    """Return ``size`` of the client ids (all, if there are fewer), uniformly without replacement, sorted.
+
+    The draw depends on (seed, purpose, server_round) and the set of client ids, not on their order.
+    """
+    # A range may have millions and is never written out; of two with the same members the ascending one is taken.
+    ids = client_ids[::-1] if isinstance(client_ids, range) and client_ids.step < 0 else client_ids
+    ids = ids if isinstance(ids, range) else sorted(ids)
+    if size >= len(ids):
+        return list(ids)
+    rng = np.random.default_rng(np.random.SeedSequence([seed, crc32(purpose.encode()), server_round]))
+    chosen = rng.choice(len(ids), size=size, replace=False, shuffle=False)
+    return [ids[place] for place in np.sort(chosen).tolist()]
+
+
+def poisson_sample(seed: int, purpose: str, server_round: int, client_ids: Iterable[int], rate: float) -> list[int]:
+    """Return the client ids of a Poisson sample, sorted: each with probability ``rate``, independently of all others.
+
+    The draw depends on (seed, purpose, server_round) and the set of client ids, not on their order.
+    """
+    ids = np.sort(np.fromiter(client_ids, dtype=np.int64))
+    rng = np.random.default_rng(np.random.SeedSequence([seed, crc32(purpose.encode()), server_round]))
+    return [int(client) for client in ids[rng.random(len(ids)) < rate]]
+
+
+class Cohorts(Stateless):
+    """Choose a round's clients for ``strategy``; sort its messages and the replies by client id.
+
+    fraction: share of the clients in a training round, in (0, 1]; at least one client takes part. Around
+        ``PrivateUpdates`` it is the probability with which each takes part, as the accounting of privacy wants it.
+    seed: with the round it determines the cohort; see :func:`sample_clients`.
+    client_ids: node id -> client id of the nodes that a grid has now. A mapping that knows its inverse, as the
+    simulation's does (``clients``: all client ids; ``node_of``), is not read entry by entry: it may have millions.
+
+    ``strategy`` gets a grid whose nodes are exactly the cohort; its own sampling must take all of them. ``cohort``
+    holds the client ids of the latest training round, ``evaluated`` those of the latest evaluation.
+    """
+
+    needs_every_reply = False
+
+    def __init__(
+        self, strategy: Strategy, fraction: float, seed: int, client_ids: Callable[[Grid], Mapping[int, int]]
+    ) -> None:
+        super().__init__(strategy)
+        if not 0.0 < fraction <= 1.0:
+            raise FedMoEError(f"federation.client_fraction must be above 0 and at most 1, is {fraction}")
+        self.fraction = fraction
+        self.seed = seed
+        self.client_ids = client_ids
+        self.cohort: list[int] = []
+        self.evaluated: list[int] = []
+        self._private = [part for part in chain(strategy) if isinstance(part, PrivateUpdates)]
+        self._evaluate_on: frozenset[int] | None = None
+        self._clients: Mapping[int, int] = {}  # node id -> client id, as of the latest configure
+
+    def evaluate_on(self, client_ids: Iterable[int] | None) -> None:
+        """Evaluate on these clients from now on; None: on all. Those not connected are left out."""
+        self._evaluate_on = None if client_ids is None else frozenset(client_ids)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages to the cohort, sorted by client id. FedMoEError: no client, or a strategy that wants more."""
+        clients, node_of = self._connected(grid)
+        self.cohort = self._sampled(server_round, clients)
+        self._check_sampling("train", len(self.cohort))
+        view = _CohortGrid(grid, [node_of(client) for client in self.cohort])
+        return self._sorted_messages(self.strategy.configure_train(server_round, arrays, config, view))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Aggregate the replies in the order of their client ids, whatever the order of arrival."""
+        return self.strategy.aggregate_train(server_round, self._sorted_replies(replies))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages to the clients of :meth:`evaluate_on`, sorted by client id."""
+        clients, node_of = self._connected(grid)
+        wanted = clients if self._evaluate_on is None else self._evaluate_on
+        self.evaluated = sorted(client for client in wanted if client in clients)
+        if not self.evaluated:
+            raise FedMoEError("none of the clients to evaluate on is connected; connect them or evaluate on others")
+        self._check_sampling("evaluate", len(self.evaluated))
+        view = _CohortGrid(grid, [node_of(client) for client in self.evaluated])
+        return self._sorted_messages(self.strategy.configure_evaluate(server_round, arrays, config, view))
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Aggregate the replies in the order of their client ids."""
+        return self.strategy.aggregate_evaluate(server_round, self._sorted_replies(replies))
+
+    def _sampled(self, server_round: int, clients: Collection[int]) -> list[int]:
+        if not self._private:
+            # The small term keeps 0.29 * 100 = 28.999... from losing a client.
+            size = max(1, int(self.fraction * len(clients) + 1e-9))
+            return sample_clients(self.seed, "cohort", server_round, clients, size)
+        for part in self._private:
+            part.expect(len(clients))
+        cohort = poisson_sample(self.seed, "cohort", server_round, clients, self.fraction)
+        if not cohort:
+            raise FedMoEError(f"round {server_round}: the Poisson sample of privacy is empty; raise client_fraction")
+        return cohort
+
+    def _connected(self, grid: Grid) -> tuple[Collection[int], Callable[[int], int]]:
+        """Return the ids of the connected clients, and what tells a client's node id."""
+        mapping = self.client_ids(grid)
+        clients: Collection[int] | None = getattr(mapping, "clients", None)
+        if clients is not None:
+            self._clients = mapping
+            node_of: Callable[[int], int] = mapping.node_of  # type: ignore[attr-defined]
+        else:
+            self._clients = dict(mapping)
+            nodes = _by_client(self._clients)
+            clients, node_of = nodes, nodes.__getitem__
+        if not clients:
+            raise FedMoEError("no client is connected; start the clients before the run")
+        return clients, node_of
+
+    def _check_sampling(self, phase: str, size: int) -> None:
+        """Refuse what would make Flower's own sampling random again, or wait for nodes for ever."""
+        for part in chain(self.strategy):
+            where = f"federation.strategy_parameters of {type(part).__name__}:"
+            for other in ("train", "evaluate"):  # both at once: a run should not find out when it is at its end
+                share = getattr(part, f"fraction_{other}", 1.0)
+                if share != 1.0:
+                    raise FedMoEError(
+                        f"{where} fraction_{other} must be 1, is {share}; set federation.client_fraction instead, or "
+                        "federation.evaluate_clients"
+                    )
+            for name in (f"min_{phase}_nodes", "min_available_nodes"):
+                least = getattr(part, name, 0)
+                if least > size:
+                    raise FedMoEError(
+                        f"{where} {name} is {least}, but {size} clients take part; "
+                        f"lower it, raise federation.client_fraction or connect more clients"
+                    )
+
+    def _sorted_messages(self, messages: Iterable[Message]) -> list[Message]:
+        return sorted(messages, key=lambda message: self._place(message.metadata.dst_node_id))
+
+    def _sorted_replies(self, replies: Iterable[Message]) -> list[Message]:
+        return sorted(replies, key=lambda reply: self._place(reply.metadata.src_node_id))
+
+    def _place(self, node_id: int) -> tuple[bool, int]:
+        """Sort key: client id; nodes without one come last, by node id."""
+        client = self._clients.get(node_id)
+        return (client is None, node_id if client is None else client)
+
+
+def _by_client(clients: Mapping[int, int]) -> dict[int, int]:
+    """Turn node id -> client id round."""
+    nodes: dict[int, int] = {}
+    for node, client in clients.items():
+        if client in nodes:
+            raise FedMoEError(f"client {client} is claimed by nodes {nodes[client]} and {node}; stop one of them")
+        nodes[client] = node
+    return nodes
+
+
+class _CohortGrid(Grid):
+    """A grid that shows some of another grid's nodes, and is that grid in all else."""
+
+    def __init__(self, grid: Grid, node_ids: Collection[int]) -> None:
+        self._grid = grid
+        self._node_ids = list(node_ids)
+
+    def get_node_ids(self) -> list[int]:
+        return list(self._node_ids)
+
+    def get_nodes(self) -> Iterable[Any]:
+        shown = set(self._node_ids)
+        return [node for node in self._grid.get_nodes() if node.node_id in shown]
+
+    def set_run(self, run: Any) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self._grid.send_and_receive(messages, timeout=timeout)

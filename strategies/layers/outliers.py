@@ -1,0 +1,85 @@
+"""A reply far larger than the others is cut down to a size that does no harm: norm clipping against the median.
+
+With u_i = x_i - x the update of client i (its arrays minus the model that it was sent) and m the median of the norms
+|u_j| over the round's replies,
+
+    u_i  <-  u_i * min(1, c * m / |u_i|)        c: ``multiple``
+
+so a client multiplies its influence by at most c, whatever it sends, while fewer than half of the clients are bad.
+Ziteng Sun, Peter Kairouz, Ananda Theertha Suresh, H. Brendan McMahan: Can You Really Backdoor Federated Learning? 2019,
+arXiv:1911.07963, clip at a fixed norm; the median finds the norm by itself, and follows it as updates become smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from strategies.layers.wrapper import Stateless, chain
+from strategies.updates import moved_reply, norm_of, update_of
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """A reply that was cut down: the node that sent it, the norm of its update, and the norm that it was given."""
+
+    node_id: int
+    norm: float
+    bound: float
+
+
+class OutlierClipping(Stateless):
+    """Hand on the replies to ``strategy``, the updates of outliers scaled down as the module says.
+
+    multiple: c above; 0: every reply is handed on as it is. ``clippings`` lists the outliers of the latest round.
+    Replies without any change do not count for the median: where most clients have nothing to say, the others may.
+
+    The replies must have passed the guards, so this belongs inside of ``PartialAggregation``. ``needs_every_reply``
+    says that it works on single replies; where they arrive as means of many, it is of no use and must be left out.
+    """
+
+    def __init__(self, strategy: Strategy, multiple: float) -> None:
+        super().__init__(strategy)
+        self.multiple = multiple
+        self.needs_every_reply = multiple > 0
+        self.clippings: list[Clipping] = []
+        self._model = ArrayRecord()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages of a training round."""
+        self._model, self.clippings = arrays, []
+        return self.strategy.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Aggregate the replies, outliers scaled down."""
+        return self.strategy.aggregate_train(server_round, self._clipped(list(replies)) if self.multiple else replies)
+
+    def _clipped(self, replies: list[Message]) -> list[Message]:
+        self.clippings = []
+        model = {name: array.numpy() for name, array in self._model.items()}
+        norms = {i: norm_of(update_of(reply, model)) for i, reply in enumerate(replies) if reply.has_content()}
+        changes = [norm for norm in norms.values() if norm > 0]
+        bound = self.multiple * median(changes) if changes else 0.0
+        clipped = list(replies)
+        for position, norm in norms.items():
+            if norm > bound:
+                self.clippings.append(Clipping(replies[position].metadata.src_node_id, norm, bound))
+                update = update_of(replies[position], {k: v.astype("float64") for k, v in model.items()})
+                factor = bound / norm  # 0 for an infinite norm, times which an infinite update would be no number
+                scaled = {name: array * factor if factor else 0.0 * model[name] for name, array in update.items()}
+                clipped[position] = moved_reply(replies[position], model, scaled)
+        return clipped
+
+
+def clippings(strategy: Strategy) -> list[Clipping]:
+    """Return what the ``OutlierClipping`` in ``strategy`` cut down in the latest round; nothing without one."""
+    return [clipping for part in chain(strategy) if isinstance(part, OutlierClipping) for clipping in part.clippings]

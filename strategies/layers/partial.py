@@ -1,0 +1,225 @@
+"""Partial aggregation: a wrapper that shows a strategy the shared parameters and keeps the private ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
+from flwr.serverapp.strategy import Strategy
+
+from fedmoe.errors import FedMoEError
+from strategies.arrays import Kept, record_of, values_of
+from strategies.keyed_state import change_parameters
+from strategies.layers.context import tell_context
+from strategies.layers.guards import MAX_EXAMPLES, Refusal, check_metric_replies, check_train_replies
+from strategies.layers.reply_mean import ReplyMean, counts_of, mean_of_checked, needs_every_reply, without_counts
+from strategies.layers.schedule import AggregationSchedule
+from strategies.layers.wrapper import Stateless, chain, weight_key
+
+
+class PartialAggregation(Stateless):
+    """Aggregate with ``strategy`` the parameters that ``schedule`` shares in a round, and keep all others as they are.
+
+    Messages carry all parameters, and the names of the shared groups in config["shared"]; replies carry the shared
+    parameters only. A private array comes out of a round as the very same bytes. ``refusals`` holds the replies to the
+    latest training or evaluation that were refused (see ``strategies.layers.guards``).
+
+    max_examples: the largest weight that a reply may claim.
+    min_reply_fraction: where a smaller share of the clients asked sent a reply that passes, or none did, nothing is
+        aggregated, and the strategy does not hear of the round's replies. 0: it hears of them in any case.
+    means: whether replies may be means of several clients, as a simulation's hosts make them.
+
+    The wrapped strategy sees arrays of shape () as (1,): NumPy turns the former into numbers, which Flower's clipping
+    cannot change in place, so that they would escape it. Its results are given the model's dtype again: FedAdam and
+    q-FedAvg return float64 for float32.
+    """
+
+    needs_every_reply = False
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        schedule: AggregationSchedule,
+        max_examples: int = MAX_EXAMPLES,
+        min_reply_fraction: float = 0.0,
+        means: bool = False,
+    ) -> None:
+        super().__init__(strategy)
+        self.schedule = schedule
+        self.max_examples = max_examples
+        self.min_reply_fraction = min_reply_fraction
+        self.means = means
+        self.refusals: list[Refusal] = []
+        self._arrays: ArrayRecord | None = None  # the model as sent to the clients in this round
+        self._asked = 0  # clients that it was sent to
+        self._names: list[str] | None = None  # the parameters that the state of the wrapped strategy is made for
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages of a training round, with all parameters. FedMoEError: a parameter is in no group, or not there."""
+        self._check_names(arrays)
+        self._follow_schedule(server_round, arrays)
+        tell_context(self.strategy, self.schedule, server_round)
+        self._arrays = arrays.copy()
+        shared = self._shared(server_round, arrays)
+        messages = list(self.strategy.configure_train(server_round, shared, config.copy(), grid))
+        self._asked = len(messages)
+        return self._completed(messages, server_round, arrays)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """All parameters, the shared ones aggregated; None if too few replies pass, or nothing was aggregated.
+
+        Raises FedMoEError if the wrapped strategy cannot aggregate, or returns other parameters or infinite ones.
+        """
+        expected = self._expected(server_round)
+        key = weight_key(self.strategy)
+        checked, self.refusals = check_train_replies(replies, expected, key, self.max_examples, self.means)
+        passed = sum(counts_of(reply)["num-clients"] for reply in checked if reply.has_content())
+        if self.min_reply_fraction and (passed == 0 or passed < self.min_reply_fraction * self._asked):
+            return None, None
+        if not needs_every_reply(self.strategy):
+            checked = mean_of_checked(checked, expected, key)
+        try:
+            arrays, metrics = self.strategy.aggregate_train(server_round, [_shown(r, expected) for r in checked])
+        except (AggregationError, InconsistentMessageReplies, ArithmeticError) as error:
+            raise FedMoEError(f"round {server_round}: {self._inner_name()} cannot aggregate: {error}") from error
+        if arrays is None:
+            return None, metrics
+        return self._merged(server_round, arrays, expected), metrics
+
+    def reducer(self, server_round: int) -> Callable[[], ReplyMean] | None:
+        """Return what makes the object that merges replies to the latest training messages where the clients live.
+
+        None where the wrapped strategy needs every reply, see ``needs_every_reply``.
+        """
+        if needs_every_reply(self.strategy):
+            return None
+        return partial(ReplyMean, self._expected(server_round), weight_key(self.strategy), self.max_examples)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages of an evaluation, with all parameters. FedMoEError: a parameter is in no group, or not there."""
+        self._check_names(arrays)
+        shared = self._shared(server_round, arrays)
+        messages = self.strategy.configure_evaluate(server_round, shared, config.copy(), grid)
+        return self._completed(list(messages), server_round, arrays)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """The aggregated metrics of an evaluation; refused replies are in ``refusals``."""
+        checked, self.refusals = check_metric_replies(replies, weight_key(self.strategy), self.max_examples)
+        return self.strategy.aggregate_evaluate(server_round, checked)
+
+    def _check_names(self, arrays: ArrayRecord) -> None:
+        known = set(self.schedule.names)
+        for name in arrays:
+            if name not in known:
+                raise FedMoEError(f"parameter '{name}' of the model is in no group; put it into one")
+        for name in self.schedule.names:
+            if name not in arrays:
+                raise FedMoEError(f"parameter '{name}' is in a group but not in the model's arrays")
+
+    def _follow_schedule(self, server_round: int, arrays: ArrayRecord) -> None:
+        """Fit the wrapped strategy's state to this round's parameters."""
+        shared = self._shared(server_round, arrays)
+        if self._names is None:
+            # A state just loaded from a checkpoint is made for the parameters of the round before.
+            before = set(self.schedule.shared_names(max(server_round - 1, 1)))
+            self._names = [name for name in arrays if name in before]
+        if self._names != list(shared):
+            old = {name: _flat(arrays[name]).shape for name in self._names}
+            change_parameters(self.strategy, old, shared)
+            self._names = list(shared)
+
+    def _expected(self, server_round: int) -> dict[str, Array]:
+        """Return the arrays that replies must have, as they were sent."""
+        if self._arrays is None:
+            raise FedMoEError("aggregate_train was called before configure_train: there are no arrays to merge into")
+        names = set(self.schedule.shared_names(server_round))
+        return {name: array for name, array in self._arrays.items() if name in names}
+
+    def _shared(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
+        """Return the part of ``arrays`` that the wrapped strategy sees, in the same order."""
+        names = set(self.schedule.shared_names(server_round))
+        return _without_scalars({name: array for name, array in arrays.items() if name in names})
+
+    def _completed(self, messages: list[Message], server_round: int, arrays: ArrayRecord) -> list[Message]:
+        """Put all parameters and the names of the shared groups into the messages, one new content for each old one."""
+        contents = {id(message.content): message.content for message in messages}
+        completed = {key: self._full_content(content, server_round, arrays) for key, content in contents.items()}
+        for message in messages:
+            message.content = completed[id(message.content)]
+        return messages
+
+    def _full_content(self, content: RecordDict, server_round: int, arrays: ArrayRecord) -> RecordDict:
+        full = RecordDict(dict(content.items()))
+        key = _key("arrays", list(content.array_records))
+        sent = content.array_records.get(key, ArrayRecord())
+        names = set(self.schedule.shared_names(server_round))
+        merged = {name: sent[name] if name in names and name in sent else array for name, array in arrays.items()}
+        full[key] = record_of({name: _fitted(array, arrays[name]) for name, array in merged.items()})
+        key = _key("config", list(content.config_records))
+        config = content.config_records.get(key, ConfigRecord()).copy()
+        config["server-round"] = server_round
+        config["shared"] = self.schedule.shared_groups(server_round)
+        full[key] = config
+        return full
+
+    def _merged(self, server_round: int, arrays: ArrayRecord, expected: dict[str, Array]) -> ArrayRecord:
+        """Return the kept arrays with ``arrays`` in the place of the shared ones."""
+        assert self._arrays is not None
+        returned = f"round {server_round}: {self._inner_name()} returned"
+        if arrays.keys() != expected.keys():
+            odd = sorted(arrays.keys() ^ expected.keys())[0]
+            raise FedMoEError(f"{returned} {'no' if odd in expected else 'the unknown'} parameter '{odd}'")
+        merged = dict(self._arrays.items())
+        for name, like in expected.items():
+            values = values_of(arrays[name], like)
+            if values.size != int(np.prod(like.shape)) or (like.shape and values.shape != tuple(like.shape)):
+                raise FedMoEError(f"{returned} '{name}' with shape {list(values.shape)}, expected {list(like.shape)}")
+            fitted = values.astype(like.dtype, copy=False).reshape(like.shape)
+            if not np.isfinite(fitted).all():
+                raise FedMoEError(f"{returned} a value that is not finite in '{name}'; lower its learning rate")
+            merged[name] = Kept(arrays[name] if _fits(arrays[name], like) else Array(fitted), fitted)
+        return record_of(merged)
+
+    def _inner_name(self) -> str:
+        return f"strategy {type(list(chain(self.strategy))[-1]).__name__}"
+
+
+def _shown(reply: Message, expected: Mapping[str, Array]) -> Message:
+    """Return a checked reply as the wrapped strategy sees it."""
+    reply = without_counts(reply)
+    if reply.has_content():
+        arrays = reply.content.array_records["arrays"]
+        arrays.update({name: _flat(arrays[name]) for name, like in expected.items() if not like.shape})
+    return reply
+
+
+def _flat(array: Array) -> Array:
+    """Return an array of shape () as one of shape (1,), any other as it is."""
+    return array if array.shape else Array(array.numpy().reshape(1))
+
+
+def _without_scalars(arrays: Mapping[str, Array]) -> ArrayRecord:
+    return record_of({name: _flat(array) for name, array in arrays.items()})
+
+
+def _fitted(array: Array, like: Array) -> Array:
+    """Return ``array`` with the dtype and shape of ``like``; itself if it has them."""
+    return array if _fits(array, like) else Array(array.numpy().astype(like.dtype).reshape(like.shape))
+
+
+def _fits(array: Array, like: Array) -> bool:
+    return array.dtype == like.dtype and tuple(array.shape) == tuple(like.shape)
+
+
+def _key(wanted: str, present: list[str]) -> str:
+    return wanted if wanted in present or not present else present[0]

@@ -1,0 +1,189 @@
+"""The weighted mean of a round's replies, for strategies that need no more: FedAvg and what builds on its mean.
+
+``sum_i w_i x_i / sum_i w_i`` is summed reply by reply, in float64, so that memory does not grow with the number of
+replies and a mean of means differs from the mean in the last digits alone. Of an item table of which a reply has some
+rows, only these are added; for the others the reply counts as the server's own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from flwr.app import Array, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+
+from strategies.arrays import Decoded, TableRows, record_of, values_of
+from strategies.layers.guards import (
+    COUNTED,
+    MAX_EXAMPLES,
+    NUM_EXAMPLES,
+    Shape,
+    check_train_reply,
+    difference,
+    error_reply,
+)
+from strategies.layers.wrapper import chain
+
+CLIENTS, BYTES = COUNTED
+_MEANS_ONLY = (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi, FedProx)
+_Values = int | float | list[int] | list[float]
+
+
+def needs_every_reply(strategy: Strategy) -> bool:
+    """Return whether a strategy, or one that it wraps, must see each reply and not only their weighted mean.
+
+    A class says so itself: ``needs_every_reply = False`` in its own body. What its base says does not count, since it
+    may aggregate otherwise. Flower's classes on top of FedAvg's mean are known; an unknown class needs every reply, and
+    so does one that was given a function for the metrics.
+    """
+    return any(_needs_every(part) for part in chain(strategy))
+
+
+def _needs_every(strategy: Strategy) -> bool:
+    says_so = "needs_every_reply" in vars(type(strategy)) or "needs_every_reply" in vars(strategy)
+    own = getattr(strategy, "needs_every_reply", True) if says_so else type(strategy) not in _MEANS_ONLY
+    metrics = getattr(strategy, "train_metrics_aggr_fn", aggregate_metricrecords)
+    return bool(own) or metrics is not aggregate_metricrecords
+
+
+class ReplyMean:
+    """Accumulates the replies to a training round. Where and when it is made does not matter, the order of ``add`` does
+    in the last digits.
+
+    expected: the round's shared arrays of the server, by name.
+    weight_key: the metric that weights a reply.
+    max_examples: the largest weight of one client.
+    """
+
+    def __init__(
+        self, expected: Mapping[str, Array], weight_key: str = NUM_EXAMPLES, max_examples: int = MAX_EXAMPLES
+    ) -> None:
+        self.expected = dict(expected)
+        self.weight_key = weight_key
+        self.max_examples = max_examples
+        self._first: Message | None = None
+        self._shape: Shape | None = None
+        self._arrays = {name: _Sum(array) for name, array in self.expected.items()}
+        self._metrics: dict[str, np.ndarray] = {}
+        self._weight: int | float = 0
+        self._counts = dict.fromkeys(COUNTED, 0)
+        self._errors: list[Message] = []
+
+    def add(self, reply: Message) -> None:
+        """Check a reply as ``guards`` does and add it; a refused one is kept as an error that names the reason.
+
+        A reply may be a mean of several, as of ``replies``. Its metrics must be those of the first one.
+        """
+        if reply.has_error():
+            self._errors.append(reply)
+            return
+        checked, shape, reason = check_train_reply(reply, self.expected, self.weight_key, self.max_examples)
+        if reason is None and self._shape not in (None, shape):
+            assert shape is not None and self._shape is not None
+            reason = difference(shape, self._shape)
+        if reason is not None:
+            self._errors.append(error_reply(reply, reason))
+            return
+        self._shape = shape
+        for name, count in counts_of(reply).items():
+            self._counts[name] += count
+        self._add_checked(checked)
+
+    def _add_checked(self, reply: Message) -> None:
+        metrics = next(iter(reply.content.metric_records.values()))
+        weight = metrics[self.weight_key]
+        assert isinstance(weight, int | float)  # as checked
+        for name, array in reply.content.array_records["arrays"].items():
+            self._arrays[name].add(float(weight), array)
+        for name, value in metrics.items():
+            if name not in COUNTED and name != self.weight_key:
+                weighted = np.multiply(value, weight, dtype=np.float64)
+                self._metrics[name] = np.add(self._metrics.get(name, 0.0), weighted)
+        self._weight += weight
+        self._first = self._first or reply
+
+    def replies(self) -> list[Message]:
+        """Return the mean, if there is one, and the errors.
+
+        The mean is a reply of the first client's node. Its metrics are the means, the sum of the weights, and the sums
+        ``num-clients`` and ``num-bytes`` over the replies in it.
+        """
+        if self._first is None:
+            return list(self._errors)
+        arrays = record_of({name: total.mean(float(self._weight)) for name, total in self._arrays.items()})
+        key, first = next(iter(self._first.content.metric_records.items()))
+        means: dict[str, _Values] = {
+            name: np.divide(total, self._weight).tolist() for name, total in self._metrics.items()
+        }
+        in_order = {name: means.get(name, self._weight) for name in first if name not in COUNTED}
+        mean = copy.copy(self._first)
+        mean.content = RecordDict({"arrays": arrays, key: MetricRecord(in_order | self._counts)})
+        return [mean, *self._errors]
+
+
+def mean_of_checked(replies: Iterable[Message], expected: Mapping[str, Array], weight_key: str) -> list[Message]:
+    """Return the mean of what ``guards.check_train_replies`` returned, without ``num-clients``, and the errors."""
+    mean = ReplyMean(expected, weight_key)
+    for reply in replies:
+        if reply.has_error():
+            mean.add(reply)
+        else:
+            mean._add_checked(reply)
+    return [without_counts(reply) for reply in mean.replies()]
+
+
+def without_counts(reply: Message) -> Message:
+    """Return a reply without the metrics that ``ReplyMean`` adds, which are none of a strategy's business."""
+    if reply.has_error():
+        return reply
+    plain = copy.copy(reply)
+    plain.content = RecordDict(dict(reply.content.items()))
+    for key, metrics in reply.content.metric_records.items():
+        plain.content[key] = MetricRecord({name: value for name, value in metrics.items() if name not in COUNTED})
+    return plain
+
+
+def counts_of(reply: Message) -> dict[str, int]:
+    """Return ``num-clients`` and ``num-bytes`` of a reply with content: its own sums, or one client's."""
+    metrics = next(iter(reply.content.metric_records.values()))
+    clients, sent = (metrics.get(name) for name in COUNTED)
+    return {
+        CLIENTS: clients if isinstance(clients, int) else 1,
+        BYTES: sent if isinstance(sent, int) else sum(record.count_bytes() for record in reply.content.values()),
+    }
+
+
+class _Sum:
+    """The weighted sum of one parameter over replies that have all of it, or some rows."""
+
+    def __init__(self, server: Array) -> None:
+        self._server = server
+        self._total = np.zeros(server.shape, np.float64)
+        self._of_rows: np.ndarray | None = None  # [V + 1], weight of the replies that had a row, where they had not all
+        self._whole = 0.0  # weight of the replies that had all
+
+    def add(self, weight: float, array: Array) -> None:
+        if isinstance(array, TableRows):
+            if self._of_rows is None:
+                self._of_rows = np.zeros(len(self._total), np.float64)
+            self._of_rows[array.ids] += weight
+            self._total[array.ids] += np.multiply(array.rows, weight, dtype=np.float64)
+        else:
+            self._total += np.multiply(values_of(array, self._server), weight, dtype=np.float64)
+            self._whole += weight
+
+    def mean(self, weight: float) -> Decoded:
+        """Return the mean; weight: of all replies, those that had not every row count there as the server's."""
+        if self._of_rows is None:
+            return self._fitted(self._total / weight)
+        table = self._server.numpy()
+        rows = slice(None) if self._whole else np.flatnonzero(self._of_rows)
+        missing = (weight - self._whole - self._of_rows[rows]).reshape(-1, *[1] * (table.ndim - 1))
+        table[rows] = (self._total[rows] + missing * table[rows]) / weight
+        return Decoded(self._server, table)
+
+    def _fitted(self, mean: np.ndarray) -> Decoded:
+        return Decoded(self._server, np.asarray(mean, dtype=self._server.dtype))

@@ -1,0 +1,1 @@
+"""Differential privacy: the rule and its accountant."""

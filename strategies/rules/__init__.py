@@ -1,0 +1,1 @@
+"""Rules of aggregation, one file a rule."""
