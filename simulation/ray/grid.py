@@ -16,7 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
 import ray
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -27,7 +26,7 @@ from fedmoe.errors import FedMoEError
 from simulation.client_call import RunConfig
 from simulation.dispatch import FIRST_NODE_ID, ClientIds, batches, chunk_size, shared_records
 from simulation.flower_runtime import Run, begin_run, number_message
-from simulation.pinning import costs_of, even_out, pin_clients
+from simulation.pinning import costs_of, pin_clients
 from simulation.ray.client_files import read_index, write_index
 from simulation.ray.cluster import number_of_hosts, start_ray
 from simulation.ray.fleet import RayFleet
@@ -242,7 +241,7 @@ class RayGrid(Grid):
         """Cut the requests into chunks for their clients' hosts, and let these begin."""
         clients = [self._client_ids[request.metadata.dst_node_id] for request in requests]
         by_host: dict[int, list[Message]] = {}
-        for request, host in zip(requests, self._places(clients, call), strict=True):
+        for request, host in zip(requests, self._hosts.pinning[clients].tolist(), strict=True):
             by_host.setdefault(host, []).append(request)
         chunks = {}
         for host, batch in sorted(by_host.items()):
@@ -251,18 +250,6 @@ class RayGrid(Grid):
             chunks[host][-1].last = True
         self._hosts.add(chunks)
         return [chunk for part in chunks.values() for chunk in part]
-
-    def _places(self, clients: list[int], call: Call) -> list[int]:
-        """Return the host that executes each client; those that are not at home there become the call's guests.
-
-        Clients are lent only where replies are merged: one that answers alone could come back at any time, or never.
-        """
-        homes = self._hosts.pinning[clients]
-        places = homes
-        if call.reducer is not None and self._hosts.idle and len(set(clients)) == len(clients):
-            places = even_out(homes, self._costs[clients], len(self._hosts.hosts))
-            call.guests = self._hosts.borrow([clients[at] for at in np.flatnonzero(places != homes)])
-        return [int(place) for place in places]
 
     def _chunk_size(self, batch: Sequence[Message], call: Call) -> int:
         if call.deadline is not None:
