@@ -81,7 +81,6 @@ DEFENCES: dict[str, dict[str, Any]] = {
         "federation.server_schedule": "constant",
     },
     "privacy, epsilon 8": {"privacy.epsilon": 8.0},
-    "decoy rows": {"federation.decoy_rows": 64},
 }
 # Many clients a round and few rounds: the noise is divided by the clients of a round, and paid for in each.
 PRIVATE: dict[str, Any] = {
@@ -93,10 +92,10 @@ EPSILONS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 def meets(defence: str, attack: str) -> bool:
-    """Whether a cell is worth a run: malformed replies never get to a strategy; decoys and noise are no guards."""
+    """Whether a cell is worth a run: malformed replies never get to a strategy; noise is no guard."""
     if attack in MALFORMED:
         return defence == "defaults"
-    return attack in ("none", "promotion") or defence not in ("decoy rows", "privacy, epsilon 8")
+    return attack in ("none", "promotion") or defence != "privacy, epsilon 8"
 
 
 def attack_of(plan: Plan, interactions: Interactions, seed: int) -> Attack:

@@ -109,7 +109,6 @@ def _leaks(base: Settings, seed: int, folder: Path, users: int, rounds: int) -> 
     arrays = arrays_of(model_of(clean, dataset, clean.save_dir / clean.name).model)
     variants = {
         "defaults": {},
-        "decoy rows": {"federation.decoy_rows": min(64, base.training.num_negatives // 2)},
         "privacy, epsilon 8": {**PRIVATE, "privacy.epsilon": 8.0},
         "privacy, epsilon 8, noise of the clients": {**PRIVATE, "privacy.epsilon": 8.0, "privacy.side": "client"},
     }

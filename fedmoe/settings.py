@@ -212,9 +212,6 @@ class FederationSettings(Section):
     item_updates: Literal["auto", "dense"] = Field(
         "auto", description="what a client sends of the item table; auto: its touched rows where that is smaller"
     )
-    decoy_rows: CountOrZero = Field(
-        0, description="negatives that are the same in all rounds of a client, so that its items do not stand out"
-    )
     evaluate_every: CountOrZero = Field(35, description="rounds between evaluations; 0: only at the end")
     evaluate_clients: CountOrZero = Field(0, description="clients of these evaluations, a fixed sample; 0: all")
     patience: CountOrZero = Field(10, description="evaluations without a better NDCG@10 before stopping; 0: never")
@@ -323,12 +320,3 @@ class Settings(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     simulation: SimulationSettings = SimulationSettings()
     deployment: DeploymentSettings = DeploymentSettings()
-
-    @model_validator(mode="after")
-    def _decoys_are_negatives(self) -> Self:
-        if self.federation.decoy_rows > self.training.num_negatives // 2:
-            raise ValueError(
-                f"federation.decoy_rows ({self.federation.decoy_rows}) may be at most half of training.num_negatives "
-                f"({self.training.num_negatives}), whose place they take"
-            )
-        return self

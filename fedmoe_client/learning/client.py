@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from data.sampling import generator
 from data.splits import Split, training_part
-from fedmoe_client.learning.decoys import decoy_items, with_decoys
 from fedmoe_client.learning.evaluation import Histories, mean_metrics, metrics_of, model_scorer, ranks
 from fedmoe_client.learning.sub_catalogue import (
     ROWS,
@@ -43,19 +42,16 @@ class FedMoEClient(NumPyClient):
         client: int,
         private: Private,
         own: OwnHistories | None = None,
-        secret: int | None = None,
     ) -> None:
         """Put a client together.
 
         client: its number; without ``own`` histories also the user of the data set, ``0..num_users-1``.
         private: where its own parameters are kept between rounds.
         own: the histories it has of its own; None: the data set's.
-        secret: what its decoys are drawn from; None: the run's seed, which the server knows, as in a simulation.
         """
         self.workbench = workbench
         self.client = client
         self.private = private
-        self.secret = workbench.settings.seed if secret is None else secret
         self.histories: Histories = workbench.dataset.interactions if own is None else own
         self.users = [client] if own is None else own.users
 
@@ -134,16 +130,10 @@ class FedMoEClient(NumPyClient):
         return [self.users[position] for position in order.permutation(len(self.users))]
 
     def steps(self, user: int, server_round: int) -> LocalSteps:
-        """Draw a user's steps, with decoys among the negatives where the settings ask for them."""
+        """Draw a user's steps of a round."""
         bench = self.workbench
-        settings, num_items = bench.settings, bench.dataset.interactions.num_items
         items = training_part(self.histories.history(user))
-        steps = draw_steps(items, num_items, settings, user, server_round, bench.device)
-        if not settings.federation.decoy_rows:
-            return steps
-        decoys = decoy_items(self.secret, user, num_items, items, settings.federation.decoy_rows)
-        rng = generator(self.secret, "places of decoys", server_round, user)
-        return replace(steps, batches=with_decoys(steps.batches, decoys, rng))
+        return draw_steps(items, bench.dataset.interactions.num_items, bench.settings, user, server_round, bench.device)
 
     def _start(
         self, parameters: NDArrays, shared: list[str]

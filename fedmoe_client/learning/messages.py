@@ -76,8 +76,7 @@ def _with_store(task: Task, bench: Workbench, store: ClientStore) -> tuple[Array
         task.kind == "train",
         2 * bench.settings.federation.checkpoint_every,
     )
-    secret = store.secret() if bench.settings.federation.decoy_rows else None
-    client = FedMoEClient(bench, number, private, own, secret)
+    client = FedMoEClient(bench, number, private, own)
     reach = max(bench.settings.model.memory_size, bench.settings.model.max_seq_len)
     names = own.names if own is not None else {number: bench.user_name(number)}
     private.memory = {names[user]: np.asarray(client.histories.history(user)[-reach:]) for user in client.users}

@@ -98,14 +98,6 @@ class ClientStore:
             )
         return int(kept)
 
-    def secret(self) -> int:
-        """Return a number that is drawn once, kept and told to nobody."""
-        kept = self.note("secret").get("number")
-        if kept is None:
-            kept = secrets.randbits(NUMBER_BITS)
-            self.keep_note("secret", {"number": kept})
-        return int(kept)
-
     def note(self, name: str) -> dict[str, Any]:
         """Return a small note, empty if there is none."""
         path = self.folder / f"{name}.json"

@@ -30,7 +30,7 @@ CASES = [
     "clip_norm=0.2",
     "item_representation=id local_epochs=2 batch_size=2",
     "fusion=competitive score=cosine loss=bpr",
-    "fusion=score loss=gbce decoy_rows=2",
+    "fusion=score loss=gbce",
     "experts=attention",
     "experts=attention item_representation=id memory_decay=0",
     "mixture=false weight_decay=0.1 momentum=0.5 local_epochs=2",
