@@ -11,6 +11,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedmoe.errors import FedMoEError
+from fedmoe.failures import FailureKind
 from strategies import ReplyMean, counts_of
 
 ClientIds = Callable[[], Mapping[int, int]]
@@ -127,9 +128,8 @@ def reduced_exchange(
     for reply in replies:
         if reply.has_error():
             node = reply.metadata.src_node_id
-            reasons[node] = (reply.error.reason or f"error {reply.error.code}").replace(
-                f"reply of node {node}", "reply"
-            )
+            refused = "reply refused: " if reply.error.code == FailureKind.REFUSED else ""
+            reasons[node] = refused + (reply.error.reason or f"error {reply.error.code}")
         else:
             counts = counts_of(reply)
             merged, bytes_up = merged + counts["num-clients"], bytes_up + counts["num-bytes"]
