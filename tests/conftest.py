@@ -1,14 +1,37 @@
-"""What all tests share: no telemetry, private folders for Flower and for the data cache, and one thread."""
+"""What all tests share: private folders for Flower and for the data cache, one thread, and one Ray instance."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.update(FLWR_TELEMETRY_ENABLED="0", RAY_USAGE_STATS_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1")
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+
+# A busy machine is no error: an example may take as long as it takes.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
+LONGEST = {"ray_address", "federation"}  # fixtures of tests that start engines or deployments
+RAY = """
+import logging, ray
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+print(ray.get_runtime_context().gcs_address, flush=True)
+input()
+"""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that start engines: they take longest, and pytest-xdist's workers then end together."""
+    longest = {item.path for item in items if LONGEST.intersection(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path not in longest)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -18,5 +41,25 @@ def private_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDMOE_CACHE", str(folder / "cache"))
         patch.setenv("FLWR_HOME", str(folder / "flwr"))
-        patch.setenv("OMP_NUM_THREADS", "1")
         yield folder
+
+
+@pytest.fixture(scope="session")
+def ray_process() -> Iterator[subprocess.Popen[str]]:
+    """A process that has started Ray: the session's one instance. The first line of its output is the address."""
+    with subprocess.Popen(
+        [sys.executable, "-c", RAY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        yield process
+        process.communicate("\n")
+
+
+@pytest.fixture(scope="session")
+def ray_address(ray_process: subprocess.Popen[str]) -> str:
+    """Where Ray runs, for simulations to join it: to start it takes seconds. Nobody is connected to it."""
+    assert ray_process.stdout is not None
+    return ray_process.stdout.readline().strip()

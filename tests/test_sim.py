@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,27 @@ ROOT = Path(__file__).parents[1]
 SMALL = (
     "dataset=synthetic data.synthetic.users=20 data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 max_seq_len=10 "
     "memory_size=10 memory_refresh=5 max_windows=0 num_negatives=20 client_fraction=0.5 warmup_rounds=2 "
-    "evaluate_every=2 evaluate_clients=10 client_cpus=0.5"
+    "evaluate_every=2 evaluate_clients=10 hosts=1 client_cpus=0.5"
 ).split()
+Run = Callable[..., Path]
 
 
-def run(folder: Path, *words: str) -> Path:
-    """Run sim.py in this process and return its run folder."""
-    assert sim.main([*SMALL, f"save_dir={folder}", *words]) == 0
-    (run_dir,) = folder.iterdir()
-    return run_dir
+@pytest.fixture(scope="module")
+def run(ray_address: str) -> Run:
+    """Runs sim.py in this process and returns the run folder in a folder."""
+
+    def run(folder: Path, *words: str) -> Path:
+        assert sim.main([*SMALL, f"ray_address={ray_address}", f"save_dir={folder}", *words]) == 0
+        (run_dir,) = folder.iterdir()
+        return run_dir
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run from beginning to end. Tests that change it copy it."""
+    return run(tmp_path_factory.mktemp("whole") / "runs", "num_rounds=6", "checkpoint_every=4")
 
 
 def final_arrays(run_dir: Path) -> dict[str, np.ndarray]:
@@ -51,17 +63,17 @@ def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
     return first.keys() == second.keys() and all(first[name].tobytes() == second[name].tobytes() for name in first)
 
 
-def test_flower_and_ray_give_the_same_bits(tmp_path: Path) -> None:
+def test_flower_and_ray_give_the_same_bits(run: Run, tmp_path: Path) -> None:
     # Outliers are not cut down where hosts merge the replies, so here they are not at all. FedAdam divides by roots
     # that may be as small as tau: with the default's 1e-6 it would magnify the last digits of merged means.
     words = ["num_rounds=3", "federation.guards.norm_multiple=0", "strategy_parameters.tau=1e-3"]
-    ray = run(tmp_path / "ray", *words, "aggregate_in_hosts=false")
-    one_host = run(tmp_path / "one", *words, "hosts=1", "aggregate_in_hosts=false")
-    flower = run(tmp_path / "flower", *words, "engine=flower")
+    ray = run(tmp_path / "ray", *words, "hosts=2", "aggregate_in_hosts=false")
+    one_host = run(tmp_path / "one", *words, "aggregate_in_hosts=false")
+    flower = run(tmp_path / "flower", *words, "engine=flower", "client_cpus=1")
     assert same(final_arrays(ray), final_arrays(one_host))
     assert same(final_arrays(ray), final_arrays(flower))
     assert records(ray) == records(flower)
-    merged = run(tmp_path / "merged", *words)
+    merged = run(tmp_path / "merged", *words, "hosts=2")
     plain = final_arrays(ray)
     for name, array in final_arrays(merged).items():
         np.testing.assert_allclose(array, plain[name], rtol=0, atol=1e-6)
@@ -69,8 +81,7 @@ def test_flower_and_ray_give_the_same_bits(tmp_path: Path) -> None:
         assert [after[k] for k in ("clients", "bytes_up")] == [before[k] for k in ("clients", "bytes_up")]
 
 
-def test_resume_equals_the_uninterrupted_run_and_leaves_everything_behind(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", "num_rounds=6", "checkpoint_every=4")
+def test_resume_equals_the_uninterrupted_run_and_leaves_everything_behind(whole: Path, tmp_path: Path) -> None:
     for name in (
         "settings.yaml",
         "metrics.jsonl",
@@ -97,7 +108,7 @@ def test_resume_equals_the_uninterrupted_run_and_leaves_everything_behind(tmp_pa
     assert (again["test"], again["validation"]) == (result["test"], result["validation"])
 
 
-def test_private_parameters_stay_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_private_parameters_stay_where_they_are(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the warm-up the server's copy does not change by a bit, the clients' own advance, and none is sent."""
     received: dict[int, set[str]] = {}
     aggregate = PartialAggregation.aggregate_train
@@ -113,7 +124,7 @@ def test_private_parameters_stay_where_they_are(tmp_path: Path, monkeypatch: pyt
         return aggregate(self, server_round, replies)
 
     monkeypatch.setattr(PartialAggregation, "aggregate_train", audited)
-    run_dir = run(tmp_path, "num_rounds=5", "warmup_rounds=2", "checkpoint_every=1", "client_fraction=1")
+    run_dir = run(tmp_path / "runs", "num_rounds=5", "warmup_rounds=2", "checkpoint_every=1", "client_fraction=1")
     earlier, later = (
         load_file(run_dir / "checkpoints" / name / "arrays.safetensors") for name in ("round-000004", "round-000005")
     )
@@ -129,10 +140,13 @@ def test_private_parameters_stay_where_they_are(tmp_path: Path, monkeypatch: pyt
     assert later["gate.value"] != pytest.approx(gates[4], abs=1e-9)
 
 
-def shell(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "sim.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
+def test_neither_torch_nor_ray_is_imported_before_the_settings_are_checked() -> None:
+    code = "import sys, sim; print(sim.main(sys.argv[1:]), {'torch', 'ray', 'flwr'} & set(sys.modules))"
+    for words, status in (["nun_rounds=3"], 2), (["--help"], 0):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+        )
+        assert done.stdout.splitlines()[-1] == f"{status} set()"
 
 
 @pytest.mark.parametrize(
@@ -149,20 +163,29 @@ def shell(*words: str) -> subprocess.CompletedProcess[str]:
         (["--resume", "{folder}/nowhere"], "nowhere"),
     ],
 )
-def test_bad_input_is_one_clear_line_and_nothing_is_written(tmp_path: Path, words: list[str], complaint: str) -> None:
+def test_bad_input_is_one_clear_line_and_nothing_is_written(
+    ray_address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], complaint: str
+) -> None:
     np.save(tmp_path / "rows.npy", np.ones((7, 3), np.float32))
     (tmp_path / "truncated.npy").write_bytes((tmp_path / "rows.npy").read_bytes()[:-8])
     words = [word.format(folder=tmp_path) for word in words]
-    given = words if words[0] == "--resume" else [*SMALL, f"save_dir={tmp_path / 'runs'}", *words]
-    done = shell(*given)
-    assert done.returncode == 2
-    assert complaint in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    given = (
+        words
+        if words[0] == "--resume"
+        else [*SMALL, f"ray_address={ray_address}", f"save_dir={tmp_path / 'runs'}", *words]
+    )
+    assert sim.main(given) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert len(error.strip().splitlines()) == 1, error
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_dir = run(tmp_path / "runs", "num_rounds=2")
+def test_a_checkpoint_of_another_model_is_refused(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
     settings = (run_dir / "settings.yaml").read_text()
     (run_dir / "settings.yaml").write_text(settings.replace("  dim: 8\n", "  dim: 16\n"))
     assert sim.main(["--resume", str(run_dir)]) == 2
@@ -172,10 +195,18 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, capsys: pytest
 
 
 def test_a_run_that_loses_its_clients_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ray_address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # A learning rate this large drives every client's loss out of the finite numbers.
-    words = [*SMALL, f"save_dir={tmp_path}", "num_rounds=4", "learning_rate=1e30", "clip_norm=0", "local_epochs=3"]
+    words = [
+        *SMALL,
+        f"ray_address={ray_address}",
+        f"save_dir={tmp_path}",
+        "num_rounds=4",
+        "learning_rate=1e30",
+        "clip_norm=0",
+        "local_epochs=3",
+    ]
     assert sim.main(words) == 2
     error = capsys.readouterr().err
     assert "FloatingPointError" in error
