@@ -5,18 +5,18 @@ Which clients are bad and what they do is the key ``attack`` of the run config, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from data.splits import training_part
+from fedmoe.wire import NamedArrays, packed_bytes, to_record, unpack
 from fedmoe_client.app import app as honest
 from fedmoe_client.device.node import node_from
 from fedmoe_client.learning.private_reply import ROWS
@@ -56,8 +56,8 @@ def train(message: Message, context: Context) -> Message:
     attack = _attack(str(context.run_config["attack"]))
     if reply.has_error() or node_from(context.node_config).sole_number not in attack.clients:
         return reply
-    sent = message.content.array_records["arrays"]
-    arrays, metrics = reply.content.array_records["arrays"], reply.content.metric_records["metrics"]
+    sent, arrays = (unpack(packed_bytes(each.content.array_records["arrays"])) for each in (message, reply))
+    metrics = reply.content.metric_records["metrics"]
     if attack.kind == "examples":
         metrics["num-examples"] = HUGE
     elif attack.kind in ("promote", "mimic"):
@@ -67,7 +67,7 @@ def train(message: Message, context: Context) -> Message:
         arrays = pushed(sent, arrays, attack.target, push)
     else:
         arrays = changed(attack, sent, arrays)
-    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+    return Message(RecordDict({"arrays": to_record(arrays), "metrics": metrics}), reply_to=message)
 
 
 @app.evaluate()
@@ -89,33 +89,33 @@ def _attack(document: str) -> Attack:
     return Attack.model_validate_json(document)
 
 
-def changed(attack: Attack, sent: ArrayRecord, trained: ArrayRecord) -> ArrayRecord:
+def changed(attack: Attack, sent: NamedArrays, trained: NamedArrays) -> NamedArrays:
     """Return the arrays that a bad client sends in place of ``trained``, for the attacks that need no model."""
     factor = {"x1000": 1000.0, "flip": -attack.strength}.get(attack.kind, 1.0)
-    arrays = ArrayRecord()
-    for name, array in trained.items():
+    arrays = {}
+    for name, values in trained.items():
         if name.endswith(ROWS):
-            arrays[name] = array
+            arrays[name] = values
             continue
-        rows = trained[name + ROWS].numpy() if name + ROWS in trained else ...
-        before, values = sent[name].numpy()[rows], array.numpy()
-        values = before + np.float32(factor) * (values - before) if factor != 1.0 else values.copy()
+        before = sent[name][trained.get(name + ROWS, ...)]
+        if factor != 1.0:
+            values = before + np.float32(factor) * (values - before)
         if attack.kind in ("nan", "infinite"):
             values = np.full_like(values, np.nan if attack.kind == "nan" else np.inf)
         elif attack.kind == "misshapen":
             values = np.concatenate([values.ravel(), np.zeros(1, values.dtype)])
-        arrays[name] = Array(np.asarray(values))  # arithmetic on a 0-d array, the gate, gives a scalar
+        arrays[name] = np.asarray(values)  # arithmetic on a 0-d array, the gate, gives a scalar
     return arrays
 
 
-def promotion(bench: Workbench, sent: ArrayRecord, attack: Attack) -> NDArray[np.float32]:
+def promotion(bench: Workbench, sent: NamedArrays, attack: Attack) -> NDArray[np.float32]:
     """Return the push ``[D]`` to the target's embedding, of norm ``strength``.
 
     As in FedRecAttack (Rong et al., ICDE 2022) the bad clients approximate the users' states, here by those of their
     own histories, and follow the gradient of the target's share of the softmax; as in PipAttack (Zhang et al., WSDM
     2022) its rivals are the popular items, and the push is boosted far beyond what training would give.
     """
-    bench.load({name: array.numpy() for name, array in sent.items()})
+    bench.load({name: array.copy() for name, array in sent.items()})
     bench.model.eval()
     histories = [training_part(bench.dataset.interactions.history(client)) for client in attack.clients]
     length = max(bench.settings.model.max_seq_len, bench.settings.model.memory_size)
@@ -135,21 +135,15 @@ def promotion(bench: Workbench, sent: ArrayRecord, attack: Attack) -> NDArray[np
     return push
 
 
-def longest_change(sent: ArrayRecord, trained: ArrayRecord) -> float:
+def longest_change(sent: NamedArrays, trained: NamedArrays) -> float:
     """Return the norm of the largest change of a row."""
-    rows = trained[TABLE + ROWS].numpy() if TABLE + ROWS in trained else ...
-    return float(np.linalg.norm(trained[TABLE].numpy() - sent[TABLE].numpy()[rows], axis=1).max())
+    rows = trained.get(TABLE + ROWS, ...)
+    return float(np.linalg.norm(trained[TABLE] - sent[TABLE][rows], axis=1).max())
 
 
-def pushed(sent: ArrayRecord, trained: ArrayRecord, target: int, push: NDArray[np.float32]) -> ArrayRecord:
+def pushed(sent: NamedArrays, trained: NamedArrays, target: int, push: NDArray[np.float32]) -> NamedArrays:
     """Return the reply with the target's row moved by ``push``, as a whole table."""
-    values: Mapping[str, Array] = dict(trained.items())
-    table = sent[TABLE].numpy().copy()
-    rows = trained[TABLE + ROWS].numpy() if TABLE + ROWS in trained else ...
-    table[rows] = trained[TABLE].numpy()
-    table[target] = sent[TABLE].numpy()[target] + push
-    arrays = ArrayRecord()
-    for name, array in values.items():
-        if not name.endswith(ROWS):
-            arrays[name] = Array(table) if name == TABLE else array
-    return arrays
+    table = sent[TABLE].copy()
+    table[trained.get(TABLE + ROWS, ...)] = trained[TABLE]
+    table[target] = sent[TABLE][target] + push
+    return {name: array for name, array in trained.items() if not name.endswith(ROWS)} | {TABLE: table}

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
 from benchmarks.attack_clients import TABLE
@@ -20,6 +19,7 @@ from data.sampling import generator
 from data.splits import training_part
 from fedmoe.loading import to_run_config
 from fedmoe.settings import GROUPS, Settings
+from fedmoe.wire import NamedArrays, pack
 from fedmoe_client.device.node import Node
 from fedmoe_client.learning.messages import Task, perform
 from fedmoe_client.learning.private_reply import METRICS_KEY, NOISE_KEY, NORM_KEY, ROWS, noise_stream, private_reply
@@ -45,8 +45,7 @@ def leak(
     Where the settings ask for privacy, the clients do what they would in a run of these settings.
     """
     cohort = np.sort(generator(settings.seed, "leak").choice(interactions.num_users, users, replace=False))
-    sent = ArrayRecord({name: Array(array) for name, array in arrays.items()})
-    changes = [_changes(settings, interactions, sent, int(user), rounds) for user in cohort]
+    changes = [_changes(settings, interactions, arrays, int(user), rounds) for user in cohort]
     met = [np.isin(np.arange(1, interactions.num_items + 1), training_part(interactions.history(u))) for u in cohort]
     mean = np.mean([change[0] for change in changes], axis=0)
     if settings.privacy.on and settings.privacy.side == "server":
@@ -64,13 +63,13 @@ def _aucs(changes: Sequence[NDArray[np.floating]], met: Sequence[NDArray[np.bool
     }
 
 
-def _changes(settings: Settings, interactions: Interactions, sent: ArrayRecord, user: int, rounds: int) -> Changes:
+def _changes(settings: Settings, interactions: Interactions, sent: NamedArrays, user: int, rounds: int) -> Changes:
     """Return how a user's replies change the item table, ``[rounds, V + 1, D]``."""
-    run_config, node, before = to_run_config(settings), Node(user), sent[TABLE].numpy()
+    run_config, node, before = to_run_config(settings), Node(user), sent[TABLE]
     changes = np.zeros((rounds, *before.shape), np.float32)
     for number in range(1, rounds + 1):
         config = {"server-round": number, "shared": list(GROUPS), **_asked(settings, interactions)}
-        trained, metrics = perform(Task("train", sent, config, node, run_config, "leak"))
+        trained, metrics = perform(Task("train", pack(sent), config, node, run_config, "leak"))
         assert trained is not None
         trained, _ = private_reply(
             sent,
@@ -79,8 +78,8 @@ def _changes(settings: Settings, interactions: Interactions, sent: ArrayRecord, 
             config,
             lambda number=number: noise_stream(node, run_config, number),  # type: ignore[misc]
         )
-        rows = trained[TABLE + ROWS].numpy() if TABLE + ROWS in trained else np.arange(len(before))
-        changes[number - 1][rows] = trained[TABLE].numpy() - before[rows]
+        rows = trained.get(TABLE + ROWS, np.arange(len(before)))
+        changes[number - 1][rows] = trained[TABLE] - before[rows]
     return changes
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedmoe.wire import NamedArrays, packed_bytes, to_record, unpack
 from fedmoe_client.device.node import node_from
-from fedmoe_client.learning.private_reply import noise_stream, private_reply
+from fedmoe_client.learning.private_reply import asks_for_privacy, noise_stream, private_reply
 
 app = ClientApp()
 
@@ -26,13 +27,14 @@ def train(message: Message, context: Context) -> Message:
     return train_reply(message, context, arrays, metrics)
 
 
-def train_reply(message: Message, context: Context, arrays: ArrayRecord, metrics: dict[str, Any]) -> Message:
+def train_reply(message: Message, context: Context, arrays: NamedArrays, metrics: dict[str, Any]) -> Message:
     """Return the reply of a client that has trained: as the server asks, perhaps clipped, noisy, without metrics."""
-    sent, config = message.content.array_records["arrays"], message.content.config_records["config"]
-    node, number = node_from(context.node_config), cast(int, config["server-round"])
-    stream = partial(noise_stream, node, context.run_config, number)
-    arrays, metrics = private_reply(sent, arrays, metrics, config, stream)
-    return _reply(message, {"arrays": arrays, "metrics": MetricRecord(metrics)})
+    config = message.content.config_records["config"]
+    if asks_for_privacy(config):
+        node, number = node_from(context.node_config), cast(int, config["server-round"])
+        stream = partial(noise_stream, node, context.run_config, number)
+        arrays, metrics = private_reply(unpack(_sent(message)), arrays, metrics, config, stream)
+    return _reply(message, {"arrays": to_record(arrays), "metrics": MetricRecord(metrics)})
 
 
 @app.evaluate()
@@ -62,10 +64,10 @@ def query(message: Message, context: Context) -> Message:
     return _reply(message, {"config": ConfigRecord({"client-id": number})})
 
 
-def _carried_out(message: Message, context: Context) -> tuple[ArrayRecord | None, dict[str, Any]]:
+def _carried_out(message: Message, context: Context) -> tuple[NamedArrays | None, dict[str, Any]]:
     kind = message.metadata.message_type
     node = node_from(context.node_config)
-    arrays, config = message.content.array_records["arrays"], dict(message.content.config_records["config"])
+    arrays, config = _sent(message), dict(message.content.config_records["config"])
     if node.warm:
         from fedmoe_client.device.resident_call import perform_there
 
@@ -73,6 +75,11 @@ def _carried_out(message: Message, context: Context) -> tuple[ArrayRecord | None
     from fedmoe_client.learning.messages import Task, perform
 
     return perform(Task(kind, arrays, config, node, context.run_config, _run_name(context)), context.state)
+
+
+def _sent(message: Message) -> bytes:
+    """Return the model that the server sent, packed."""
+    return packed_bytes(message.content.array_records["arrays"])
 
 
 def _run_name(context: Context) -> str:

@@ -107,7 +107,7 @@ def _copy_record(record: Record) -> Record:
         arrays = record.copy()
         data: dict[str, Array] = arrays.__dict__["_data"]
         for key, array in data.items():
-            twin = object.__new__(Array)  # the constructor checks types for 3 us; thousands of arrays pass here
+            twin = object.__new__(type(array))  # the constructor checks types for 3 us; thousands of arrays pass here
             twin.__dict__.update(array.__dict__)
             data[key] = twin
         return arrays

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 
 import sim
+from fedmoe.wire import packed_bytes, to_record, unpack
 from strategies import PartialAggregation
 
 JOB = (
@@ -48,12 +49,11 @@ CHANGES = (filled(np.nan), filled(np.inf), misshapen, huge, boastful)
 
 def spoilt(reply: Message, change: Callable[[Arrays, dict[str, Any]], None]) -> Message:
     """Return a reply with its arrays and metrics changed."""
-    arrays = {name: array.numpy() for name, array in next(iter(reply.content.array_records.values())).items()}
+    arrays = unpack(packed_bytes(reply.content["arrays"]))
     metrics = dict(next(iter(reply.content.metric_records.values())).items())
     ids = {name: arrays.pop(name) for name in list(arrays) if name.endswith("/rows")}  # which rows they are stays true
     change(arrays, metrics)
-    record = ArrayRecord({name: Array(array) for name, array in (arrays | ids).items()})
-    reply.content = RecordDict({"arrays": record, "metrics": MetricRecord(metrics)})
+    reply.content = RecordDict({"arrays": to_record(arrays | ids), "metrics": MetricRecord(metrics)})
     return reply
 
 

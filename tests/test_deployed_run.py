@@ -20,6 +20,7 @@ from data.catalogue_folder import save_catalogue
 from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings, to_run_config
+from fedmoe.wire import packed_bytes, unpack
 from fedmoe_client.app import app as client_app
 from fedmoe_client.store.folder import ClientStore
 from fedmoe_client.store.private import latest_private
@@ -182,7 +183,7 @@ def test_nothing_private_is_on_the_wire(whole: Loopback) -> None:
     trained = 0
     for reply in whole.received:
         assert set(reply.content) <= {"arrays", "metrics", "config"}
-        names = {name for record in reply.content.array_records.values() for name in record}
+        names = {name for record in reply.content.array_records.values() for name in unpack(packed_bytes(record))}
         if reply.metadata.message_type == "train":
             trained += 1
         assert not names & private or _round_of(whole, reply) <= WARMUP
@@ -194,8 +195,9 @@ def test_nothing_private_is_on_the_wire(whole: Loopback) -> None:
     for message in whole.sent:
         record = message.content.array_records.get("arrays")
         if record is not None and message.content["config"]["server-round"] > WARMUP:
+            sent = unpack(packed_bytes(record))
             for name in private:
-                copies[name].add(record[name].data)
+                copies[name].add(sent[name].tobytes())
     # The server sends its own copy along, and that has not moved by a bit since the warm-up.
     assert all(len(found) == 1 for found in copies.values())
     own = [private_of(whole, user) for user in range(USERS)]

@@ -15,6 +15,7 @@ from fedmoe.loading import load_settings, to_run_config
 from fedmoe.settings import Settings
 from fedmoe_client.app import app
 from fedmoe_client.learning.sub_catalogue import ROWS, TABLE
+from fedmoe_server.rounds.exchange import packed, unpacked
 from model.build import initial_arrays, parameter_groups
 from strategies import AggregationSchedule, PartialAggregation, build_strategy, counts_of
 
@@ -43,7 +44,8 @@ class Nodes(Grid):
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         config = {"partition-id": node - 100, "num-partitions": CLIENTS}
-        return app(message, Context(1, node, config, RecordDict(), dict(self.run_config)))
+        (request,) = packed([message])
+        return unpacked(app(request, Context(1, node, config, RecordDict(), dict(self.run_config))))
 
     def set_run(self, run: Any) -> None: ...
 

@@ -8,10 +8,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # who sends no arrays does not load Flower
-    from flwr.app import ArrayRecord
+from typing import Any
 
 LENGTH = 8
 
@@ -49,19 +46,3 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
             raise ConnectionError("the other side closed the connection")
         got += count
     return bytes(buffer)
-
-
-def arrays_to_frame(record: ArrayRecord) -> tuple[list[list[Any]], list[bytes]]:
-    """Return what describes arrays, and their bytes as Flower holds them."""
-    about = [[name, array.dtype, list(array.shape), array.stype] for name, array in record.items()]
-    return about, [array.data for array in record.values()]
-
-
-def arrays_from_frame(about: Sequence[Sequence[Any]], blobs: Sequence[bytes]) -> ArrayRecord:
-    """Inverse of ``arrays_to_frame``."""
-    from flwr.app import Array, ArrayRecord
-
-    record = ArrayRecord()
-    for (name, dtype, shape, stype), blob in zip(about, blobs, strict=True):
-        record[name] = Array(dtype=dtype, shape=tuple(shape), stype=stype, data=blob)
-    return record

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedmoe.errors import FedMoEError
-from fedmoe_client.device.frames import arrays_from_frame, arrays_to_frame, receive, send
+from fedmoe.wire import pack
+from fedmoe_client.device.frames import receive, send
 from fedmoe_client.device.node import node_from
 from fedmoe_client.device.resident_call import LOCK, ROOT, SOCKET
 
@@ -155,13 +156,9 @@ def _carry_out(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, A
     if request["do"] == "prepare":
         workbench(request["run_config"], None if request["catalogue"] is None else Path(request["catalogue"]))
         return {}, []
-    arrays = arrays_from_frame(request["arrays"], blobs)
-    task = Task(
-        request["kind"], arrays, request["config"], node_from(request["node"]), request["run_config"], request["run"]
-    )
-    record, metrics = perform(task)
-    about, found = (None, []) if record is None else arrays_to_frame(record)
-    return {"arrays": about, "metrics": metrics}, found
+    kind, config, node = request["kind"], request["config"], node_from(request["node"])
+    arrays, metrics = perform(Task(kind, blobs[0], config, node, request["run_config"], request["run"]))
+    return {"metrics": metrics}, [] if arrays is None else [pack(arrays)]
 
 
 @contextmanager

@@ -17,14 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedmoe.errors import FedMoEError
-from fedmoe_client.device.frames import arrays_from_frame, arrays_to_frame, receive, send
+from fedmoe.wire import NamedArrays, unpack
+from fedmoe_client.device.frames import receive, send
 from fedmoe_client.device.node import Value
-
-if TYPE_CHECKING:
-    from flwr.app import ArrayRecord
 
 SOCKET, LOCK, LOG = "resident.sock", "resident.pid", "resident.log"
 LONGEST_ADDRESS = 100  # bytes, of at most 104 to 108 that systems allow
@@ -36,26 +34,23 @@ ROOT = Path(__file__).parents[2]
 
 def perform_there(
     kind: str,
-    arrays: ArrayRecord,
+    arrays: bytes,
     config: Mapping[str, Any],
     node: Mapping[str, Value],
     run_config: Mapping[str, Value],
     run: str,
-) -> tuple[ArrayRecord | None, dict[str, Any]]:
+) -> tuple[NamedArrays | None, dict[str, Any]]:
     """Have the resident process carry out a message; arguments and result as in ``fedmoe_client.learning.messages``."""
-    about, blobs = arrays_to_frame(arrays)
     request = {
         "do": "perform",
         "kind": kind,
-        "arrays": about,
         "config": dict(config),
         "node": dict(node),
         "run_config": dict(run_config),
         "run": run,
     }
-    answer, found = call(Path(str(node["state-dir"])), request, blobs)
-    record = None if answer["arrays"] is None else arrays_from_frame(answer["arrays"], found)
-    return record, answer["metrics"]
+    answer, found = call(Path(str(node["state-dir"])), request, [arrays])
+    return unpack(found[0]) if found else None, answer["metrics"]
 
 
 def prepare(state_dir: Path, catalogue: Path | None, run_config: Mapping[str, Value]) -> None:

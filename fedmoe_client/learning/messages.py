@@ -8,17 +8,18 @@ from hashlib import sha256
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from fedmoe.errors import FedMoEError
+from fedmoe.wire import NamedArrays
 from fedmoe_client.device.node import Node
 from fedmoe_client.learning.client import FedMoEClient
 from fedmoe_client.learning.workbench import Workbench, workbench
 from fedmoe_client.store.folder import ClientStore, State
 from fedmoe_client.store.history import OwnHistories, read_histories
 from fedmoe_client.store.identity import refuse_other
-from fedmoe_client.store.private import GLOBAL, PrivateParameters, StoredParameters, packed
+from fedmoe_client.store.private import GLOBAL, PrivateParameters, StoredParameters
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Task:
 
     Attributes:
         kind: ``train`` or ``evaluate``.
-        arrays: all parameters, by name.
+        arrays: all parameters, packed.
         config: see ``FedMoEClient``.
         node: the client's place on this machine.
         run_config: the run's settings.
@@ -35,14 +36,14 @@ class Task:
     """
 
     kind: str
-    arrays: ArrayRecord
+    arrays: bytes
     config: Mapping[str, Any]
     node: Node
     run_config: Mapping[str, Any]
     run: str
 
 
-def perform(task: Task, state: RecordDict | None = None) -> tuple[ArrayRecord | None, dict[str, Any]]:
+def perform(task: Task, state: RecordDict | None = None) -> tuple[NamedArrays | None, dict[str, Any]]:
     """Return the shared arrays (None after an evaluation) and the metrics, ``num-examples`` first.
 
     state: Flower's context, where a client without a ``state_dir`` keeps its private parameters.
@@ -58,16 +59,16 @@ def perform(task: Task, state: RecordDict | None = None) -> tuple[ArrayRecord | 
     own = _own_histories(task.node, bench, number)
     private = PrivateParameters(RecordDict() if state is None else state)
     client = FedMoEClient(bench, number, private, own)
-    return _answer(client, task, _checked(bench, task.arrays))
+    return _answer(client, task, bench.received(task.arrays))
 
 
-def _with_store(task: Task, bench: Workbench, store: ClientStore) -> tuple[ArrayRecord | None, dict[str, Any]]:
+def _with_store(task: Task, bench: Workbench, store: ClientStore) -> tuple[NamedArrays | None, dict[str, Any]]:
     number = store.number(task.node.number)
     own = _own_histories(task.node, bench, number)
     server = store.note("server")
     if server.get("run") == task.run:
         refuse_other(server["identity"], bench.identity)
-    arrays = _checked(bench, task.arrays)
+    arrays = bench.received(task.arrays)
     private = StoredParameters(
         store,
         bench.identity["model"],
@@ -86,11 +87,11 @@ def _with_store(task: Task, bench: Workbench, store: ClientStore) -> tuple[Array
 
 def _answer(
     client: FedMoEClient, task: Task, arrays: list[NDArray[np.float32]]
-) -> tuple[ArrayRecord | None, dict[str, Any]]:
+) -> tuple[NamedArrays | None, dict[str, Any]]:
     if task.kind == "train":
         trained, examples, metrics = client.fit(arrays, dict(task.config))
         names = client.reply_names(task.config["shared"], trained)
-        return packed(dict(zip(names, trained, strict=True))), {"num-examples": examples, **metrics}
+        return dict(zip(names, trained, strict=True)), {"num-examples": examples, **metrics}
     _, examples, metrics = client.evaluate(arrays, dict(task.config))
     return None, {"num-examples": examples, **metrics}
 
@@ -106,12 +107,6 @@ def _own_histories(node: Node, bench: Workbench, number: int) -> OwnHistories | 
             f"partition-id = {number}, but the data set has {known}: give history=FILE, or another number"
         )
     return None
-
-
-def _checked(bench: Workbench, arrays: ArrayRecord) -> list[NDArray[np.float32]]:
-    """Return the arrays in the model's order; refuse another model's by name."""
-    bench.check({name: array.shape for name, array in arrays.items()})
-    return bench.decode(arrays)
 
 
 def _keep_global(store: ClientStore, bench: Workbench, task: Task, arrays: list[NDArray[np.float32]]) -> None:

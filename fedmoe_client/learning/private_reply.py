@@ -13,11 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
-from numpy.typing import NDArray
 
 from data.sampling import generator
 from fedmoe.loading import from_run_config
+from fedmoe.wire import NamedArrays
 from fedmoe_client.device.node import Node
 
 NORM_KEY = "clipping_norm"
@@ -34,12 +33,12 @@ def asks_for_privacy(config: Mapping[str, Any]) -> bool:
 
 
 def private_reply(
-    sent: ArrayRecord,
-    trained: ArrayRecord,
+    sent: NamedArrays,
+    trained: NamedArrays,
     metrics: dict[str, Any],
     config: Mapping[str, Any],
     stream: Callable[[], np.random.Generator],
-) -> tuple[ArrayRecord, dict[str, Any]]:
+) -> tuple[NamedArrays, dict[str, Any]]:
     """Return the arrays and metrics of a reply as the server's config asks for them.
 
     sent: all parameters as they came. trained: the shared ones after training, or some rows of one.
@@ -66,44 +65,31 @@ def noise_stream(node: Node, run_config: Mapping[str, Any], server_round: int) -
     return generator(from_run_config(run_config).seed, "privacy noise", server_round, node.sole_number)
 
 
-def _clipped(sent: ArrayRecord, trained: ArrayRecord, norm: float) -> tuple[ArrayRecord, bool]:
+def _clipped(sent: NamedArrays, trained: NamedArrays, norm: float) -> tuple[NamedArrays, bool]:
     before = _before(sent, trained)
-    updates = {name: trained[name].numpy().astype(np.float64) - values for name, values in before.items()}
+    updates = {name: trained[name].astype(np.float64) - values for name, values in before.items()}
     length = math.sqrt(sum(float(np.vdot(update, update)) for update in updates.values()))
     if length <= norm:
         return trained, False
     clipped = {name: before[name] + norm / length * update for name, update in updates.items()}
-    return _replaced(trained, clipped), True
+    return trained | {name: np.asarray(values, trained[name].dtype) for name, values in clipped.items()}, True
 
 
-def _noisy(sent: ArrayRecord, trained: ArrayRecord, deviation: float, rng: np.random.Generator) -> ArrayRecord:
+def _noisy(sent: NamedArrays, trained: NamedArrays, deviation: float, rng: np.random.Generator) -> NamedArrays:
     """Return all numbers with noise; where rows of a table were sent it is the whole table, or they would tell."""
-    whole = ArrayRecord()
+    whole = {}
     for name, array in trained.items():
         if name.endswith(ROWS):
             continue
-        values = array.numpy().astype(np.float64)
+        values = array.astype(np.float64)
         if name + ROWS in trained:
-            table = sent[name].numpy().astype(np.float64)
-            table[trained[name + ROWS].numpy()] = values
+            table = sent[name].astype(np.float64)
+            table[trained[name + ROWS]] = values
             values = table
-        noisy = values + rng.normal(0.0, deviation, values.shape)
-        whole[name] = Array(np.asarray(noisy, dtype=array.dtype))
+        whole[name] = np.asarray(values + rng.normal(0.0, deviation, values.shape), array.dtype)
     return whole
 
 
-def _before(sent: ArrayRecord, trained: ArrayRecord) -> dict[str, NDArray[Any]]:
+def _before(sent: NamedArrays, trained: NamedArrays) -> NamedArrays:
     """Return what each array of the reply was before the training; of a table, its rows that are in the reply."""
-    before: dict[str, NDArray[Any]] = {}
-    for name in trained:
-        if not name.endswith(ROWS):
-            rows = trained[name + ROWS].numpy() if name + ROWS in trained else ...
-            before[name] = sent[name].numpy()[rows]
-    return before
-
-
-def _replaced(record: ArrayRecord, values: Mapping[str, NDArray[Any]]) -> ArrayRecord:
-    new = ArrayRecord()
-    for name, array in record.items():
-        new[name] = Array(np.asarray(values[name], dtype=array.dtype)) if name in values else array
-    return new
+    return {name: sent[name][trained.get(name + ROWS, ...)] for name in trained if not name.endswith(ROWS)}

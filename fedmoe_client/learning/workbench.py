@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,15 +15,13 @@ from data.registry import Dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import from_run_config
 from fedmoe.settings import Settings
+from fedmoe.wire import unpack
 from fedmoe_client.learning.evaluation import catalogue_side
 from fedmoe_client.learning.sub_catalogue import TABLE
 from fedmoe_client.store.identity import catalogue_stamp, identity_of, item_numbers, own_dataset
 from model.build import build_model
 from model.groups import parameter_names
 from model.residual_moe import ItemSide, ResidualMoE
-
-if TYPE_CHECKING:
-    from flwr.app import ArrayRecord
 
 
 class Workbench:
@@ -36,7 +33,7 @@ class Workbench:
         self.device = _device(settings)
         self.model: ResidualMoE = build_model(settings.model, dataset, settings.seed).to(self.device)
         self.parameters = dict(self.model.named_parameters())
-        self._decoded: dict[str, tuple[bytes, NDArray[np.float32]]] = {}
+        self._received: tuple[bytes, list[NDArray[np.float32]]] | None = None
         self._catalogue_side: tuple[list[NDArray[np.float32]], ItemSide] | None = None
         self.groups = parameter_names(self.model)
 
@@ -78,16 +75,16 @@ class Workbench:
                     "use the server's settings and catalogue"
                 )
 
-    def decode(self, record: ArrayRecord) -> list[NDArray[np.float32]]:
-        """Return the arrays of a checked record in the model's order, to be read only.
+    def received(self, packed: bytes) -> list[NDArray[np.float32]]:
+        """Return the server's packed arrays in the model's order, to be read only. FedMoEError: see ``check``.
 
-        The clients of a round that share a process get the very same bytes, which are parsed for the first of them.
+        The clients of a round that share a process get the very same bytes, which are unpacked for the first of them.
         """
-        for name in self.parameters:
-            data = record[name].data
-            if name not in self._decoded or self._decoded[name][0] is not data:
-                self._decoded[name] = (data, record[name].numpy())
-        return [self._decoded[name][1] for name in self.parameters]
+        if self._received is None or self._received[0] is not packed:
+            arrays = unpack(bytearray(packed))  # torch warns of memory that must not be written to
+            self.check({name: array.shape for name, array in arrays.items()})
+            self._received = packed, [arrays[name] for name in self.parameters]
+        return self._received[1]
 
     def load(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
         """Copy arrays into the model in place."""

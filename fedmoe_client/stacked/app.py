@@ -18,6 +18,7 @@ from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedmoe.errors import FedMoEError
+from fedmoe.wire import packed_bytes, to_record
 from fedmoe_client.app import app, train_reply
 from fedmoe_client.device.node import node_from
 from fedmoe_client.learning.client import FedMoEClient, to_send
@@ -26,7 +27,7 @@ from fedmoe_client.learning.sub_catalogue import TABLE
 from fedmoe_client.learning.workbench import Workbench, workbench
 from fedmoe_client.stacked.mean import UpdateSum
 from fedmoe_client.stacked.training import Member, StackTrainer, Trained, stacks_of
-from fedmoe_client.store.private import PrivateParameters, packed
+from fedmoe_client.store.private import PrivateParameters
 
 RAISED = 3  # Flower's code for "the client app raised"
 
@@ -78,12 +79,8 @@ def train(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool
 def _begin(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool) -> _Round:
     bench = workbench(contexts[0].run_config)
     config = dict(messages[0].content.config_records["config"])
-    arrays = messages[0].content.array_records["arrays"]
-    bench.check({name: array.shape for name, array in arrays.items()})
-    server = {
-        name: torch.from_numpy(array).to(bench.device)
-        for name, array in zip(bench.names, bench.decode(arrays), strict=True)
-    }
+    arrays = bench.received(packed_bytes(messages[0].content.array_records["arrays"]))
+    server = {name: torch.from_numpy(each).to(bench.device) for name, each in zip(bench.names, arrays, strict=True)}
     shared = bench.names_in(cast(list[str], config["shared"]))
     _require_stackable(bench, shared)
     if reduce and asks_for_privacy(config):
@@ -161,7 +158,7 @@ def _each(this: _Round, trained: Trained) -> Iterator[tuple[int, Message]]:
         numbers = {name: float(value[row]) for name, value in trained.metrics.items()}
         metrics = {"num-examples": member.steps.weight, **numbers}
         place = this.places[member.client]
-        yield place, train_reply(this.messages[place], this.contexts[place], packed(sent), metrics)
+        yield place, train_reply(this.messages[place], this.contexts[place], sent, metrics)
 
 
 def _mean_reply(this: _Round, total: UpdateSum) -> Message:
@@ -169,7 +166,8 @@ def _mean_reply(this: _Round, total: UpdateSum) -> Message:
     metrics = MetricRecord({"num-examples": total.weight, **total.metrics()})
     counts = {"num-clients": total.clients, "num-bytes": total.bytes + total.clients * metrics.count_bytes()}
     numbers = MetricRecord({**dict(metrics.items()), **counts})
-    return Message(content=RecordDict({"arrays": packed(total.mean()), "metrics": numbers}), reply_to=this.messages[0])
+    content = RecordDict({"arrays": to_record(total.mean()), "metrics": numbers})
+    return Message(content=content, reply_to=this.messages[0])
 
 
 def _alone(message: Message, context: Context) -> Message:

@@ -16,10 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmoe.wire import packed_size
 from fedmoe_client.learning.sub_catalogue import ROWS, TABLE, travels_as_rows
 from fedmoe_client.stacked.training import Trained
-
-HEADER = 128  # bytes of an array's serialised form beside its values and its name
 
 
 class UpdateSum:
@@ -33,6 +32,7 @@ class UpdateSum:
         self._total = {name: torch.zeros_like(each) for name, each in server.items()}
         self._touched = torch.zeros(len(server[TABLE]), dtype=torch.bool, device=server[TABLE].device)
         self._metrics: dict[str, float] = {}
+        self._sizes: dict[int, int] = {}  # rows of the item table -> bytes of a client's arrays
         self.weight = 0
         self.clients = 0
         self.bytes = 0
@@ -74,11 +74,16 @@ class UpdateSum:
 
     def _bytes_of_replies(self, touched: Tensor) -> int:
         """Return the bytes of the arrays that the clients of a stack would have sent, one by one."""
-        table = self._server[TABLE]
-        always = sum(each.nbytes + HEADER + len(name) for name, each in self._server.items()) - table.nbytes
-        row = table[0].nbytes + 8
-        total = 0
-        for count in (touched > 0).sum(dim=1).tolist():
-            alone = self._rows_travel and row * count < table.nbytes
-            total += always + (row * count + HEADER + len(ROWS) if alone else table.nbytes)
-        return total
+        return sum(self._bytes_of_reply(rows) for rows in (touched > 0).sum(dim=1).tolist())
+
+    def _bytes_of_reply(self, rows: int) -> int:
+        """Return the bytes of the arrays of a client that has touched so many rows of the item table."""
+        if rows not in self._sizes:
+            table = self._server[TABLE]
+            layout: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+            layout = {name: (np.dtype(np.float32), tuple(each.shape)) for name, each in self._server.items()}
+            if self._rows_travel and (table[0].nbytes + 8) * rows < table.nbytes:
+                layout[TABLE] = np.dtype(np.float32), (rows, *table.shape[1:])
+                layout[ROWS] = np.dtype(np.int64), (rows,)
+            self._sizes[rows] = packed_size([(name, *about) for name, about in layout.items()])
+        return self._sizes[rows]

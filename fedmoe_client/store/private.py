@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from io import BytesIO
-from math import prod
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmoe.wire import is_packed, packed_bytes, to_record, unpack
 from fedmoe_client.store.folder import ClientStore, State
 
 if TYPE_CHECKING:  # who only reads what a client keeps does not load Flower
-    from flwr.app import ArrayRecord, RecordDict
+    from flwr.app import RecordDict
 
 GLOBAL = "global"  # the state that holds the arrays last received from the server
-_RECORD, _LAYOUT = "private", "private-layout"  # the values of all arrays, and their names and shapes
+_RECORD = "private"
 NamedArrays = dict[str, NDArray[np.float32]]
 # Older values are kept for a server that goes back to a checkpoint; large private groups must not fill the disk.
 OLDER_BYTES = 64 * 1024**2
@@ -50,26 +47,16 @@ class PrivateParameters:
         record = self._state.array_records.get(_RECORD)
         if record is None:
             return {}
-        layout = self._state.config_records.get(_LAYOUT)
-        if layout is None:  # from a checkpoint of 0.1.0, which kept each array by its name
+        if not is_packed(record):  # from a checkpoint of 0.1.0, which kept each array by its name
             return {name: array.numpy() for name, array in record.items()}
-        (kept,) = record.values()
-        names, shapes = cast(list[str], layout["names"]), cast(list[str], layout["shapes"])
-        sizes = [tuple(map(int, shape.split())) for shape in shapes]
-        parts = np.split(kept.numpy(), np.cumsum([prod(size) for size in sizes])[:-1])
-        return {name: part.reshape(size) for name, part, size in zip(names, parts, sizes, strict=True)}
+        return unpack(bytearray(packed_bytes(record)))
 
     def save(self, arrays: NamedArrays) -> None:
         """Keep these arrays and no others: what has become shared is the server's again."""
-        from flwr.app import ConfigRecord
-
-        if not arrays:
+        if arrays:
+            self._state[_RECORD] = to_record(arrays)
+        else:
             self._state.pop(_RECORD, None)
-            self._state.pop(_LAYOUT, None)
-            return
-        self._state[_RECORD] = packed({"values": np.concatenate([array.ravel() for array in arrays.values()])})
-        shapes = [" ".join(map(str, array.shape)) for array in arrays.values()]
-        self._state[_LAYOUT] = ConfigRecord({"names": list(arrays), "shapes": shapes})
 
 
 @dataclass(frozen=True)
@@ -164,27 +151,6 @@ def kept_memory(state: State | None) -> dict[str, NDArray[np.int32]]:
     """Return the latest items of each user, by the name of its history, as they were at the last training."""
     arrays = {} if state is None else state.arrays
     return {name.removeprefix("memory/"): items for name, items in arrays.items() if name.startswith("memory/")}
-
-
-def packed(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
-    """Return named arrays as the record that Flower keeps or sends, in their order."""
-    from flwr.app import Array, ArrayRecord
-
-    record = ArrayRecord()  # filled one by one: made from a dict it would copy each array
-    for name, array in arrays.items():
-        # The bytes of Array(array), which has numpy write its header anew for each of forty small arrays.
-        data = b"".join([_header(array.dtype, array.shape), np.ascontiguousarray(array).data])
-        record[name] = Array(dtype=str(array.dtype), shape=array.shape, stype="numpy.ndarray", data=data)
-    return record
-
-
-@lru_cache(maxsize=1024)
-def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """Return the header of the npy format."""
-    buffer = BytesIO()
-    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, about)
-    return buffer.getvalue()
 
 
 def _up_to(entries: list[Entry], run: str, last: int) -> list[Entry]:

@@ -1,21 +1,30 @@
-"""One exchange of messages with the clients: what came back, who failed and why, and how many bytes travelled."""
+"""One exchange of messages with the clients: what came back, who failed and why, and how many bytes travelled.
+
+Here the model's arrays go on the wire and come off it: all else at the server sees them by their names. What a strategy
+puts into records of other names travels as it is.
+"""
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, runtime_checkable
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedmoe.errors import FedMoEError
-from fedmoe.failures import FailureKind
+from fedmoe.wire import is_packed, packed_bytes, to_record, unpack
 from strategies import ReplyMean, counts_of
+from strategies.arrays import Valued, record_of, values_of
+from strategies.layers.guards import error_reply
 
 ClientIds = Callable[[], Mapping[int, int]]
 REASON_LENGTH = 300
+ARRAYS = "arrays"  # the record of a message that holds the model
 SENDING = 10.0  # seconds that a message may need on its way; the deadline counts from when all are sent
 NAMED = 3  # failures named in one line
 RAISED = re.compile(r"^<class '(?:[\w.]+\.)?(?P<type>\w+)'>:<'(?P<message>.*?)(?:'>)?$")
@@ -79,16 +88,17 @@ def exchange(
         client_ids: returns node id -> client id; called only when a failure has to be named.
         timeout: seconds to wait; None: until every client has answered or failed.
     """
-    requests = list(messages)
+    requests = packed(messages)
     if timeout is not None:
         for message in requests:  # a node that comes back later must not begin with it any more
             message.metadata.ttl = timeout + SENDING
     arrived = list(grid.send_and_receive(requests, timeout=timeout)) if requests else []
-    replies = _answers(requests, arrived)
+    answers = _answers(requests, arrived)
+    replies = {node: unpacked(reply) for node, reply in answers.items()}
     reasons = {m.metadata.dst_node_id: "no reply in time" for m in requests}
     for node, reply in replies.items():
         if reply.has_error():
-            reasons[node] = reply.error.reason or f"error {reply.error.code}"
+            reasons[node] = _reason(reply)
         else:
             reasons.pop(node, None)
     return Exchange(
@@ -96,8 +106,8 @@ def exchange(
         replies=list(replies.values()),
         failures=name_failures(reasons, stage, client_ids),
         bytes_down=_payload(requests),
-        bytes_up=_payload(reply for reply in replies.values() if reply.has_content()),
-        dropped=_dropped(arrived, replies),
+        bytes_up=_payload(reply for reply in answers.values() if reply.has_content()),
+        dropped=_dropped(arrived, answers),
     )
 
 
@@ -105,7 +115,7 @@ def exchange(
 class ReducingGrid(Protocol):
     """A grid that can merge replies where the clients live."""
 
-    def send_and_reduce(self, messages: Iterable[Message], reducer: Callable[[], ReplyMean]) -> list[Message]:
+    def send_and_reduce(self, messages: Iterable[Message], reducer: Callable[[], PackedMean]) -> list[Message]:
         """Return what each reducer made of the replies it got; every reply is in a merged one, or an error."""
 
 
@@ -121,15 +131,14 @@ def reduced_exchange(
     The merged replies count their clients and the bytes that these would have sent; a refused reply is an error, and
     its bytes are not counted.
     """
-    requests = list(messages)
-    replies = grid.send_and_reduce(requests, reducer) if requests else []
+    requests = packed(messages)
+    arrived = grid.send_and_reduce(requests, partial(PackedMean, reducer)) if requests else []
+    replies = [unpacked(reply) for reply in arrived]
     reasons = {}
     merged = bytes_up = 0
     for reply in replies:
         if reply.has_error():
-            node = reply.metadata.src_node_id
-            refused = "reply refused: " if reply.error.code == FailureKind.REFUSED else ""
-            reasons[node] = refused + (reply.error.reason or f"error {reply.error.code}")
+            reasons[reply.metadata.src_node_id] = _reason(reply)
         else:
             counts = counts_of(reply)
             merged, bytes_up = merged + counts["num-clients"], bytes_up + counts["num-bytes"]
@@ -142,6 +151,67 @@ def reduced_exchange(
         bytes_down=_payload(requests),
         bytes_up=bytes_up,
     )
+
+
+class PackedMean:
+    """A mean that takes replies as they come off the wire, and gives what goes on it; made where the clients live."""
+
+    def __init__(self, mean: Callable[[], ReplyMean]) -> None:
+        self._mean = mean()
+
+    def add(self, reply: Message) -> None:
+        """Add a reply; damaged arrays make it an error."""
+        num_bytes = _payload([reply]) if reply.has_content() else 0
+        self._mean.add(unpacked(reply), num_bytes)
+
+    def replies(self) -> list[Message]:
+        """Return the mean, if there is one, and the errors."""
+        return packed(self._mean.replies())
+
+
+def packed(messages: Iterable[Message]) -> list[Message]:
+    """Return messages as they go on the wire. A record or a content that several share is still shared."""
+    records: dict[int, ArrayRecord] = {}
+    contents: dict[int, RecordDict] = {}
+    found = []
+    for message in messages:
+        if message.has_content():
+            content = message.content
+            arrays = content.array_records.get(ARRAYS)
+            if arrays is not None and id(arrays) not in records:
+                records[id(arrays)] = to_record({name: values_of(array) for name, array in arrays.items()})
+            if arrays is not None and id(content) not in contents:
+                contents[id(content)] = RecordDict({**dict(content.items()), ARRAYS: records[id(arrays)]})
+            message = _with(message, contents.get(id(content), content))
+        found.append(message)
+    return found
+
+
+def unpacked(reply: Message) -> Message:
+    """Return a reply with its arrays by name, or an error that says how they are damaged."""
+    records = reply.content.array_records if reply.has_content() else {}
+    try:
+        changed = {
+            key: record_of({name: Valued(values) for name, values in unpack(packed_bytes(record)).items()})
+            for key, record in records.items()
+            if is_packed(record)
+        }
+    except FedMoEError as error:
+        return error_reply(reply, str(error))
+    return _with(reply, RecordDict({**dict(reply.content.items()), **changed})) if changed else reply
+
+
+def _with(message: Message, content: RecordDict) -> Message:
+    """Return a message with another content; the one given keeps its own."""
+    changed = copy.copy(message)
+    changed.content = content
+    return changed
+
+
+def _reason(reply: Message) -> str:
+    """Return why a reply is an error."""
+    reason = reply.error.reason or f"error {reply.error.code}"
+    return reason.replace(f"reply of node {reply.metadata.src_node_id}", "reply")
 
 
 def _answers(requests: Sequence[Message], arrived: Iterable[Message]) -> dict[int, Message]:

@@ -12,22 +12,41 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 from flwr.app import Array, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from strategies.arrays import Decoded, TableRows, record_of, values_of
+from strategies.arrays import TableRows, Valued, record_of, values_of
 from strategies.layers.guards import (
     COUNTED,
     MAX_EXAMPLES,
     NUM_EXAMPLES,
-    Guard,
     Shape,
+    check_train_reply,
     difference,
-    metrics_of,
-    refused,
-    weight_of,
+    error_reply,
 )
+from strategies.layers.wrapper import chain
 
 CLIENTS, BYTES = COUNTED
+_MEANS_ONLY = (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi, FedProx)
 _Values = int | float | list[int] | list[float]
+
+
+def needs_every_reply(strategy: Strategy) -> bool:
+    """Return whether a strategy, or one that it wraps, must see each reply and not only their weighted mean.
+
+    A class says so itself: ``needs_every_reply = False`` in its own body. What its base says does not count, since it
+    may aggregate otherwise. Flower's classes on top of FedAvg's mean are known; an unknown class needs every reply, and
+    so does one that was given a function for the metrics.
+    """
+    return any(_needs_every(part) for part in chain(strategy))
+
+
+def _needs_every(strategy: Strategy) -> bool:
+    says_so = "needs_every_reply" in vars(type(strategy)) or "needs_every_reply" in vars(strategy)
+    own = getattr(strategy, "needs_every_reply", True) if says_so else type(strategy) not in _MEANS_ONLY
+    metrics = getattr(strategy, "train_metrics_aggr_fn", aggregate_metricrecords)
+    return bool(own) or metrics is not aggregate_metricrecords
 
 
 class ReplyMean:
@@ -44,7 +63,7 @@ class ReplyMean:
     ) -> None:
         self.expected = dict(expected)
         self.weight_key = weight_key
-        self._guard = Guard(self.expected, weight_key, max_examples, means=True)
+        self.max_examples = max_examples
         self._first: Message | None = None
         self._shape: Shape | None = None
         self._arrays = {name: _Sum(array) for name, array in self.expected.items()}
@@ -53,39 +72,39 @@ class ReplyMean:
         self._counts = dict.fromkeys(COUNTED, 0)
         self._errors: list[Message] = []
 
-    def add(self, reply: Message) -> None:
+    def add(self, reply: Message, num_bytes: int | None = None) -> None:
         """Check a reply as ``guards`` does and add it; a refused one is kept as an error that names the reason.
 
         A reply may be a mean of several, as of ``replies``. Its metrics must be those of the first one.
+
+        num_bytes: how large a client's own reply was on its way; None: as it is.
         """
         if reply.has_error():
             self._errors.append(reply)
             return
-        checked, found = self._guard.check(reply)
-        if not isinstance(found, str) and self._shape not in (None, found):
-            assert self._shape is not None
-            found = difference(found, self._shape)
-        if isinstance(found, str):
-            self._errors.append(refused(reply, found))
+        checked, shape, reason = check_train_reply(reply, self.expected, self.weight_key, self.max_examples)
+        if reason is None and self._shape not in (None, shape):
+            assert shape is not None and self._shape is not None
+            reason = difference(shape, self._shape)
+        if reason is not None:
+            self._errors.append(error_reply(reply, reason))
             return
-        self._shape = found
-        for name, count in counts_of(reply).items():
+        self._shape = shape
+        for name, count in counts_of(reply, num_bytes).items():
             self._counts[name] += count
-        self.add_checked(checked)
+        self._add_checked(checked)
 
-    def add_checked(self, reply: Message) -> None:
-        """Add a reply that has passed the guards, or an error; a mean's number of clients is not looked at."""
-        if reply.has_error():
-            self._errors.append(reply)
-            return
-        metrics, weight = metrics_of(reply), weight_of(reply, self.weight_key)
+    def _add_checked(self, reply: Message) -> None:
+        metrics = next(iter(reply.content.metric_records.values()))
+        weight = metrics[self.weight_key]
+        assert isinstance(weight, int | float)  # as checked
         for name, array in reply.content.array_records["arrays"].items():
-            self._arrays[name].add(weight, array)
+            self._arrays[name].add(float(weight), array)
         for name, value in metrics.items():
             if name not in COUNTED and name != self.weight_key:
                 weighted = np.multiply(value, weight, dtype=np.float64)
                 self._metrics[name] = np.add(self._metrics.get(name, 0.0), weighted)
-        self._weight += metrics[self.weight_key]  # type: ignore[operator]  # a number, as checked; whole ones stay whole
+        self._weight += weight
         self._first = self._first or reply
 
     def replies(self) -> list[Message]:
@@ -108,11 +127,14 @@ class ReplyMean:
 
 
 def mean_of_checked(replies: Iterable[Message], expected: Mapping[str, Array], weight_key: str) -> list[Message]:
-    """Return the mean of replies that have passed the guards, and the errors."""
+    """Return the mean of what ``guards.check_train_replies`` returned, without ``num-clients``, and the errors."""
     mean = ReplyMean(expected, weight_key)
     for reply in replies:
-        mean.add_checked(reply)
-    return mean.replies()
+        if reply.has_error():
+            mean.add(reply)
+        else:
+            mean._add_checked(reply)
+    return [without_counts(reply) for reply in mean.replies()]
 
 
 def without_counts(reply: Message) -> Message:
@@ -126,13 +148,21 @@ def without_counts(reply: Message) -> Message:
     return plain
 
 
-def counts_of(reply: Message) -> dict[str, int]:
-    """Return ``num-clients`` and ``num-bytes`` of a reply with content: its own sums, or one client's."""
-    clients, sent = (metrics_of(reply).get(name) for name in COUNTED)
-    return {
-        CLIENTS: clients if isinstance(clients, int) else 1,
-        BYTES: sent if isinstance(sent, int) else sum(record.count_bytes() for record in reply.content.values()),
-    }
+def counts_of(reply: Message, num_bytes: int | None = None) -> dict[str, int]:
+    """Return ``num-clients`` and ``num-bytes`` of a reply with content: its own sums, or one client's.
+
+    num_bytes: how large a client's own reply was on its way; None: as it is.
+    """
+    sent = next(iter(reply.content.metric_records.values())).get(BYTES, num_bytes)
+    if not isinstance(sent, int):
+        sent = sum(record.count_bytes() for record in reply.content.values())
+    return {CLIENTS: clients_of(reply), BYTES: sent}
+
+
+def clients_of(reply: Message) -> int:
+    """Return how many clients a reply with content stands for."""
+    clients = next(iter(reply.content.metric_records.values())).get(CLIENTS)
+    return clients if isinstance(clients, int) else 1
 
 
 class _Sum:
@@ -151,15 +181,15 @@ class _Sum:
             self._of_rows[array.ids] += weight
             self._total[array.ids] += np.multiply(array.rows, weight, dtype=np.float64)
         else:
-            self._total += np.multiply(values_of(array, self._server), weight, dtype=np.float64)
+            self._total += np.multiply(values_of(array), weight, dtype=np.float64)
             self._whole += weight
 
-    def mean(self, weight: float) -> Decoded:
+    def mean(self, weight: float) -> Valued:
         """Return the mean; weight: of all replies, those that had not every row count there as the server's."""
         if self._of_rows is None:
-            return Decoded(self._server, np.asarray(self._total / weight, dtype=self._server.dtype))
+            return Valued(np.asarray(self._total / weight, dtype=self._server.dtype))
         table = self._server.numpy()
         rows = slice(None) if self._whole else np.flatnonzero(self._of_rows)
         missing = (weight - self._whole - self._of_rows[rows]).reshape(-1, *[1] * (table.ndim - 1))
         table[rows] = (self._total[rows] + missing * table[rows]) / weight
-        return Decoded(self._server, table)
+        return Valued(table)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord
 
 from benchmarks import attacks
 from benchmarks.attack_clients import TABLE, Attack, changed, promotion, pushed
@@ -18,6 +17,7 @@ from benchmarks.attack_runs import changed as changed_settings
 from benchmarks.attack_tables import budget_table, leak_table, outcome_table
 from data.registry import load_dataset
 from fedmoe.loading import load_settings
+from fedmoe.wire import NamedArrays
 from fedmoe_client.learning.workbench import Workbench
 from model.build import initial_arrays
 
@@ -28,19 +28,19 @@ TINY = (
 ).split()
 
 
-def record(**arrays: Any) -> ArrayRecord:
-    return ArrayRecord({name: Array(np.asarray(value, np.float32)) for name, value in arrays.items()})
+def named(**arrays: Any) -> NamedArrays:
+    return {name: np.asarray(value, np.float32) for name, value in arrays.items()}
 
 
 def test_what_bad_clients_send() -> None:
-    sent, trained = record(w=[1, 1], gate=1), record(w=[1, 2], gate=2)
-    bad = {kind: changed(Attack(kind=kind, strength=5.0), sent, trained)["w"].numpy() for kind in _KINDS}
+    sent, trained = named(w=[1, 1], gate=1), named(w=[1, 2], gate=2)
+    bad = {kind: changed(Attack(kind=kind, strength=5.0), sent, trained)["w"] for kind in _KINDS}
     assert np.isnan(bad["nan"]).all()
     assert np.isinf(bad["infinite"]).all()
     assert bad["misshapen"].shape == (3,)
     assert bad["x1000"].tolist() == [1, 1001]
     assert bad["flip"].tolist() == [1, -4]
-    flipped = changed(Attack(kind="flip", strength=5.0), sent, trained)["gate"].numpy()
+    flipped = changed(Attack(kind="flip", strength=5.0), sent, trained)["gate"]
     assert (flipped.shape, float(flipped)) == ((), -4)
 
 
@@ -49,9 +49,9 @@ _KINDS = ("nan", "infinite", "misshapen", "x1000", "flip")
 
 def test_a_push_moves_the_target_alone_and_whole_tables_come_of_rows() -> None:
     table = np.arange(8, dtype=np.float32).reshape(4, 2)
-    rows = ArrayRecord({TABLE: Array(table[[1]] + 1), f"{TABLE}/rows": Array(np.array([1])), "w": Array(table[0])})
-    found = pushed(ArrayRecord({TABLE: Array(table)}), rows, 3, np.array([5, 0], np.float32))
-    assert found[TABLE].numpy().tolist() == [[0, 1], [3, 4], [4, 5], [11, 7]]
+    rows = {TABLE: table[[1]] + 1, f"{TABLE}/rows": np.array([1]), "w": table[0]}
+    found = pushed({TABLE: table}, rows, 3, np.array([5, 0], np.float32))
+    assert found[TABLE].tolist() == [[0, 1], [3, 4], [4, 5], [11, 7]]
     assert list(found) == [TABLE, "w"]
 
 
@@ -61,7 +61,7 @@ def test_a_promotion_raises_the_target() -> None:
     bench = Workbench(settings, dataset)
     arrays = initial_arrays(settings, dataset)
     attack = Attack(kind="promote", clients=(1, 2, 3), target=7, strength=2.0)
-    push = promotion(bench, ArrayRecord({name: Array(array) for name, array in arrays.items()}), attack)
+    push = promotion(bench, arrays, attack)
     assert np.linalg.norm(push) == pytest.approx(2.0, rel=1e-5)
     bench.load(arrays)
     from fedmoe_client.learning.evaluation import model_scorer

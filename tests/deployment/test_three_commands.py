@@ -12,6 +12,7 @@ import pytest
 from real_processes import ROOT, SMALL, final_arrays, records, simulated
 
 from fedmoe.deployment.ports import listens, parse_address
+from fedmoe.wire import unpack
 from fedmoe_client.store.folder import ClientStore
 from model.groups import parameter_names
 
@@ -40,8 +41,8 @@ def sent_names(tap: Path) -> list[set[str]]:
     found = []
     for file in sorted(tap.glob("*.PushObject")):
         head, _, body = file.read_bytes().partition(b"\0")
-        if head.startswith(b"ArrayRecord"):
-            found.append(set(json.loads(body)))
+        if head.startswith(b"ArrayChunk"):
+            found.append(set(unpack(body)))
     return found
 
 

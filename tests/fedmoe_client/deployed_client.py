@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import ArrayRecord
 
 from data.registry import Dataset, load_dataset
 from fedmoe.loading import load_settings, to_run_config
 from fedmoe.settings import GROUPS
+from fedmoe.wire import packed_bytes, to_record
 from fedmoe_client.device.node import node_from
 from fedmoe_client.learning.messages import Task, perform
 from model.build import initial_arrays
@@ -55,17 +56,14 @@ class Deployment:
         return {key: value for key, value in config.items() if value is not None}
 
     def arrays(self) -> ArrayRecord:
-        record = ArrayRecord()
-        for name, array in initial_arrays(self.settings, self.dataset).items():
-            record[name] = Array(array)
-        return record
+        return to_record(initial_arrays(self.settings, self.dataset))
 
     def task(self, kind: str, number: int, run: str = "run", shared: list[str] = SHARED, **node: Any) -> Task:
         config = {"server-round": number, "shared": shared, "split": "test"}
-        return Task(kind, self.arrays(), config, node_from(self.node(**node)), self.run_config, run)
+        return Task(kind, packed_bytes(self.arrays()), config, node_from(self.node(**node)), self.run_config, run)
 
     def train(self, number: int, run: str = "run", shared: list[str] = SHARED, **node: Any) -> dict[str, bytes]:
         """Do a round's training and return the bytes of what travels."""
-        record, _ = perform(self.task("train", number, run, shared, **node))
-        assert record is not None
-        return {name: array.data for name, array in record.items()}
+        arrays, _ = perform(self.task("train", number, run, shared, **node))
+        assert arrays is not None
+        return {name: array.tobytes() for name, array in arrays.items()}

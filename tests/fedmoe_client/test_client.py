@@ -13,6 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings, to_run_config
 from fedmoe.settings import GROUPS
+from fedmoe.wire import packed_bytes, to_record, unpack
 from fedmoe_client.app import app
 from fedmoe_client.learning.client import FedMoEClient
 from fedmoe_client.learning.evaluation import catalogue_side
@@ -137,8 +138,7 @@ def test_proximal_mu_holds_the_shared_parameters_back(bench: Workbench, server: 
 
 def message(kind: str, arrays: dict[str, np.ndarray], **fields: Any) -> Message:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
-    return Message(RecordDict({"arrays": record, "config": ConfigRecord(config(**fields))}), 7, kind)
+    return Message(RecordDict({"arrays": to_record(arrays), "config": ConfigRecord(config(**fields))}), 7, kind)
 
 
 def context(user: int = 3) -> Context:
@@ -149,11 +149,10 @@ def test_the_app_keeps_names(bench: Workbench, server: list[np.ndarray]) -> None
     arrays = dict(zip(bench.names, server, strict=True))
     reordered = dict(reversed(arrays.items()))
     replies = [app(message("train", given), context()) for given in (arrays, reordered)]
-    for reply in replies:
-        assert list(reply.content["arrays"]) == bench.names_in(SHARED)
-        assert reply.content["metrics"]["num-examples"] > 0
-    first, second = (reply.content["arrays"] for reply in replies)
-    assert all(np.array_equal(first[name].numpy(), second[name].numpy()) for name in first)
+    first, second = (unpack(packed_bytes(reply.content["arrays"])) for reply in replies)
+    assert list(first) == list(second) == bench.names_in(SHARED)
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert all(reply.content["metrics"]["num-examples"] > 0 for reply in replies)
     evaluated = app(message("evaluate", arrays), context())
     assert evaluated.content["metrics"]["num-examples"] == 1
     assert app(message("query", arrays), context(5)).content["config"]["client-id"] == 5

@@ -15,6 +15,7 @@ from data.catalogue_folder import save_catalogue
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings
 from fedmoe.settings import GROUPS
+from fedmoe.wire import packed_bytes, unpack
 from fedmoe_client.app import app
 from fedmoe_client.device.joining import join
 from fedmoe_client.device.node import Node, node_from
@@ -31,9 +32,10 @@ def simulated(deployment: Deployment, rounds: int) -> list[dict[str, bytes]]:
     state, sent = RecordDict(), []
     for number in range(1, rounds + 1):
         config = {"server-round": number, "shared": SHARED}
-        record, _ = perform(Task("train", deployment.arrays(), config, Node(USER), deployment.run_config, "s"), state)
-        assert record is not None
-        sent.append({name: array.data for name, array in record.items()})
+        packed = packed_bytes(deployment.arrays())
+        arrays, _ = perform(Task("train", packed, config, Node(USER), deployment.run_config, "s"), state)
+        assert arrays is not None
+        sent.append({name: array.tobytes() for name, array in arrays.items()})
     return sent
 
 
@@ -66,7 +68,7 @@ def test_a_deployed_client_sends_the_same_bits_as_a_simulated_one(deployment: De
 def test_evaluation_is_that_of_the_simulation_with_sampled_candidates_too(tmp_path: Path) -> None:
     deployment = Deployment(tmp_path, words=[*WORDS, "protocol=sampled", "num_candidates=10"])
     config = {"server-round": 1, "shared": list(GROUPS), "split": "test"}
-    arrays = deployment.arrays()
+    arrays = packed_bytes(deployment.arrays())
     _, expected = perform(Task("evaluate", arrays, config, Node(USER), deployment.run_config, "s"), RecordDict())
     _, found = perform(deployment.task("evaluate", 1, shared=list(GROUPS)))
     assert found == expected
@@ -196,7 +198,7 @@ def test_no_private_name_is_in_any_message_and_nothing_is_left_with_flower(deplo
     for kind in ("train", "evaluate"):
         place = context(deployment)
         reply = app(message(kind, {"arrays": deployment.arrays(), "config": ConfigRecord(config)}), place)
-        names = {name for record in reply.content.array_records.values() for name in record}
+        names = {name for record in reply.content.array_records.values() for name in unpack(packed_bytes(record))}
         assert not names & private
         assert names - {ROWS} == (set(bench.names_in(SHARED)) if kind == "train" else set())
         assert not any(isinstance(record, ArrayRecord) for record in place.state.values())

@@ -7,62 +7,62 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord
 
 from fedmoe.loading import to_run_config
 from fedmoe.settings import Settings
+from fedmoe.wire import NamedArrays
 from fedmoe_client.device.node import node_from
 from fedmoe_client.learning import private_reply as module
 from fedmoe_client.learning.private_reply import noise_stream, private_reply
-from strategies import arrays as strategy_arrays
+from strategies.layers import single_reply
 from strategies.privacy import updates as private_updates
 
 METRICS = {"num-examples": 17, "loss": 2.5}
 
 
-def record(arrays: Mapping[str, Any]) -> ArrayRecord:
+def named(arrays: Mapping[str, Any]) -> NamedArrays:
     kinds = {name: np.int64 if name.endswith("/rows") else np.float32 for name in arrays}
-    return ArrayRecord({name: Array(np.asarray(value, kinds[name])) for name, value in arrays.items()})
+    return {name: np.asarray(value, kinds[name]) for name, value in arrays.items()}
 
 
 def stream() -> np.random.Generator:
     return np.random.default_rng(3)
 
 
-SENT = record({"table": np.ones((4, 2)), "w": [1, 1], "gate": 5.0})
+SENT = named({"table": np.ones((4, 2)), "w": [1, 1], "gate": 5.0})
 
 
 def test_without_privacy_a_reply_stays_as_it_is() -> None:
-    trained = record({"w": [100, 1]})
+    trained = named({"w": [100, 1]})
     arrays, metrics = private_reply(SENT, trained, METRICS, {"shared": ["backbone"]}, stream)
     assert arrays is trained
     assert metrics == METRICS
 
 
 def test_metrics_stay_at_home() -> None:
-    _, metrics = private_reply(SENT, record({"w": [1, 1]}), METRICS, {"metrics": "none"}, stream)
+    _, metrics = private_reply(SENT, named({"w": [1, 1]}), METRICS, {"metrics": "none"}, stream)
     assert metrics == {"num-examples": 1}
 
 
 def test_the_whole_update_is_clipped_together() -> None:
-    trained = record({"w": [4, 1], "table": np.ones((4, 2)) + [[0, 4], [0, 0], [0, 0], [0, 0]]})
+    trained = named({"w": [4, 1], "table": np.ones((4, 2)) + [[0, 4], [0, 0], [0, 0], [0, 0]]})
     arrays, metrics = private_reply(SENT, trained, METRICS, {"clipping_norm": 1.0}, stream)  # norm 5
-    assert arrays["w"].numpy() == pytest.approx([1.6, 1.0])
-    assert arrays["table"].numpy()[0] == pytest.approx([1.0, 1.8])
-    assert arrays["table"].numpy().dtype == np.float32
+    assert arrays["w"] == pytest.approx([1.6, 1.0])
+    assert arrays["table"][0] == pytest.approx([1.0, 1.8])
+    assert arrays["table"].dtype == np.float32
     assert metrics == {**METRICS, "norm_bit": 1}
 
 
 def test_rows_of_a_table_are_clipped_alike() -> None:
-    trained = record({"w": [4, 1], "table": [[1, 5]], "table/rows": [2]})
+    trained = named({"w": [4, 1], "table": [[1, 5]], "table/rows": [2]})
     arrays, _ = private_reply(SENT, trained, METRICS, {"clipping_norm": 1.0}, stream)
-    assert arrays["table"].numpy() == pytest.approx(np.array([[1.0, 1.8]]))
-    assert arrays["table/rows"].numpy().tolist() == [2]
+    assert arrays["table"] == pytest.approx(np.array([[1.0, 1.8]]))
+    assert arrays["table/rows"].tolist() == [2]
     assert list(arrays) == list(trained)
 
 
 def test_a_short_update_is_sent_as_it_is() -> None:
-    trained = record({"w": [1.5, 1]})
+    trained = named({"w": [1.5, 1]})
     arrays, metrics = private_reply(SENT, trained, METRICS, {"clipping_norm": 1.0, "metrics": "none"}, stream)
     assert arrays is trained
     assert metrics == {"num-examples": 1, "norm_bit": 0}
@@ -71,15 +71,15 @@ def test_a_short_update_is_sent_as_it_is() -> None:
 def test_both_sides_use_the_same_names() -> None:
     for name in ("NORM_KEY", "NOISE_KEY", "BIT_KEY", "METRICS_KEY"):
         assert getattr(module, name) == getattr(private_updates, name)
-    assert module.ROWS == strategy_arrays.ROWS
+    assert module.ROWS == single_reply.ROWS
 
 
 def test_noise_covers_the_whole_table_and_tells_no_rows() -> None:
-    sent = record({"table": np.zeros((500, 8)), "w": [1, 1]})
-    trained = record({"w": [1, 2], "table": np.full((2, 8), 7.0), "table/rows": [3, 9]})
+    sent = named({"table": np.zeros((500, 8)), "w": [1, 1]})
+    trained = named({"w": [1, 2], "table": np.full((2, 8), 7.0), "table/rows": [3, 9]})
     arrays, _ = private_reply(sent, trained, METRICS, {"noise_deviation": 0.5}, stream)
     assert list(arrays) == ["w", "table"]
-    table = arrays["table"].numpy()
+    table = arrays["table"]
     assert table.shape == (500, 8)
     assert table[[3, 9]].mean() == pytest.approx(7.0, abs=0.5)
     assert np.delete(table, [3, 9], axis=0).std() == pytest.approx(0.5, rel=0.05)

@@ -17,9 +17,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedmoe.errors import FedMoEError
+from fedmoe.wire import packed_bytes
 from fedmoe_client.app import app
 from fedmoe_client.device.forget import forget
-from fedmoe_client.device.frames import arrays_to_frame
 from fedmoe_client.device.resident_call import LOG, SOCKET, ask, call, perform_there, running, stop
 
 
@@ -34,12 +34,11 @@ def resident(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 
 def train_there(deployment: Deployment, number: int, **node: object) -> dict[str, bytes]:
     config = {"server-round": number, "shared": SHARED}
-    record, metrics = perform_there(
-        "train", deployment.arrays(), config, deployment.node(warm=True, **node), deployment.run_config, "run"
-    )
-    assert record is not None
+    sent, place = packed_bytes(deployment.arrays()), deployment.node(warm=True, **node)
+    arrays, metrics = perform_there("train", sent, config, place, deployment.run_config, "run")
+    assert arrays is not None
     assert metrics["num-examples"] > 0
-    return {name: array.data for name, array in record.items()}
+    return {name: array.tobytes() for name, array in arrays.items()}
 
 
 def test_it_answers_as_the_plain_app_does_and_stays(resident: Deployment, deployment: Deployment) -> None:
@@ -158,18 +157,16 @@ def test_one_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_train_message_takes_at_most_half_of_the_plain_apps_time(resident: Deployment) -> None:
     """Side by side, each in a process of its own, as Flower starts one for each message."""
     message = resident.folder / "message"
-    about, blobs = arrays_to_frame(resident.arrays())
-    message.write_bytes(pickle.dumps((about, blobs, SHARED, resident.run_config)))
+    message.write_bytes(pickle.dumps((resident.arrays(), SHARED, resident.run_config)))
     code = (
         "import pickle, sys\n"
         "from flwr.app import ConfigRecord, Context, Message, RecordDict\n"
         "from flwr.supercore.task_identity import TaskIdentity\n"
         "from fedmoe_client.app import app\n"
-        "from fedmoe_client.device.frames import arrays_from_frame\n"
         "TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1\n"
-        f"about, blobs, shared, run_config = pickle.load(open({str(message)!r}, 'rb'))\n"
+        f"arrays, shared, run_config = pickle.load(open({str(message)!r}, 'rb'))\n"
         "config = ConfigRecord({'server-round': 4, 'shared': shared})\n"
-        "content = RecordDict({'arrays': arrays_from_frame(about, blobs), 'config': config})\n"
+        "content = RecordDict({'arrays': arrays, 'config': config})\n"
         "node = eval(sys.argv[1])\n"
         "reply = app(Message(content, 7, 'train'), Context(1, 7, node, RecordDict(), run_config))\n"
         "assert reply.content['metrics']['num-examples'] > 0\n"

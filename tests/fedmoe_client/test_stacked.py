@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings, to_run_config
 from fedmoe.settings import GROUPS
+from fedmoe.wire import packed_bytes, to_record, unpack
 from fedmoe_client.app import app
 from fedmoe_client.learning.training import LocalSteps
 from fedmoe_client.learning.workbench import workbench
 from fedmoe_client.stacked import app as stack_app
 from fedmoe_client.stacked.training import Member, stacks_of
+from fedmoe_server.rounds.exchange import PackedMean
 from model.build import initial_arrays
 from strategies.layers.reply_mean import ReplyMean
 
@@ -43,7 +46,7 @@ def messages_of(
 ) -> tuple[list[Message], list[Context]]:
     """Return a train message and a context for each of the clients, all with the same arrays; asked: more config."""
     bench = workbench(run_config)
-    arrays = ArrayRecord({name: Array(each) for name, each in initial_arrays(bench.settings, bench.dataset).items()})
+    arrays = to_record(initial_arrays(bench.settings, bench.dataset))
     config = ConfigRecord({"server-round": server_round, "shared": shared, **asked})
     messages, contexts = [], []
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
@@ -54,14 +57,15 @@ def messages_of(
     return messages, contexts
 
 
-def values_of(record: ArrayRecord) -> dict[str, np.ndarray]:
-    return {name: array.numpy() for name, array in record.items()}
+def arrays_of(content: RecordDict) -> dict[str, np.ndarray]:
+    return unpack(packed_bytes(content.array_records["arrays"]))
 
 
 def assert_same(found: ArrayRecord, expected: ArrayRecord) -> None:
-    assert list(found) == list(expected)
-    for name, value in values_of(found).items():
-        np.testing.assert_allclose(value, expected[name].numpy(), atol=1e-6, rtol=0, err_msg=name)
+    values, wanted = unpack(packed_bytes(found)), unpack(packed_bytes(expected))
+    assert list(values) == list(wanted)
+    for name, value in values.items():
+        np.testing.assert_allclose(value, wanted[name], atol=1e-6, rtol=0, err_msg=name)
 
 
 @pytest.mark.parametrize("words", CASES)
@@ -93,7 +97,7 @@ def test_adam_is_each_clients_own() -> None:
     for reply, message, context in zip(found, messages, contexts, strict=True):
         like = app(message, context).content
         assert reply.content["metrics"]["loss"] == pytest.approx(like["metrics"]["loss"], rel=1e-5)
-        rows, expected = (content["arrays"]["items.ids.weight"].numpy() for content in (reply.content, like))
+        rows, expected = (arrays_of(content)["items.ids.weight"] for content in (reply.content, like))
         assert np.mean(np.abs(rows - expected) > 1e-5) < 0.01
 
 
@@ -105,14 +109,14 @@ def test_the_mean_of_a_stack_is_that_of_its_replies(words: str) -> None:
     replies = []
     for reduce in (False, True):
         messages, contexts = messages_of(run_config, list(GROUPS), 1, {client: RecordDict() for client in range(14)})
-        mean = ReplyMean(server)
+        mean = PackedMean(partial(ReplyMean, server))
         for reply in stack_app.train(messages, contexts, reduce):
             mean.add(reply)
         replies.append(mean.replies())
     [one_by_one], [at_once] = replies
     assert_same(at_once.content["arrays"], one_by_one.content["arrays"])
     expected, found = (dict(reply.content["metrics"]) for reply in (one_by_one, at_once))
-    assert found.pop("num-bytes") == pytest.approx(expected.pop("num-bytes"), rel=0.02)
+    assert found["num-bytes"] == expected["num-bytes"]
     assert found == pytest.approx(expected, abs=1e-4)
     assert found["num-clients"] == 14
 
@@ -156,7 +160,7 @@ def test_what_the_server_refuses_costs_its_client_alone(words: str) -> None:
     for at_once in (False, True):
         states = {client: RecordDict() for client in range(14)}
         messages, contexts = messages_of(run_config, SHARED, 1, states)
-        mean = ReplyMean(sent, max_examples=settings.federation.guards.max_examples)
+        mean = PackedMean(partial(ReplyMean, sent, max_examples=settings.federation.guards.max_examples))
         alone = [stack_app._alone(message, context) for message, context in zip(messages, contexts, strict=True)]
         for reply in stack_app.train(*messages_of(run_config, SHARED, 1, states), True) if at_once else alone:
             mean.add(reply)
@@ -176,7 +180,7 @@ def test_dropout_differs_between_rounds_and_is_the_same_again() -> None:
     for server_round in (1, 1, 2):
         messages, contexts = messages_of(run_config, list(GROUPS), server_round, {c: RecordDict() for c in range(5)})
         [mean] = stack_app.train(messages, contexts, reduce=True)
-        results.append(mean.content["arrays"]["items.ids.weight"].numpy().tobytes())
+        results.append(arrays_of(mean.content)["items.ids.weight"].tobytes())
     assert results[0] == results[1] != results[2]
 
 

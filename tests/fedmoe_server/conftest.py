@@ -15,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from rich.console import Console
 
 from fedmoe.settings import GROUPS, Settings
+from fedmoe.wire import packed_bytes, to_record, unpack
 from fedmoe_server.report.run_folder import CHECKPOINTS
 from fedmoe_server.report.tracking import Tracker
 from fedmoe_server.rounds.checkpoints import CheckpointStore
@@ -85,7 +86,7 @@ class FakeGrid(Grid):
         reason = self.fail(client, stage, round_)
         if reason is not None:
             return Message(Error(code=1, reason=reason), reply_to=message)
-        arrays = {name: array.numpy() for name, array in message.content["arrays"].items()}
+        arrays = {name: array.copy() for name, array in unpack(packed_bytes(message.content["arrays"])).items()}
         private = "gate" not in config["shared"]
         if private and client in self.gates:
             arrays["gate"] = np.asarray(self.gates[client])
@@ -106,7 +107,7 @@ class FakeGrid(Grid):
             "router-semantic": 0.6,
         }
         return {
-            "arrays": ArrayRecord({name: Array(value) for name, value in new.items()}),
+            "arrays": to_record(new),
             "metrics": MetricRecord(metrics),
         }
 

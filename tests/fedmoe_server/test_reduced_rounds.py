@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedmoe.errors import FedMoEError
+from fedmoe.wire import packed_bytes, to_record, unpack
 from fedmoe_server.rounds.exchange import reduced_exchange
 from fedmoe_server.rounds.record import LoopState
 
@@ -71,7 +72,8 @@ def test_a_refused_reply_is_named(fakes: Any, tmp_path: Path) -> None:
         def spoilt(message: Message, answer: Callable[[Message], Message] = answer) -> Message:
             reply = answer(message)
             if message.metadata.message_type == "train" and message.metadata.dst_node_id % 5 == 0:
-                reply.content["arrays"]["body"] = Array(np.full(3, np.nan, np.float32))
+                arrays = unpack(packed_bytes(reply.content["arrays"]))
+                reply.content["arrays"] = to_record(arrays | {"body": np.full(3, np.nan, np.float32)})
             return reply
 
         grid._answer = spoilt
@@ -104,7 +106,7 @@ class Counting:
     def __init__(self) -> None:
         self.replies_: list[Message] = []
 
-    def add(self, reply: Message) -> None:
+    def add(self, reply: Message, num_bytes: int) -> None:
         self.replies_.append(reply)
 
     def replies(self) -> list[Message]:
