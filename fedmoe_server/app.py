@@ -47,7 +47,7 @@ from strategies import (
     state_arrays,
 )
 from strategies.layers.guards import NUM_EXAMPLES
-from strategies.layers.wrapper import weight_key
+from strategies.layers.layer import weight_key
 
 app = ServerApp()
 

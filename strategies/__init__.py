@@ -9,23 +9,24 @@ in any importable module, named in the settings as ``federation.strategy: my_mod
             ...  # change the arrays
             return arrays, metrics
 
-It sees the parameters that are shared in the round and nothing else; the wrappers add and keep the private ones, choose
-the cohort, sort and check the replies. Nothing in this package has to be edited. See ``docs/strategies.md`` and the ten
-lines of ``examples/strategies/server_step.py``; ``python -m strategies.check my_module:MyStrategy`` tries it out.
+It sees the parameters that are shared in the round and nothing else; the layers around it add and keep the private
+ones, choose the cohort, sort and check the replies. Nothing in this package has to be edited. ``docs/strategies.md``
+says more, ``examples/strategies/server_step.py`` has the ten lines whole, and ``python -m strategies.check
+my_module:MyStrategy`` tries a strategy out.
 
-Usual order of the wrappers: ``Cohorts(PartialAggregation(OutlierClipping(ServerLearningRate(build_strategy(...)))))``;
+Usual order of the layers: ``Cohorts(PartialAggregation(OutlierClipping(ServerLearningRate(build_strategy(...)))))``;
 with privacy, ``PrivateUpdates`` stands between the second and the third.
 """
 
 from strategies.layers.cohort import Cohorts, sample_clients
-from strategies.layers.context import RoundContext
-from strategies.layers.guards import Refusal, check_metric_replies, check_train_replies
+from strategies.layers.guards import Guard, Refusal
+from strategies.layers.layer import Layer, Round, Stateless, chain, weight_key
 from strategies.layers.learning_rate import ServerLearningRate
 from strategies.layers.outliers import Clipping, OutlierClipping, clippings
 from strategies.layers.partial import PartialAggregation
-from strategies.layers.reply_mean import ReplyMean, counts_of, needs_every_reply
+from strategies.layers.reply_mean import ReplyMean, counts_of
 from strategies.layers.schedule import AggregationSchedule
-from strategies.layers.wrapper import Stateless, Wrapper, chain
+from strategies.needs import needs_every_reply
 from strategies.privacy.accounting import Release, epsilon_of, noise_for
 from strategies.privacy.updates import PrivateUpdates
 from strategies.rules.registry import STRATEGIES, WRAPPERS, build_strategy
@@ -35,33 +36,32 @@ from strategies.state import load_state_arrays, state_arrays
 
 __all__ = [
     "STRATEGIES",
+    "WRAPPERS",
     "AggregationSchedule",
     "Clipping",
     "Cohorts",
+    "Guard",
+    "Layer",
     "OutlierClipping",
     "PartialAggregation",
     "PrivateUpdates",
     "Refusal",
-    "ReplyMean",
-    "RoundContext",
-    "RowWise",
     "Release",
-    "ServerLearningRate",
-    "WRAPPERS",
+    "ReplyMean",
     "RobustRows",
+    "Round",
+    "RowWise",
+    "ServerLearningRate",
     "Stateless",
-    "Wrapper",
     "build_strategy",
     "chain",
-    "check_metric_replies",
-    "check_train_replies",
-    "counts_of",
     "clippings",
-    "load_state_arrays",
-    "needs_every_reply",
+    "counts_of",
     "epsilon_of",
     "load_state_arrays",
+    "needs_every_reply",
     "noise_for",
     "sample_clients",
     "state_arrays",
+    "weight_key",
 ]

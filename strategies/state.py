@@ -1,14 +1,18 @@
-"""What a strategy remembers between rounds, as named arrays for a checkpoint; without pickle.
+"""What a strategy remembers between rounds: as named arrays for a checkpoint, and when its parameters change.
 
 A key is ``place/class/attribute/container/position/type/name``. The place is that of the strategy among what it wraps,
 0 is the outermost. A dict, list or record has a key for each of its entries; the position keeps their order, which
 Flower relies on, and the type tells a Python float from a NumPy one: NumPy rounds differently with them.
+
+State that is kept by parameter, such as FedAdam's ``m_t`` and ``v_t``, is made in the first round for the parameters of
+that round: FedAdam raises KeyError for one that is gone. When the shared parameters change, such state is narrowed to
+those still there and widened with zeros, their value in a fresh strategy.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import PurePath
 from typing import Any
@@ -18,11 +22,12 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import FedMoEError
-from strategies.layers.context import RoundContext
-from strategies.layers.wrapper import chain
+from strategies.layers.layer import Round, chain
 
+Shapes = Mapping[str, tuple[int, ...]]
+MODEL = "current_arrays"  # Flower's name for a strategy's copy of the model: taken anew, not widened with zeros
 _CALLABLE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
-_SETTINGS = (str, bytes, *_CALLABLE, Enum, PurePath, RoundContext)
+_SETTINGS = (str, bytes, *_CALLABLE, Enum, PurePath, Round)
 
 
 def state_arrays(strategy: Strategy) -> dict[str, np.ndarray]:
@@ -144,3 +149,50 @@ def _entry(kind: str, array: np.ndarray) -> Any:
     if kind == "array":
         return np.array(array)
     return array[()] if kind == "scalar" else array.item()
+
+
+def change_parameters(strategy: Strategy, old: Shapes, shared: ArrayRecord) -> None:
+    """Fit the state of ``strategy`` and of what it wraps to the parameters ``shared``.
+
+    old: name -> shape of the parameters so far, in their order.
+    shared: the parameters from now on, with the model's values.
+
+    Fitted are: an ArrayRecord or a dict whose names are exactly the old ones, and a list with one array of the right
+    shape for each of them. Everything else is left alone.
+    """
+    for part in chain(strategy):
+        for attribute, value in list(vars(part).items()):
+            fitted = _model(value, shared) if attribute == MODEL else _fitted(value, old, shared)
+            if fitted is not None:
+                setattr(part, attribute, fitted)
+
+
+def _model(value: Any, shared: ArrayRecord) -> Any:
+    if isinstance(value, ArrayRecord) and value:
+        return shared.copy()
+    if isinstance(value, dict) and value:
+        return {name: array.numpy() for name, array in shared.items()}
+    return None
+
+
+def _fitted(value: Any, old: Shapes, shared: ArrayRecord) -> Any:
+    if isinstance(value, ArrayRecord) and value.keys() == old.keys():
+        return ArrayRecord({name: value.get(name) or Array(_zeros(array)) for name, array in shared.items()})
+    if isinstance(value, dict) and value.keys() == old.keys() and _match(list(value.values()), list(old.values())):
+        return {name: value[name] if name in value else _zeros(array) for name, array in shared.items()}
+    if isinstance(value, list) and value and _match(value, list(old.values())):
+        by_name = dict(zip(old, value, strict=True))
+        return [by_name[name] if name in by_name else _zeros(array) for name, array in shared.items()]
+    return None
+
+
+def _match(values: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether there is one array (or NumPy number, for shape ()) of the right shape for each parameter."""
+    return len(values) == len(shapes) and all(
+        isinstance(value, np.ndarray | np.generic) and value.shape == shape
+        for value, shape in zip(values, shapes, strict=True)
+    )
+
+
+def _zeros(array: Array) -> np.ndarray:
+    return np.zeros(array.shape, dtype=array.dtype)

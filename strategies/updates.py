@@ -1,47 +1,53 @@
-"""What a client changed: its reply minus the model that it was sent; and replies with other updates in their place."""
+"""What a client changed: its reply minus the model that it was sent; and replies with other arrays in their place.
+
+The replies are those that have passed the guards: their arrays are in the record "arrays", whole.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Mapping
-from typing import cast
+from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, RecordDict
-from flwr.serverapp.strategy import Strategy
-from numpy.typing import NDArray
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from numpy.typing import DTypeLike, NDArray
 
-from strategies.layers.wrapper import weight_key
-
-Update = dict[str, NDArray[np.floating]]
+Vector = dict[str, NDArray[Any]]  # of floating-point numbers
 
 
-def update_of(reply: Message, model: Mapping[str, NDArray[np.floating]]) -> Update:
-    """Return name -> the reply's array minus the model's, in their type. model: the round's shared arrays."""
-    sent = reply.content.array_records["arrays"]
+def vector_of(arrays: ArrayRecord, dtype: DTypeLike | None = None) -> Vector:
+    """Return named arrays as NumPy's, each with its own dtype or with the one given."""
+    return {name: np.asarray(array.numpy(), dtype) for name, array in arrays.items()}
+
+
+def update_of(reply: Message, sent: Mapping[str, NDArray[Any]]) -> Vector:
+    """Return name -> the reply's array minus the one sent; of the type of ``sent`` where that is the wider one."""
+    arrays = reply.content.array_records["arrays"]
     with np.errstate(over="ignore"):  # of two huge numbers: infinite, and then the norm is
-        return {name: sent[name].numpy() - array for name, array in model.items()}
+        return {name: np.asarray(arrays[name].numpy() - array) for name, array in sent.items()}
 
 
-def norm_of(update: Update) -> float:
+def norm_of(update: Mapping[str, NDArray[Any]]) -> float:
     """Return the Euclidean norm over all arrays; infinite where it is too large to say."""
     with np.errstate(over="ignore"):
-        squares = (float(np.square(array, dtype=np.float64).sum()) for array in update.values())
-        return math.sqrt(sum(squares))
+        return math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in update.values()))
 
 
-def moved_reply(reply: Message, model: Mapping[str, NDArray[np.floating]], update: Update) -> Message:
-    """Return ``reply`` with the arrays model + update in place of its own; the one given keeps its content."""
+def with_arrays(
+    reply: Message, sent: ArrayRecord, values: Mapping[str, NDArray[Any]], metrics: Mapping[str, float] | None = None
+) -> Message:
+    """Return ``reply`` with ``values`` in the order and types of ``sent``; the one given keeps its content.
+
+    metrics: take the place of its own; None: its own.
+    """
     arrays = ArrayRecord()  # filled one by one: made from a dict it would hold copies
-    for name, array in model.items():
-        arrays[name] = Array(np.asarray(array + update[name], array.dtype))
-    moved = copy.copy(reply)
-    moved.content = RecordDict({**dict(reply.content.items()), "arrays": arrays})
-    return moved
-
-
-def weight_of(reply: Message, strategy: Strategy) -> float:
-    """Return the weight of a reply that passed the guards, in the metric that ``strategy`` weighs by."""
-    metrics = next(iter(reply.content.metric_records.values()))
-    return float(cast(float, metrics[weight_key(strategy)]))
+    for name, like in sent.items():
+        arrays[name] = Array(np.asarray(values[name], like.dtype))
+    changed = copy.copy(reply)
+    changed.content = RecordDict(dict(reply.content.items()) if metrics is None else {})
+    changed.content["arrays"] = arrays
+    if metrics is not None:
+        changed.content["metrics"] = MetricRecord(dict(metrics))
+    return changed

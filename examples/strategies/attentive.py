@@ -19,16 +19,15 @@ Personalized Federated Learning with Inferred Collaboration Graphs, ICML 2023 (p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import FedMoEError
-from strategies.layers.wrapper import Stateless
-from strategies.updates import Update, moved_reply, norm_of, update_of, weight_of
+from strategies import Round, Stateless, weight_key
+from strategies.layers.guards import weight_of
+from strategies.updates import Vector, norm_of, update_of, vector_of, with_arrays
 
 
 class Attentive(Stateless):
@@ -49,24 +48,11 @@ class Attentive(Stateless):
         if not tau > 0:
             raise FedMoEError(f"federation.strategy_parameters of Attentive: 'tau' must be above 0, is {tau}")
         self.tau = tau
-        self._model = ArrayRecord()
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Messages of a training round."""
-        self._model = arrays
-        return self.strategy.configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Aggregate the replies, each weighed by its likeness to the mean."""
-        return self.strategy.aggregate_train(server_round, self._attended(list(replies)))
-
-    def _attended(self, replies: list[Message]) -> list[Message]:
-        model = {name: array.numpy() for name, array in self._model.items()}
-        weights = {i: weight_of(reply, self.strategy) for i, reply in enumerate(replies) if reply.has_content()}
+    def revised(self, sent: Round, replies: list[Message]) -> list[Message]:
+        """Return the replies, each update scaled by its likeness to the mean."""
+        key, model = weight_key(self.strategy), vector_of(sent.arrays)
+        weights = {i: weight_of(reply, key) for i, reply in enumerate(replies) if reply.has_content()}
         if not weights:
             return replies
         updates = {i: update_of(replies[i], model) for i in weights}
@@ -74,14 +60,15 @@ class Attentive(Stateless):
         attended = list(replies)
         for (i, update), share in zip(updates.items(), shares, strict=True):
             factor = share * sum(weights.values()) / weights[i]
-            attended[i] = moved_reply(replies[i], model, {name: array * factor for name, array in update.items()})
+            moved = {name: model[name] + array * factor for name, array in update.items()}
+            attended[i] = with_arrays(replies[i], sent.arrays, moved)
         return attended
 
 
-def attention(updates: list[Update], weights: list[float], tau: float) -> list[float]:
+def attention(updates: list[Vector], weights: list[float], tau: float) -> list[float]:
     """Return a_i of each client; they are above 0 and sum to 1. An update of zero has the cosine 0."""
     total = sum(weights)
-    mean: Update = {name: np.zeros(array.shape) for name, array in updates[0].items()}
+    mean: Vector = {name: np.zeros(array.shape) for name, array in updates[0].items()}
     for weight, update in zip(weights, updates, strict=True):
         for name, array in update.items():
             mean[name] += weight / total * array

@@ -17,10 +17,11 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedmoe.errors import FedMoEError
+from fedmoe.failures import FailureKind
 from fedmoe.wire import is_packed, packed_bytes, to_record, unpack
 from strategies import ReplyMean, counts_of
 from strategies.arrays import Valued, record_of, values_of
-from strategies.layers.guards import error_reply
+from strategies.layers.guards import refused
 
 ClientIds = Callable[[], Mapping[int, int]]
 REASON_LENGTH = 300
@@ -197,7 +198,7 @@ def unpacked(reply: Message) -> Message:
             if is_packed(record)
         }
     except FedMoEError as error:
-        return error_reply(reply, str(error))
+        return refused(reply, str(error))
     return _with(reply, RecordDict({**dict(reply.content.items()), **changed})) if changed else reply
 
 
@@ -210,8 +211,8 @@ def _with(message: Message, content: RecordDict) -> Message:
 
 def _reason(reply: Message) -> str:
     """Return why a reply is an error."""
-    reason = reply.error.reason or f"error {reply.error.code}"
-    return reason.replace(f"reply of node {reply.metadata.src_node_id}", "reply")
+    refusal = "reply refused: " if reply.error.code == FailureKind.REFUSED else ""
+    return refusal + (reply.error.reason or f"error {reply.error.code}")
 
 
 def _answers(requests: Sequence[Message], arrived: Iterable[Message]) -> dict[int, Message]:

@@ -263,7 +263,7 @@ class ServerLoop:
 
     def _refused(self, stage: str) -> list[Failure]:
         """Return the replies that arrived but were refused by the latest aggregation, as failures of their clients."""
-        reasons = {r.node_id: r.reason.replace(f"reply of node {r.node_id}", "reply") for r in self.partial.refusals}
+        reasons = {r.node_id: f"reply refused: {r.reason}" for r in self.partial.refusals}
         return name_failures(reasons, stage, self._names)
 
     def _clipped(self) -> list[dict[str, Any]]:

@@ -20,9 +20,9 @@ from flwr.serverapp.strategy import Strategy
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
+from strategies.layers.layer import Stateless
 from strategies.layers.partial import PartialAggregation
 from strategies.layers.schedule import AggregationSchedule
-from strategies.layers.wrapper import Stateless
 from strategies.state import load_state_arrays
 
 CLIENTS = 8

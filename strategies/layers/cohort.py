@@ -12,8 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import FedMoEError
-from strategies.layers.wrapper import Stateless, chain
-from strategies.privacy.updates import PrivateUpdates
+from strategies.layers.layer import Layer, Stateless, chain
 
 
 def sample_clients(seed: int, purpose: str, server_round: int, client_ids: Iterable[int], size: int) -> list[int]:
@@ -44,8 +43,8 @@ def poisson_sample(seed: int, purpose: str, server_round: int, client_ids: Itera
 class Cohorts(Stateless):
     """Choose a round's clients for ``strategy``; sort its messages and the replies by client id.
 
-    fraction: share of the clients in a training round, in (0, 1]; at least one client takes part. Around
-        ``PrivateUpdates`` it is the probability with which each takes part, as the accounting of privacy wants it.
+    fraction: share of the clients in a training round, in (0, 1]; at least one client takes part. Around a layer of
+        which ``poisson`` is true it is the probability with which each takes part: see :func:`poisson_sample`.
     seed: with the round it determines the cohort; see :func:`sample_clients`.
     client_ids: node id -> client id of the nodes that a grid has now. A mapping that knows its inverse, as the
     simulation's does (``clients``: all client ids; ``node_of``), is not read entry by entry: it may have millions.
@@ -67,7 +66,8 @@ class Cohorts(Stateless):
         self.client_ids = client_ids
         self.cohort: list[int] = []
         self.evaluated: list[int] = []
-        self._private = [part for part in chain(strategy) if isinstance(part, PrivateUpdates)]
+        self._layers = [part for part in chain(strategy) if isinstance(part, Layer)]
+        self._poisson = any(layer.poisson for layer in self._layers)
         self._evaluate_on: frozenset[int] | None = None
         self._clients: Mapping[int, int] = {}  # node id -> client id, as of the latest configure
 
@@ -109,12 +109,12 @@ class Cohorts(Stateless):
         return self.strategy.aggregate_evaluate(server_round, self._sorted_replies(replies))
 
     def _sampled(self, server_round: int, clients: Collection[int]) -> list[int]:
-        if not self._private:
+        for layer in self._layers:
+            layer.expect(len(clients))
+        if not self._poisson:
             # The small term keeps 0.29 * 100 = 28.999... from losing a client.
             size = max(1, int(self.fraction * len(clients) + 1e-9))
             return sample_clients(self.seed, "cohort", server_round, clients, size)
-        for part in self._private:
-            part.expect(len(clients))
         cohort = poisson_sample(self.seed, "cohort", server_round, clients, self.fraction)
         if not cohort:
             raise FedMoEError(f"round {server_round}: the Poisson sample of privacy is empty; raise client_fraction")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any, Literal
 
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import FedMoEError
-from strategies.layers.wrapper import Stateless, chain
+from strategies.layers.layer import Round, Stateless, chain
 
 RATES = ("eta", "server_learning_rate")  # FedAdam, FedYogi, FedAdagrad; FedAvgM
 
@@ -43,13 +42,11 @@ class ServerLearningRate(Stateless):
         progress = min(server_round - 1, self.num_rounds) / self.num_rounds
         return self._base * (1.0 + math.cos(math.pi * progress)) / 2.0
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Aggregate with the rate of this round."""
+    def revised(self, sent: Round, replies: list[Message]) -> list[Message]:
+        """Return the replies as they are, with the rate of this round set."""
         if self.schedule == "cosine":
-            setattr(self._owner, self._attribute, self.rate(server_round))
-        return self.strategy.aggregate_train(server_round, replies)
+            setattr(self._owner, self._attribute, self.rate(sent.number))
+        return replies
 
 
 def _find_rate(strategy: Strategy) -> tuple[Any, str]:

@@ -16,12 +16,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from strategies.layers.wrapper import Stateless, chain
-from strategies.updates import moved_reply, norm_of, update_of
+from strategies.layers.layer import Round, Stateless, chain
+from strategies.updates import norm_of, update_of, vector_of, with_arrays
 
 
 @dataclass(frozen=True)
@@ -48,24 +49,19 @@ class OutlierClipping(Stateless):
         self.multiple = multiple
         self.needs_every_reply = multiple > 0
         self.clippings: list[Clipping] = []
-        self._model = ArrayRecord()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Messages of a training round."""
-        self._model, self.clippings = arrays, []
-        return self.strategy.configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Aggregate the replies, outliers scaled down."""
-        return self.strategy.aggregate_train(server_round, self._clipped(list(replies)) if self.multiple else replies)
-
-    def _clipped(self, replies: list[Message]) -> list[Message]:
         self.clippings = []
-        model = {name: array.numpy() for name, array in self._model.items()}
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def revised(self, sent: Round, replies: list[Message]) -> list[Message]:
+        """Return the replies, outliers scaled down."""
+        if not self.multiple:
+            return replies
+        model = vector_of(sent.arrays)
         norms = {i: norm_of(update_of(reply, model)) for i, reply in enumerate(replies) if reply.has_content()}
         changes = [norm for norm in norms.values() if norm > 0]
         bound = self.multiple * median(changes) if changes else 0.0
@@ -73,10 +69,10 @@ class OutlierClipping(Stateless):
         for position, norm in norms.items():
             if norm > bound:
                 self.clippings.append(Clipping(replies[position].metadata.src_node_id, norm, bound))
-                update = update_of(replies[position], {k: v.astype("float64") for k, v in model.items()})
+                update = update_of(replies[position], vector_of(sent.arrays, np.float64))
                 factor = bound / norm  # 0 for an infinite norm, times which an infinite update would be no number
-                scaled = {name: array * factor if factor else 0.0 * model[name] for name, array in update.items()}
-                clipped[position] = moved_reply(replies[position], model, scaled)
+                moved = {name: model[name] + (array * factor if factor else 0.0) for name, array in update.items()}
+                clipped[position] = with_arrays(replies[position], sent.arrays, moved)
         return clipped
 
 

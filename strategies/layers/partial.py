@@ -1,4 +1,4 @@
-"""Partial aggregation: a wrapper that shows a strategy the shared parameters and keeps the private ones."""
+"""Partial aggregation: a layer that shows a strategy the shared parameters and keeps the private ones."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import FedMoEError
 from strategies.arrays import Valued, record_of, values_of
-from strategies.keyed_state import change_parameters
-from strategies.layers.context import tell_context
-from strategies.layers.guards import MAX_EXAMPLES, Refusal, check_metric_replies, check_train_replies
-from strategies.layers.reply_mean import ReplyMean, clients_of, mean_of_checked, needs_every_reply, without_counts
+from strategies.layers.guards import MAX_EXAMPLES, Guard, Refusal
+from strategies.layers.layer import Round, Stateless, chain, tell, weight_key
+from strategies.layers.reply_mean import ReplyMean, clients_of, mean_of_checked, without_counts
 from strategies.layers.schedule import AggregationSchedule
-from strategies.layers.wrapper import Stateless, chain, weight_key
+from strategies.needs import needs_every_reply
+from strategies.state import change_parameters
 
 
 class PartialAggregation(Stateless):
@@ -54,22 +54,23 @@ class PartialAggregation(Stateless):
         self.min_reply_fraction = min_reply_fraction
         self.means = means
         self.refusals: list[Refusal] = []
-        self._arrays: ArrayRecord | None = None  # the model as sent to the clients in this round
-        self._asked = 0  # clients that it was sent to
+        self._weight_key = weight_key(strategy)
+        self._every = needs_every_reply(strategy)
+        self._model: ArrayRecord | None = None  # all parameters as they were sent in this round
+        self._asked = 0  # clients that they were sent to
         self._names: list[str] | None = None  # the parameters that the state of the wrapped strategy is made for
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Messages of a training round, with all parameters. FedMoEError: a parameter is in no group, or not there."""
-        self._check_names(arrays)
-        self._follow_schedule(server_round, arrays)
-        tell_context(self.strategy, self.schedule, server_round)
-        self._arrays = arrays.copy()
-        shared = self._shared(server_round, arrays)
-        messages = list(self.strategy.configure_train(server_round, shared, config.copy(), grid))
+        sent = self._round(server_round, arrays)
+        self._fit_state(sent, arrays)
+        tell(self.strategy, sent)
+        self._model = arrays.copy()
+        messages = list(self.strategy.configure_train(server_round, sent.arrays, config.copy(), grid))
         self._asked = len(messages)
-        return self._completed(messages, server_round, arrays)
+        return _completed(messages, sent, arrays)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -79,119 +80,99 @@ class PartialAggregation(Stateless):
         Raises FedMoEError if the wrapped strategy cannot aggregate, or returns other parameters or infinite ones.
         """
         expected = self._expected(server_round)
-        key = weight_key(self.strategy)
-        checked, self.refusals = check_train_replies(replies, expected, key, self.max_examples, self.means)
+        guard = Guard(expected, self._weight_key, self.max_examples, self.means)
+        checked, self.refusals = guard.checked(replies)
         passed = sum(clients_of(reply) for reply in checked if reply.has_content())
         if self.min_reply_fraction and (passed == 0 or passed < self.min_reply_fraction * self._asked):
             return None, None
-        if not needs_every_reply(self.strategy):
-            checked = mean_of_checked(checked, expected, key)
+        if not self._every:
+            checked = mean_of_checked(checked, expected, self._weight_key)
+        shown = [_shown(reply, expected) for reply in checked]
+        name = f"round {server_round}: strategy {type(list(chain(self.strategy))[-1]).__name__}"
         try:
-            arrays, metrics = self.strategy.aggregate_train(server_round, [_shown(r, expected) for r in checked])
+            arrays, metrics = self.strategy.aggregate_train(server_round, shown)
         except (AggregationError, InconsistentMessageReplies, ArithmeticError) as error:
-            raise FedMoEError(f"round {server_round}: {self._inner_name()} cannot aggregate: {error}") from error
+            raise FedMoEError(f"{name} cannot aggregate: {error}") from error
         if arrays is None:
             return None, metrics
-        return self._merged(server_round, arrays, expected), metrics
+        assert self._model is not None  # as expected
+        return record_of(dict(self._model.items()) | _judged(f"{name} returned", arrays, expected)), metrics
 
     def reducer(self, server_round: int) -> Callable[[], ReplyMean] | None:
         """Return what makes the object that merges replies to the latest training messages where the clients live.
 
         None where the wrapped strategy needs every reply, see ``needs_every_reply``.
         """
-        if needs_every_reply(self.strategy):
+        if self._every:
             return None
-        return partial(ReplyMean, self._expected(server_round), weight_key(self.strategy), self.max_examples)
+        return partial(ReplyMean, self._expected(server_round), self._weight_key, self.max_examples)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Messages of an evaluation, with all parameters. FedMoEError: a parameter is in no group, or not there."""
-        self._check_names(arrays)
-        shared = self._shared(server_round, arrays)
-        messages = self.strategy.configure_evaluate(server_round, shared, config.copy(), grid)
-        return self._completed(list(messages), server_round, arrays)
+        sent = self._round(server_round, arrays)
+        messages = self.strategy.configure_evaluate(server_round, sent.arrays, config.copy(), grid)
+        return _completed(list(messages), sent, arrays)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The aggregated metrics of an evaluation; refused replies are in ``refusals``."""
-        checked, self.refusals = check_metric_replies(replies, weight_key(self.strategy), self.max_examples)
+        checked, self.refusals = Guard(None, self._weight_key, self.max_examples).checked(replies)
         return self.strategy.aggregate_evaluate(server_round, checked)
 
-    def _check_names(self, arrays: ArrayRecord) -> None:
-        known = set(self.schedule.names)
+    def _round(self, number: int, arrays: ArrayRecord) -> Round:
+        """Return the round in which these arrays, all of the model, are sent."""
+        known, names = set(self.schedule.names), set(self.schedule.shared_names(number))
         for name in arrays:
             if name not in known:
                 raise FedMoEError(f"parameter '{name}' of the model is in no group; put it into one")
         for name in self.schedule.names:
             if name not in arrays:
                 raise FedMoEError(f"parameter '{name}' is in a group but not in the model's arrays")
+        shared = record_of({name: _flat(array) for name, array in arrays.items() if name in names})
+        groups = tuple(self.schedule.shared_groups(number))
+        return Round(number, shared, number <= self.schedule.warmup_rounds, groups, self.schedule.groups)
 
-    def _follow_schedule(self, server_round: int, arrays: ArrayRecord) -> None:
+    def _fit_state(self, sent: Round, arrays: ArrayRecord) -> None:
         """Fit the wrapped strategy's state to this round's parameters."""
-        shared = self._shared(server_round, arrays)
         if self._names is None:
             # A state just loaded from a checkpoint is made for the parameters of the round before.
-            before = set(self.schedule.shared_names(max(server_round - 1, 1)))
+            before = set(self.schedule.shared_names(max(sent.number - 1, 1)))
             self._names = [name for name in arrays if name in before]
-        if self._names != list(shared):
+        if self._names != list(sent.arrays):
             old = {name: _flat(arrays[name]).shape for name in self._names}
-            change_parameters(self.strategy, old, shared)
-            self._names = list(shared)
+            change_parameters(self.strategy, old, sent.arrays)
+            self._names = list(sent.arrays)
 
     def _expected(self, server_round: int) -> dict[str, Array]:
         """Return the arrays that replies must have, as they were sent."""
-        if self._arrays is None:
+        if self._model is None:
             raise FedMoEError("aggregate_train was called before configure_train: there are no arrays to merge into")
         names = set(self.schedule.shared_names(server_round))
-        return {name: array for name, array in self._arrays.items() if name in names}
+        return {name: array for name, array in self._model.items() if name in names}
 
-    def _shared(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
-        """Return the part of ``arrays`` that the wrapped strategy sees, in the same order."""
-        names = set(self.schedule.shared_names(server_round))
-        return _without_scalars({name: array for name, array in arrays.items() if name in names})
 
-    def _completed(self, messages: list[Message], server_round: int, arrays: ArrayRecord) -> list[Message]:
-        """Put all parameters and the names of the shared groups into the messages, one new content for each old one."""
-        contents = {id(message.content): message.content for message in messages}
-        completed = {key: self._full_content(content, server_round, arrays) for key, content in contents.items()}
-        for message in messages:
-            message.content = completed[id(message.content)]
-        return messages
+def _completed(messages: list[Message], sent: Round, arrays: ArrayRecord) -> list[Message]:
+    """Put all parameters and the names of the shared groups into the messages, one new content for each old one."""
+    contents = {id(message.content): message.content for message in messages}
+    completed = {key: _full_content(content, sent, arrays) for key, content in contents.items()}
+    for message in messages:
+        message.content = completed[id(message.content)]
+    return messages
 
-    def _full_content(self, content: RecordDict, server_round: int, arrays: ArrayRecord) -> RecordDict:
-        full = RecordDict(dict(content.items()))
-        key = _key("arrays", list(content.array_records))
-        sent = content.array_records.get(key, ArrayRecord())
-        names = set(self.schedule.shared_names(server_round))
-        merged = {name: sent[name] if name in names and name in sent else array for name, array in arrays.items()}
-        full[key] = record_of({name: _fitted(array, arrays[name]) for name, array in merged.items()})
-        key = _key("config", list(content.config_records))
-        config = content.config_records.get(key, ConfigRecord()).copy()
-        config["server-round"] = server_round
-        config["shared"] = self.schedule.shared_groups(server_round)
-        full[key] = config
-        return full
 
-    def _merged(self, server_round: int, arrays: ArrayRecord, expected: dict[str, Array]) -> ArrayRecord:
-        """Return the kept arrays with ``arrays`` in the place of the shared ones."""
-        assert self._arrays is not None
-        returned = f"round {server_round}: {self._inner_name()} returned"
-        if arrays.keys() != expected.keys():
-            odd = sorted(arrays.keys() ^ expected.keys())[0]
-            raise FedMoEError(f"{returned} {'no' if odd in expected else 'the unknown'} parameter '{odd}'")
-        merged = dict(self._arrays.items())
-        for name, like in expected.items():
-            values = values_of(arrays[name])
-            if values.size != int(np.prod(like.shape)) or (like.shape and values.shape != tuple(like.shape)):
-                raise FedMoEError(f"{returned} '{name}' with shape {list(values.shape)}, expected {list(like.shape)}")
-            fitted = values.astype(like.dtype, copy=False).reshape(like.shape)
-            if not np.isfinite(fitted).all():
-                raise FedMoEError(f"{returned} a value that is not finite in '{name}'; lower its learning rate")
-            merged[name] = Valued(fitted)
-        return record_of(merged)
-
-    def _inner_name(self) -> str:
-        return f"strategy {type(list(chain(self.strategy))[-1]).__name__}"
+def _full_content(content: RecordDict, sent: Round, arrays: ArrayRecord) -> RecordDict:
+    full = RecordDict(dict(content.items()))
+    key = _key("arrays", list(content.array_records))
+    own = content.array_records.get(key, ArrayRecord())  # the strategy's: it may send others than those it was given
+    chosen = {name: own[name] if name in sent.arrays and name in own else array for name, array in arrays.items()}
+    full[key] = record_of({name: _fitted(array, arrays[name]) for name, array in chosen.items()})
+    key = _key("config", list(content.config_records))
+    config = content.config_records.get(key, ConfigRecord()).copy()
+    config["server-round"] = sent.number
+    config["shared"] = list(sent.shared)
+    full[key] = config
+    return full
 
 
 def _shown(reply: Message, expected: Mapping[str, Array]) -> Message:
@@ -203,13 +184,26 @@ def _shown(reply: Message, expected: Mapping[str, Array]) -> Message:
     return reply
 
 
+def _judged(returned: str, arrays: ArrayRecord, expected: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the arrays that a strategy returned, with the dtype and shape of the model's; FedMoEError: unusable."""
+    if arrays.keys() != expected.keys():
+        odd = sorted(arrays.keys() ^ expected.keys())[0]
+        raise FedMoEError(f"{returned} {'no' if odd in expected else 'the unknown'} parameter '{odd}'")
+    judged: dict[str, Array] = {}
+    for name, like in expected.items():
+        values = values_of(arrays[name])
+        if values.size != int(np.prod(like.shape)) or (like.shape and values.shape != tuple(like.shape)):
+            raise FedMoEError(f"{returned} '{name}' with shape {list(values.shape)}, expected {list(like.shape)}")
+        fitted = values.astype(like.dtype, copy=False).reshape(like.shape)
+        if not np.isfinite(fitted).all():
+            raise FedMoEError(f"{returned} a value that is not finite in '{name}'; lower its learning rate")
+        judged[name] = Valued(fitted)
+    return judged
+
+
 def _flat(array: Array) -> Array:
     """Return an array of shape () as one of shape (1,), any other as it is."""
     return array if array.shape else Array(array.numpy().reshape(1))
-
-
-def _without_scalars(arrays: Mapping[str, Array]) -> ArrayRecord:
-    return record_of({name: _flat(array) for name, array in arrays.items()})
 
 
 def _fitted(array: Array, like: Array) -> Array:

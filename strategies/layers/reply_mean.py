@@ -12,41 +12,22 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 from flwr.app import Array, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from strategies.arrays import TableRows, Valued, record_of, values_of
 from strategies.layers.guards import (
     COUNTED,
     MAX_EXAMPLES,
     NUM_EXAMPLES,
+    Guard,
     Shape,
-    check_train_reply,
     difference,
-    error_reply,
+    metrics_of,
+    refused,
+    weight_of,
 )
-from strategies.layers.wrapper import chain
 
 CLIENTS, BYTES = COUNTED
-_MEANS_ONLY = (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi, FedProx)
 _Values = int | float | list[int] | list[float]
-
-
-def needs_every_reply(strategy: Strategy) -> bool:
-    """Return whether a strategy, or one that it wraps, must see each reply and not only their weighted mean.
-
-    A class says so itself: ``needs_every_reply = False`` in its own body. What its base says does not count, since it
-    may aggregate otherwise. Flower's classes on top of FedAvg's mean are known; an unknown class needs every reply, and
-    so does one that was given a function for the metrics.
-    """
-    return any(_needs_every(part) for part in chain(strategy))
-
-
-def _needs_every(strategy: Strategy) -> bool:
-    says_so = "needs_every_reply" in vars(type(strategy)) or "needs_every_reply" in vars(strategy)
-    own = getattr(strategy, "needs_every_reply", True) if says_so else type(strategy) not in _MEANS_ONLY
-    metrics = getattr(strategy, "train_metrics_aggr_fn", aggregate_metricrecords)
-    return bool(own) or metrics is not aggregate_metricrecords
 
 
 class ReplyMean:
@@ -63,7 +44,7 @@ class ReplyMean:
     ) -> None:
         self.expected = dict(expected)
         self.weight_key = weight_key
-        self.max_examples = max_examples
+        self._guard = Guard(self.expected, weight_key, max_examples, means=True)
         self._first: Message | None = None
         self._shape: Shape | None = None
         self._arrays = {name: _Sum(array) for name, array in self.expected.items()}
@@ -82,29 +63,31 @@ class ReplyMean:
         if reply.has_error():
             self._errors.append(reply)
             return
-        checked, shape, reason = check_train_reply(reply, self.expected, self.weight_key, self.max_examples)
-        if reason is None and self._shape not in (None, shape):
-            assert shape is not None and self._shape is not None
-            reason = difference(shape, self._shape)
-        if reason is not None:
-            self._errors.append(error_reply(reply, reason))
+        checked, found = self._guard.check(reply)
+        if not isinstance(found, str) and self._shape not in (None, found):
+            assert self._shape is not None
+            found = difference(found, self._shape)
+        if isinstance(found, str):
+            self._errors.append(refused(reply, found))
             return
-        self._shape = shape
+        self._shape = found
         for name, count in counts_of(reply, num_bytes).items():
             self._counts[name] += count
-        self._add_checked(checked)
+        self.add_checked(checked)
 
-    def _add_checked(self, reply: Message) -> None:
-        metrics = next(iter(reply.content.metric_records.values()))
-        weight = metrics[self.weight_key]
-        assert isinstance(weight, int | float)  # as checked
+    def add_checked(self, reply: Message) -> None:
+        """Add a reply that has passed the guards, or an error; a mean's number of clients is not looked at."""
+        if reply.has_error():
+            self._errors.append(reply)
+            return
+        metrics, weight = metrics_of(reply), weight_of(reply, self.weight_key)
         for name, array in reply.content.array_records["arrays"].items():
-            self._arrays[name].add(float(weight), array)
+            self._arrays[name].add(weight, array)
         for name, value in metrics.items():
             if name not in COUNTED and name != self.weight_key:
                 weighted = np.multiply(value, weight, dtype=np.float64)
                 self._metrics[name] = np.add(self._metrics.get(name, 0.0), weighted)
-        self._weight += weight
+        self._weight += metrics[self.weight_key]  # type: ignore[operator]  # a number, as checked; whole ones stay whole
         self._first = self._first or reply
 
     def replies(self) -> list[Message]:
@@ -127,14 +110,11 @@ class ReplyMean:
 
 
 def mean_of_checked(replies: Iterable[Message], expected: Mapping[str, Array], weight_key: str) -> list[Message]:
-    """Return the mean of what ``guards.check_train_replies`` returned, without ``num-clients``, and the errors."""
+    """Return the mean of replies that have passed the guards, and the errors."""
     mean = ReplyMean(expected, weight_key)
     for reply in replies:
-        if reply.has_error():
-            mean.add(reply)
-        else:
-            mean._add_checked(reply)
-    return [without_counts(reply) for reply in mean.replies()]
+        mean.add_checked(reply)
+    return mean.replies()
 
 
 def without_counts(reply: Message) -> Message:
@@ -153,7 +133,7 @@ def counts_of(reply: Message, num_bytes: int | None = None) -> dict[str, int]:
 
     num_bytes: how large a client's own reply was on its way; None: as it is.
     """
-    sent = next(iter(reply.content.metric_records.values())).get(BYTES, num_bytes)
+    sent = metrics_of(reply).get(BYTES, num_bytes)
     if not isinstance(sent, int):
         sent = sum(record.count_bytes() for record in reply.content.values())
     return {CLIENTS: clients_of(reply), BYTES: sent}
@@ -161,7 +141,7 @@ def counts_of(reply: Message, num_bytes: int | None = None) -> dict[str, int]:
 
 def clients_of(reply: Message) -> int:
     """Return how many clients a reply with content stands for."""
-    clients = next(iter(reply.content.metric_records.values())).get(CLIENTS)
+    clients = metrics_of(reply).get(CLIENTS)
     return clients if isinstance(clients, int) else 1
 
 

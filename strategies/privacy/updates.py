@@ -34,7 +34,7 @@ from typing import Literal
 from zlib import crc32
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideAdaptiveClipping,
@@ -45,16 +45,10 @@ from flwr.serverapp.strategy import (
 )
 
 from fedmoe.errors import FedMoEError
-from strategies.layers.single_reply import (
-    Vector,
-    metrics_of,
-    norm_of,
-    refuse_comparing,
-    single_reply,
-    update_of,
-    vector_of,
-)
-from strategies.layers.wrapper import Wrapper, chain, weight_key
+from strategies.layers.guards import metrics_of
+from strategies.layers.layer import Layer, Round, chain, weight_key
+from strategies.needs import refuse_comparing
+from strategies.updates import Vector, norm_of, update_of, vector_of, with_arrays
 
 NORM_KEY = "clipping_norm"  # in the config of a message: the client clips its update (Flower's name)
 NOISE_KEY = "noise_deviation"  # in the config of a message: the client adds noise of this deviation to each number
@@ -70,7 +64,7 @@ LEAST_COHORT = 10  # expected clients of a round: with fewer, noise is all that 
 EMPTY_CHANCE = 1e-8  # that a round is without any client, which nothing can be made of
 
 
-class PrivateUpdates(Wrapper):
+class PrivateUpdates(Layer):
     """Hand to ``strategy`` the noisy mean of the clipped updates, as the reply of one client.
 
     noise: the multiplier z, above 0.
@@ -88,6 +82,7 @@ class PrivateUpdates(Wrapper):
     """
 
     needs_every_reply = True
+    poisson = True
 
     def __init__(
         self,
@@ -120,21 +115,21 @@ class PrivateUpdates(Wrapper):
         self.metrics = metrics
         self.quantile = quantile
         self.norm_rate = norm_rate
-        self._sent = ArrayRecord()
         self._expected = 0.0
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Messages of a round; FedMoEError if the cohort is too small on average."""
-        self._sent = arrays
+        if not self._expected:
+            raise FedMoEError("a round was begun before expect: the number of clients is not known")
         config = config.copy()
         if self.metrics == "none":
             config[METRICS_KEY] = "none"
         if self.side == "client":
             config[NORM_KEY] = self.norm
             config[NOISE_KEY] = self._share_of_noise()
-        return self.strategy.configure_train(server_round, arrays, config, grid)
+        return super().configure_train(server_round, arrays, config, grid)
 
     def expect(self, clients: int) -> None:
         """Say how many clients there are in all; the rate's share of them is m. FedMoEError if that is too few."""
@@ -150,40 +145,31 @@ class PrivateUpdates(Wrapper):
 
     def _share_of_noise(self) -> float:
         """Return the standard deviation of the noise that one client adds."""
-        if not self._expected:
-            raise FedMoEError("a round was begun before expect: the number of clients is not known")
         return self._noise_on_updates() * self.norm / math.sqrt(self._expected)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Clip, add, make noisy, and let the strategy go on from there; None if no client answered."""
-        if not self._expected:
-            raise FedMoEError("aggregate_train was called before expect: the number of clients is not known")
-        everything = list(replies)
-        answers = [reply for reply in everything if reply.has_content()]
+    def revised(self, sent: Round, replies: list[Message]) -> list[Message]:
+        """Return the noisy mean of the clipped updates as the one reply; the replies as they are, if all are errors."""
+        answers = [reply for reply in replies if reply.has_content()]
         if not answers:
-            return self.strategy.aggregate_train(server_round, everything)
-        sent = vector_of(self._sent)
-        total: Vector = {name: np.zeros_like(values) for name, values in sent.items()}
-        within, largest = 0, self._largest_norm(sum(values.size for values in sent.values()))
+            return replies
+        model = vector_of(sent.arrays, np.float64)
+        total: Vector = {name: np.zeros_like(values) for name, values in model.items()}
+        within, largest = 0, self._largest_norm(sum(values.size for values in model.values()))
         for reply in answers:
-            update = update_of(reply, sent)
-            length = norm_of(update.values())
+            update = update_of(reply, model)
+            length = norm_of(update)
             within += self._within(reply, length)
             factor = min(1.0, largest / length) if length else 1.0
             for name, values in update.items():
                 total[name] += factor * values
-        rng = np.random.default_rng(np.random.SeedSequence([self.key, crc32(b"privacy noise"), server_round]))
+        rng = np.random.default_rng(np.random.SeedSequence([self.key, crc32(b"privacy noise"), sent.number]))
         missing = max(0.0, 1.0 - len(answers) / self._expected) if self.side == "client" else 1.0
         deviation = self._noise_on_updates() * self.norm * math.sqrt(missing)
         for name, values in total.items():
-            total[name] = sent[name] + (values + rng.normal(0.0, deviation, values.shape)) / self._expected
+            total[name] = model[name] + (values + rng.normal(0.0, deviation, values.shape)) / self._expected
         self.used_norm = self.norm
         self._adapt(within, len(answers), rng)
-        return self.strategy.aggregate_train(
-            server_round, [single_reply(answers[0], self._sent, total, self._metrics(answers))]
-        )
+        return [with_arrays(answers[0], sent.arrays, total, self._metrics(answers))]
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """The clipping norm; all else follows from the settings."""

@@ -24,27 +24,21 @@ and McMahan: Can you really backdoor federated learning? (2019).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import ceil
 from typing import ClassVar
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fedmoe.errors import FedMoEError
-from strategies.layers.single_reply import (
-    Vector,
-    metrics_of,
-    norm_of,
-    refuse_comparing,
-    single_reply,
-    update_of,
-    vector_of,
-)
-from strategies.layers.wrapper import Stateless, weight_key
+from strategies.layers.guards import metrics_of, weight_of
+from strategies.layers.layer import Round, Stateless, weight_key
+from strategies.needs import refuse_comparing
+from strategies.rules.row_wise import ITEM_TABLE
+from strategies.updates import Vector, norm_of, update_of, vector_of, with_arrays
 
 CAP = 4.0
 
@@ -69,7 +63,7 @@ class RobustRows(Stateless):
         clip: float = 1.0,
         row: float = 2.0,
         trim: float = 0.0,
-        table: str = "items.ids.weight",
+        table: str = ITEM_TABLE,
     ) -> None:
         super().__init__(strategy)
         if not 0.0 <= trim < 0.5 or clip < 0.0 or row < 0.0:
@@ -81,38 +75,27 @@ class RobustRows(Stateless):
         self.row = row
         self.trim = trim
         self.table = table
-        self._sent = ArrayRecord()
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Messages of a training round."""
-        self._sent = arrays
-        return self.strategy.configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Aggregate robustly, and let the strategy go on from there."""
-        everything = list(replies)
-        answers = [reply for reply in everything if reply.has_content()]
+    def revised(self, sent: Round, replies: list[Message]) -> list[Message]:
+        """Return the robust mean as the one reply; the replies as they are, if all are errors."""
+        answers = [reply for reply in replies if reply.has_content()]
         if not answers:
-            return self.strategy.aggregate_train(server_round, everything)
-        sent, key = vector_of(self._sent), weight_key(self.strategy)
+            return replies
+        model, key = vector_of(sent.arrays, np.float64), weight_key(self.strategy)
         weights = _weights(answers, key)
-        updates = [update_of(reply, sent) for reply in answers]
+        updates = [update_of(reply, model) for reply in answers]
         _scale(updates, weights / weights.mean())
-        if self.row and self.table in sent:
+        if self.row and self.table in model:
             drop_long_rows([update[self.table] for update in updates], self.row)
         if self.clip:
-            _scale(updates, _shrinking(np.array([norm_of(update.values()) for update in updates]), self.clip))
+            _scale(updates, _shrinking(np.array([norm_of(update) for update in updates]), self.clip))
+        bad = ceil(self.trim * len(updates))
         mean: Vector = {}
-        for name, values in sent.items():
+        for name, values in model.items():
             stacked = np.stack([update[name] for update in updates])
-            bad = ceil(self.trim * len(updates))
             mean[name] = values + (trimmed_rows(stacked, bad) if name == self.table else stacked.mean(axis=0))
         metrics = _mean_metrics(answers, weights) | {key: float(sum(weights))}
-        return self.strategy.aggregate_train(server_round, [single_reply(answers[0], self._sent, mean, metrics)])
+        return [with_arrays(answers[0], sent.arrays, mean, metrics)]
 
 
 def drop_long_rows(updates: Sequence[NDArray[np.float64]], multiple: float) -> None:
@@ -155,7 +138,7 @@ def _scale(updates: Sequence[Vector], factors: NDArray[np.float64]) -> None:
 
 
 def _weights(answers: Sequence[Message], key: str) -> NDArray[np.float64]:
-    given = np.array([float(metrics_of(reply)[key]) for reply in answers])  # type: ignore[arg-type]
+    given = np.array([weight_of(reply, key) for reply in answers])
     bounded: NDArray[np.float64] = np.minimum(given, CAP * np.median(given))
     return bounded
 

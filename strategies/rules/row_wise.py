@@ -14,17 +14,17 @@ the round in the place of that of the whole population, which a server does not 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from strategies.layers.wrapper import Stateless
-from strategies.updates import Update, moved_reply, update_of, weight_of
+from strategies.layers.guards import weight_of
+from strategies.layers.layer import Round, Stateless, weight_key
+from strategies.updates import update_of, vector_of, with_arrays
 
 ITEM_TABLE = "items.ids.weight"
 
@@ -45,34 +45,21 @@ class RowWise(Stateless):
     def __init__(self, strategy: Strategy, table: str = ITEM_TABLE) -> None:
         super().__init__(strategy)
         self.table = table
-        self._model = ArrayRecord()
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Messages of a training round."""
-        self._model = arrays
-        return self.strategy.configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Aggregate the replies, the rows of the item table made good for the clients that did not train them."""
-        received = list(replies)
-        if self.table in self._model:
-            received = self._made_good(received)
-        return self.strategy.aggregate_train(server_round, received)
-
-    def _made_good(self, replies: list[Message]) -> list[Message]:
-        table = {self.table: self._model[self.table].numpy()}
-        weights = {i: weight_of(reply, self.strategy) for i, reply in enumerate(replies) if reply.has_content()}
-        updates = {i: update_of(replies[i], table)[self.table] for i in weights}
-        factors = row_factors(updates, weights)
-        model = {name: array.numpy() for name, array in self._model.items()}
+    def revised(self, sent: Round, replies: list[Message]) -> list[Message]:
+        """Return the replies, the rows of the item table made good for the clients that did not train them."""
+        if self.table not in sent.arrays:
+            return replies
+        key, model = weight_key(self.strategy), vector_of(sent.arrays)
+        weights = {i: weight_of(reply, key) for i, reply in enumerate(replies) if reply.has_content()}
+        table = {self.table: model[self.table]}
+        factors = row_factors({i: update_of(replies[i], table)[self.table] for i in weights}, weights)
         made_good = list(replies)
-        for i, rows in updates.items():
-            update: Update = update_of(replies[i], model)
-            made_good[i] = moved_reply(replies[i], model, update | {self.table: rows * factors[:, None]})
+        for i in weights:
+            update = update_of(replies[i], model)
+            update[self.table] = update[self.table] * factors[:, None]
+            moved = {name: model[name] + array for name, array in update.items()}
+            made_good[i] = with_arrays(replies[i], sent.arrays, moved)
         return made_good
 
 

@@ -84,8 +84,8 @@ class ReachesBehind(Good):
 
     def changed(self, mean: Any, replies: Any, server_round: int) -> Any:
         for found in gc.get_objects():
-            if isinstance(found, PartialAggregation) and self in chain(found) and found._arrays is not None:
-                found._arrays["router.weight"] = Array(np.zeros((2, 2), np.float32))
+            if isinstance(found, PartialAggregation) and self in chain(found) and found._model is not None:
+                found._model["router.weight"] = Array(np.zeros((2, 2), np.float32))
         return mean
 
 

@@ -15,6 +15,7 @@ from strategy_fakes import FakeGrid, content, f32, grid_of, model, record, run_r
 from fedmoe.errors import FedMoEError
 from strategies import (
     WRAPPERS,
+    AggregationSchedule,
     Cohorts,
     PartialAggregation,
     PrivateUpdates,
@@ -71,10 +72,8 @@ def test_touched_rows_count_as_the_whole_table() -> None:
 
     mechanism = private()
     mechanism.expect(10)
-    grid = grid_of(10, answer)
-    messages = mechanism.configure_train(1, record({"w": f32(np.ones((4, 2)))}), ConfigRecord(), grid)
-    arrays, _ = mechanism.aggregate_train(1, grid.send_and_receive(messages))
-    assert arrays is not None
+    partial = PartialAggregation(mechanism, AggregationSchedule({"embedding": ["w"]}, 0, [], ["embedding"]))
+    arrays = run_rounds(partial, grid_of(10, answer), record({"w": f32(np.ones((4, 2)))}), [1])
     assert arrays["w"].numpy() == pytest.approx(np.array([[1, 1], [1, 1], [1, 1.06], [1, 1]]))
 
 
@@ -220,6 +219,8 @@ def test_too_few_clients_and_strategies_that_compare_are_refused() -> None:
     with pytest.raises(FedMoEError, match="privacy: RobustRows compares"):
         private(build_strategy("robust-rows", {"strategy": "fedavg"}))
     with pytest.raises(FedMoEError, match="before expect"):
+        private().configure_train(1, model(), ConfigRecord(), grid_of(10))
+    with pytest.raises(FedMoEError, match="before configure_train"):
         private().aggregate_train(1, [])
 
 

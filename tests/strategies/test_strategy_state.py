@@ -20,9 +20,9 @@ from strategy_fakes import grid_of, model, run_rounds, same_bytes, schedule
 from fedmoe.errors import FedMoEError
 from strategies import (
     Cohorts,
+    Layer,
     PartialAggregation,
     ServerLearningRate,
-    Wrapper,
     build_strategy,
     chain,
     load_state_arrays,
@@ -200,8 +200,8 @@ def test_chain_lists_what_is_wrapped() -> None:
     strategy.summary()
 
 
-def test_what_a_wrapper_of_ones_own_remembers_is_state() -> None:
-    class Counting(Wrapper):
+def test_what_a_layer_of_ones_own_remembers_is_state() -> None:
+    class Counting(Layer):
         def __init__(self, strategy: Strategy) -> None:
             super().__init__(strategy)
             self.rounds = 0

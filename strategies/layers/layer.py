@@ -1,0 +1,121 @@
+"""A layer is a strategy around a strategy; a round is the value that the layers of one strategy share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedmoe.errors import FedMoEError
+
+
+@dataclass(frozen=True)
+class Round:
+    """One training round.
+
+    Attributes:
+        number: from 1.
+        arrays: the shared parameters as they were sent, in the model's order; one of shape () has shape (1,).
+        warmup: whether the round belongs to the warm-up.
+        shared: names of the groups that are aggregated in it.
+        groups: group -> names of its parameters, those of private groups too.
+    """
+
+    number: int
+    arrays: ArrayRecord
+    warmup: bool = False
+    shared: tuple[str, ...] = ()
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def names(self, group: str) -> tuple[str, ...]:
+        """Return the parameters of a group that the strategy sees in this round: all of them, or none."""
+        return self.groups[group] if group in self.shared else ()
+
+
+class Layer(Strategy):
+    """A strategy around ``strategy``, to which it hands every call on; a subclass overrides what it changes.
+
+    A layer that only changes the replies overrides :meth:`revised`. ``context`` is the latest training round: set by
+    ``PartialAggregation``, or by the outermost layer where there is none.
+    """
+
+    needs_every_reply: bool = False  # what the layer wraps may: see ``needs_every_reply``
+    context: Round | None = None
+    poisson: bool = False  # whether each client must take part by a chance of its own
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+
+    def expect(self, clients: int) -> None:
+        """Take note, before a round, of how many clients are connected in all."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages of a training round."""
+        known = self.context or Round(server_round, arrays)
+        if self.context is None or known.number != server_round or known.arrays is not arrays:
+            tell(self, replace(known, number=server_round, arrays=arrays))
+        return self.strategy.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The new arrays and the aggregated metrics; None where nothing was aggregated."""
+        if self.context is None:
+            raise FedMoEError("aggregate_train was called before configure_train: there are no arrays to merge into")
+        return self.strategy.aggregate_train(server_round, self.revised(self.context, list(replies)))
+
+    def revised(self, sent: Round, replies: list[Message]) -> list[Message]:
+        """Return the replies to a round as the wrapped strategy is to see them; errors among them, too."""
+        return replies
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages of an evaluation."""
+        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """The aggregated metrics of an evaluation; None where nothing was aggregated."""
+        return self.strategy.aggregate_evaluate(server_round, replies)
+
+    def summary(self) -> None:
+        """Log the settings of the wrapped strategy."""
+        self.strategy.summary()
+
+
+class Stateless(Layer):
+    """A layer whose attributes follow from settings and round: a checkpoint need not hold them."""
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take back what :meth:`state_dict` returned: nothing."""
+
+
+def chain(strategy: Strategy) -> Iterator[Strategy]:
+    """Yield ``strategy``, what it wraps, what that wraps, ... (the attribute ``strategy``, as in Flower's wrappers)."""
+    part: object = strategy
+    while isinstance(part, Strategy):
+        yield part
+        part = getattr(part, "strategy", None)
+
+
+def tell(strategy: Strategy, sent: Round) -> None:
+    """Set the attribute ``context`` of ``strategy``, and of what it wraps, wherever there is one."""
+    for part in chain(strategy):
+        if hasattr(part, "context"):
+            part.context = sent
+
+
+def weight_key(strategy: Strategy) -> str:
+    """Return the metric that ``strategy``, or what it wraps, weighs replies by (``weighted_by_key``, as in Flower)."""
+    keys = (getattr(part, "weighted_by_key", None) for part in chain(strategy))
+    return next((key for key in keys if isinstance(key, str)), "num-examples")
