@@ -51,9 +51,8 @@ def simulate(settings: Settings, resume: Path | None = None) -> Path:
     from data.registry import load_dataset
     from fedmoe_client.learning.evaluation import popularity_metrics
     from fedmoe_server.app import app as server_app
-    from fedmoe_server.report.baselines import add_baseline, comparison
-    from fedmoe_server.report.report import write_report
-    from fedmoe_server.report.run_folder import new_run_dir
+    from fedmoe_server.report.report import comparison, write_report
+    from fedmoe_server.report.run_folder import add_baseline, new_run_dir
 
     dataset = load_dataset(settings.data, settings.seed)
     run_dir = resume or new_run_dir(settings, datetime.now())

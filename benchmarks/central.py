@@ -16,8 +16,8 @@ from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import read_yaml, settings_from
 from fedmoe.settings import Settings
-from fedmoe_server.report.baselines import add_baseline, comparison
-from fedmoe_server.report.report import write_report
+from fedmoe_server.report.report import comparison, write_report
+from fedmoe_server.report.run_folder import add_baseline
 
 
 def main(words: Sequence[str]) -> int:

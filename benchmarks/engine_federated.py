@@ -18,13 +18,13 @@ from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import to_run_config
 from fedmoe.settings import Settings
-from fedmoe_server.app import aggregation_schedule, layered_strategy, list_arrays
+from fedmoe_server.app import aggregation_schedule, layered_strategy
 from fedmoe_server.report.tracking import Tracker
 from fedmoe_server.rounds.checkpoints import CheckpointStore
 from fedmoe_server.rounds.clients import ClientDirectory
 from fedmoe_server.rounds.exchange import ReducingGrid
 from fedmoe_server.rounds.loop import ServerLoop
-from fedmoe_server.rounds.record import LoopState
+from fedmoe_server.rounds.record import LoopState, list_arrays
 from model.build import initial_arrays, parameter_groups
 from sim import execute
 
@@ -68,12 +68,11 @@ def make_loop(grid: Grid, settings: Settings, folder: Path, console: Console) ->
 def one_round(loop: ServerLoop, state: LoopState, phase: int) -> Round:
     """Do one round and return it. Raises FedMoEError if a client failed."""
     begun = time.time()
-    loop.one_round(state)
+    record = loop.one_round(state)
     ended = time.time()
-    record = state.history[-1]
-    if record["failed"]:
-        raise FedMoEError(f"round {record['round']}: {len(record['failed'])} clients failed: {record['failed'][0]}")
-    return Round(phase, record["clients"], begun, ended, record["bytes_down"], record["bytes_up"])
+    if record.failed:
+        raise FedMoEError(f"round {record.round}: {len(record.failed)} clients failed: {record.failed[0]}")
+    return Round(phase, record.clients, begun, ended, record.bytes_down, record.bytes_up)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedmoe_client.learning.workbench import Workbench
-from fedmoe_server.app import list_arrays
 from fedmoe_server.rounds.checkpoints import Checkpoint, find_checkpoint, load_checkpoint
+from fedmoe_server.rounds.record import list_arrays
 from model.build import arrays_of
 
 

@@ -29,8 +29,7 @@ from fedmoe_client.learning.evaluation import Scorer, catalogue_scorer, model_sc
 from fedmoe_client.learning.workbench import Workbench
 from fedmoe_client.store.private import NamedArrays, PrivateParameters
 from fedmoe_server.app import aggregation_schedule
-from fedmoe_server.report.baselines import federated_metrics
-from fedmoe_server.report.run_folder import SETTINGS
+from fedmoe_server.report.run_folder import SETTINGS, federated_metrics
 from model.groups import parameter_names
 from simulation.flower_runtime import records_from_bytes
 from simulation.ray.client_files import read_clients, read_index

@@ -21,6 +21,11 @@ class FailureKind(IntEnum):
     LOST = 103
     """The client's node, or the process that simulates the client, died or is not there."""
 
+    @property
+    def word(self) -> str:
+        """The kind as a record of a run names it, such as ``no-reply``."""
+        return self.name.lower().replace("_", "-")
+
     @classmethod
     def of_code(cls, code: int) -> FailureKind:
         """Return the kind of an error's code, of ours or of Flower's; an unknown code counts as raised."""

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from rich.console import Console
@@ -28,12 +28,12 @@ from fedmoe_server.deploy.deployed import Deployed, identity, progress_log
 from fedmoe_server.report.report import write_report
 from fedmoe_server.report.run_folder import CHECKPOINTS, bytes_needed, check_run_dir, new_run_dir
 from fedmoe_server.report.tracking import Tracker
-from fedmoe_server.rounds.checkpoints import Checkpoint, CheckpointStore, ClientStore, find_checkpoint, load_checkpoint
+from fedmoe_server.rounds.checkpoints import Checkpoint, CheckpointStore, SavingGrid, find_checkpoint, load_checkpoint
 from fedmoe_server.rounds.clients import ClientDirectory
 from fedmoe_server.rounds.exchange import ReducingGrid
 from fedmoe_server.rounds.loop import ServerLoop
 from fedmoe_server.rounds.privacy import PrivacyLedger, private, secret_of, spent_before
-from fedmoe_server.rounds.record import LoopState, Result
+from fedmoe_server.rounds.record import LoopState, list_arrays
 from model.build import initial_arrays, parameter_groups
 from strategies import (
     AggregationSchedule,
@@ -106,14 +106,15 @@ def run(
     folder = run_dir or _default_run_dir(settings, source)
     ledger = None
     if updates is not None:
-        spent = spent_before(source, state.history, deployed is not None)
+        entries = [record.privacy for record in state.history if record.privacy]
+        spent = spent_before(source, entries, deployed is not None)
         ledger = PrivacyLedger(folder, settings, updates, spent)
     going_on = source is not None and source.resolve().parent.parent == folder.resolve()
     check_run_dir(folder, _bytes_needed(settings, dataset, arrays, schedule, grid), resuming=going_on)
     store = CheckpointStore(folder / CHECKPOINTS)
     if going_on:
         store.forget_after(state.round)
-    earlier = sum(record["seconds"] for record in state.history)
+    earlier = sum(record.seconds for record in state.history)
     tracker = Tracker(folder, settings, state.history, console, every_round=deployed is not None)
     directory.note = tracker.note
     if deployed is not None:
@@ -123,7 +124,7 @@ def run(
     with _quiet_flower(), _failure_recorded(tracker):
         known = str(dataset.interactions.num_users) if deployed is None else "the connected"
         tracker.note(_headline(settings, dataset, state, folder, known))
-        result: Result = loop.run(state)
+        result = loop.run(state)
         tracker.finish(result, earlier + time.monotonic() - started)
     report = write_report(folder)
     tracker.note(f"report: {report}")
@@ -160,11 +161,6 @@ def layered_strategy(
     return cohorts, partial, updates
 
 
-def list_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
-    """Return named arrays as the record that travels, in their order."""
-    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
-
-
 def _path(value: object) -> Path | None:
     return Path(str(value)) if value else None
 
@@ -189,7 +185,7 @@ def _bytes_needed(
     settings: Settings, dataset: Dataset, arrays: Mapping[str, np.ndarray], schedule: AggregationSchedule, grid: Grid
 ) -> int:
     rounds, users = settings.federation.num_rounds, dataset.interactions.num_users
-    private = schedule.private_names(rounds) if isinstance(grid, ClientStore) else []
+    private = schedule.private_names(rounds) if isinstance(grid, SavingGrid) else []
     cohort = max(1, round(settings.federation.client_fraction * users))
     return bytes_needed(
         model_bytes=sum(array.nbytes for array in arrays.values()),

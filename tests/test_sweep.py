@@ -67,6 +67,7 @@ def test_table_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         kinds = {kind: {"hr@10": 0.5, "ndcg@10": settings.model.gate_init} for kind in ("personalised", "global")}
         (run / "result.json").write_text(json.dumps({"best_round": 2, "validation": kinds, "test": kinds}))
         lines = [{"round": n, "train": {"gate": 0.1 * n}, "validation": {"ndcg@10": 0.2}} for n in (1, 2)]
+        (run / "settings.yaml").write_text(f"name: {settings.name}")
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return run
 

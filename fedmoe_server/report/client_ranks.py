@@ -12,8 +12,8 @@ from typing import TypeGuard
 
 from flwr.app import Message, MetricRecord
 
+from data.files import write_file
 from fedmoe.errors import FedMoEError
-from fedmoe_server.report.tracking import write_text
 
 CLIENTS = "clients.csv"
 
@@ -59,7 +59,7 @@ def write_client_ranks(run_dir: Path, ranks: Sequence[ClientRank]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([field.name for field in fields(ClientRank)])
     writer.writerows(astuple(rank) for rank in ranks)
-    write_text(run_dir / CLIENTS, text.getvalue())
+    write_file(run_dir / CLIENTS, text.getvalue().encode())
 
 
 def read_client_ranks(run_dir: Path) -> list[ClientRank]:

@@ -27,6 +27,7 @@ from fedmoe.settings import Settings
 from fedmoe_server.report.model_card import Part, model_card
 from fedmoe_server.report.run_folder import SETTINGS
 from fedmoe_server.rounds.checkpoints import find_checkpoint, load_checkpoint
+from fedmoe_server.rounds.record import list_arrays
 from model.build import arrays_of, build_model
 from model.residual_moe import ResidualMoE
 from model.version import model_version
@@ -107,8 +108,6 @@ def main(words: Sequence[str]) -> int:
 
 def _load_best(run_dir: Path, model: ResidualMoE) -> int:
     """Load the best arrays of the run's last checkpoint into a model; return their round."""
-    from fedmoe_server.app import list_arrays
-
     arrays, number = load_checkpoint(find_checkpoint(run_dir), list_arrays(arrays_of(model))).state.chosen()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data.registry import Dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import GROUPS, Settings
-from fedmoe_server.report.baselines import Splits, baselines_of, federated_metrics
-from fedmoe_server.report.run_folder import RESULT
+from fedmoe_server.report.progress import number
+from fedmoe_server.report.report import ranked_among, table
+from fedmoe_server.report.run_folder import Splits, baselines_of, federated_metrics, read_result
 
 _METRICS = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
 
@@ -58,10 +57,10 @@ def _experts(settings: Settings, dataset: Dataset) -> str:
 
 
 def _rounds(run_dir: Path) -> str:
-    result = _result(run_dir)
-    if result.get("status") != "completed":
+    result = read_result(run_dir)
+    if result.status != "completed":
         return "**The run has not completed**: this is the model of its last checkpoint."
-    return f"The model of round {result['best_round']} of {result['rounds']}, the best by NDCG@10 on validation."
+    return f"The model of round {result.best_round} of {result.rounds}, the best by NDCG@10 on validation."
 
 
 def _figures(run_dir: Path, settings: Settings) -> str:
@@ -69,18 +68,12 @@ def _figures(run_dir: Path, settings: Settings) -> str:
         rows: dict[str, Splits] = {**federated_metrics(run_dir), **baselines_of(run_dir)}
     except FedMoEError:
         return "Not measured: the run has not completed."
-    evaluation = settings.evaluation
-    among = (
-        "all items that the user has not met"
-        if evaluation.protocol == "full"
-        else f"itself and {evaluation.num_candidates} sampled items"
-    )
+    among = ranked_among(settings.evaluation.model_dump())
     names = [name for name in _METRICS if all(name in splits["test"] for splits in rows.values())]
-    lines = [f"Test: the last item of each user, ranked among {among}; means over users.", ""]
-    lines += ["| | " + " | ".join(name.upper() for name in names) + " |", "|---|" + "---:|" * len(names)]
-    for title, splits in rows.items():
-        lines.append(f"| {title} | " + " | ".join(f"{splits['test'][name]:.4f}" for name in names) + " |")
-    return "\n".join(lines)
+    body = [[title, *(number(splits["test"][name], 4) for name in names)] for title, splits in rows.items()]
+    return f"Test: the last item of each user, ranked among {among}; means over users.\n\n" + table(
+        ["", *(name.upper() for name in names)], body
+    )
 
 
 def _private(settings: Settings) -> str:
@@ -113,11 +106,3 @@ def _use(settings: Settings, program_problem: str | None) -> str:
         "context[0, -2:] = torch.tensor([17, 4])\n"
         "scores = ranking(context, torch.arange(1, num_items + 1).unsqueeze(0))  # [1, num_items]\n```"
     )
-
-
-def _result(run_dir: Path) -> Mapping[str, Any]:
-    try:
-        result: Mapping[str, Any] = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return result

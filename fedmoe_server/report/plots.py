@@ -1,89 +1,118 @@
-"""The pictures of a report, drawn from the records of ``metrics.jsonl``. No display and no global state is needed."""
+"""The pictures of a report and of a sweep, drawn from rounds' records. No display and no global state is needed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedmoe_server.report.diagnosis import Records, experts_seen, values_of
+from fedmoe_server.report.run_folder import Run, Splits
 from fedmoe_server.rounds.record import GLOBAL_PREFIX
-
-Records = Sequence[Mapping[str, Any]]
-Baselines = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 # Colours that people with a colour-vision deficiency can tell apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+EXPERT_COLOURS = (BLUE, ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9")
 BASELINE_STYLE = {"popularity": (GREY, "--"), "central": (GREEN, "-.")}
 BASELINE_LABEL = {"popularity": "popularity", "central": "centralised training"}
+SMOOTHED = 20  # rounds of a sweep's gate: it is the mean of a round's clients, who differ
 
 
 def draw_loss(records: Records, path: Path) -> bool:
     """Draw the training loss over the rounds; return whether there was anything to draw."""
-    rounds, losses = _series(records, "train", "loss")
+    rounds, losses = values_of(records, "loss")
     if not rounds:
         return False
     figure, (axes,) = _figure(1)
     _line(axes, rounds, losses, BLUE, None)
-    _mark_warmup(axes, records)
     _finish(axes, "Training loss", "mean loss of the round's clients (nats)", records)
-    _save(figure, path)
+    figure.savefig(path, dpi=120)
     return True
 
 
-def draw_ranking(records: Records, baselines: Baselines, best_round: int | None, path: Path) -> bool:
+def draw_ranking(records: Records, baselines: Mapping[str, Splits], best_round: int | None, path: Path) -> bool:
     """Draw HR@10 and NDCG@10 on validation over the rounds, with the baselines as level lines."""
-    if not _series(records, "validation", "hr@10")[0]:
+    if not values_of(records, "hr@10", "validation")[0]:
         return False
     figure, panels = _figure(2)
     for axes, key, title in zip(panels, ("hr@10", "ndcg@10"), ("HR@10", "NDCG@10"), strict=True):
-        rounds, values = _series(records, "validation", key)
+        rounds, values = values_of(records, key, "validation")
         _line(axes, rounds, values, BLUE, "with private parameters", marker="o")
-        alone = _series(records, "validation", GLOBAL_PREFIX + key)
+        alone = values_of(records, GLOBAL_PREFIX + key, "validation")
         _line(axes, *alone, ORANGE, "server's model alone", style="--", marker="s")
         if best_round in rounds:
             best = values[rounds.index(best_round)]
             axes.plot([best_round], [best], "*", color=VERMILION, markersize=13, label="best round")
         for name, splits in baselines.items():
             _level(axes, name, splits, key)
-        _mark_warmup(axes, records)
         axes.set_ylim(bottom=0.0)
         _finish(axes, f"Validation {title}", f"{title} (mean over users, 0 to 1)", records)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-    _save(figure, path)
+    figure.savefig(path, dpi=120)
     return True
 
 
 def draw_gate(records: Records, path: Path) -> bool:
     """Draw the gate and the router's weights over the rounds."""
-    gate_rounds, gate = _series(records, "train", "gate")
-    router = [("router-visual", "visual expert", BLUE), ("router-semantic", "semantic expert", ORANGE)]
-    if not gate_rounds and not any(_series(records, "train", key)[0] for key, _, _ in router):
+    gate_rounds, gate = values_of(records, "gate")
+    experts = experts_seen(records)
+    if not gate_rounds and not experts:
         return False
     figure, (left, right) = _figure(2)
     _line(left, gate_rounds, gate, BLUE, None)
-    _mark_warmup(left, records)
     _finish(left, "Gate", "gate g (mean of the round's clients)", records)
-    for key, label, colour in router:
-        rounds, weights = _series(records, "train", key)
-        _line(right, rounds, weights, colour, label)
-    _mark_warmup(right, records)
+    for place, expert in enumerate(experts):
+        colour = EXPERT_COLOURS[place % len(EXPERT_COLOURS)]
+        _line(right, *values_of(records, f"router-{expert}"), colour, f"{expert} expert")
     right.set_ylim(0.0, 1.0)
     _finish(right, "Router", "mean weight of the expert (0 to 1)", records)
     if right.get_legend_handles_labels()[0]:
         right.legend(frameon=False)
-    _save(figure, path)
+    figure.savefig(path, dpi=120)
     return True
 
 
-def _series(records: Records, part: str, key: str) -> tuple[list[int], list[float]]:
-    """Return the rounds that have a value, and the values."""
-    found = [(r["round"], r[part][key]) for r in records if r[part] and r[part].get(key) is not None]
-    return [number for number, _ in found], [value for _, value in found]
+def draw_sweep(runs: Mapping[str, Run], path: Path) -> None:
+    """Draw runs by label: test NDCG@10 as bars, validation NDCG@10 and the gate as lines over the rounds."""
+    figure = Figure(figsize=(15.5, 4.2), layout="constrained")
+    bars, validation, gate = figure.subplots(1, 3)
+    _draw_bars(bars, runs)
+    colours = colormaps["viridis"]
+    for place, (label, run) in enumerate(runs.items()):
+        colour = colours(0.9 * place / max(len(runs) - 1, 1))
+        evaluated = values_of(run.records, "ndcg@10", "validation")
+        validation.plot(*evaluated, marker="o", markersize=3, color=colour, label=label)
+        rounds, gates = values_of(run.records, "gate")
+        gate.plot(rounds, _smoothed(gates), color=colour, label=label)
+    _style(validation, "Validation NDCG@10", "round", "NDCG@10 (mean over users, 0 to 1)")
+    _style(gate, f"Gate, mean of {SMOOTHED} rounds", "round", "gate g")
+    handles, labels = validation.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_bars(axes: Axes, runs: Mapping[str, Run]) -> None:
+    places = range(len(runs))
+    for offset, kind, colour, label in (
+        (-0.2, "personalised", BLUE, "with private parameters"),
+        (0.2, "global", ORANGE, "server's model alone"),
+    ):
+        values = [run.result.test[kind]["ndcg@10"] or 0.0 for run in runs.values()]
+        axes.bar([place + offset for place in places], values, width=0.38, color=colour, label=label)
+    axes.set_xticks(list(places), list(runs), rotation=25, ha="right", fontsize="small")
+    axes.legend(frameon=False, loc="lower right", fontsize="small")
+    _style(axes, "Test NDCG@10", "", "NDCG@10 (mean over users, 0 to 1)")
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Return at each place the mean of the latest values."""
+    return [fmean(values[max(0, end - SMOOTHED) : end]) for end in range(1, len(values) + 1)]
 
 
 def _figure(panels: int) -> tuple[Figure, list[Axes]]:
@@ -106,37 +135,31 @@ def _line(
         axes.plot(rounds, values, style, color=colour, label=label, marker=shown, markersize=4, linewidth=1.6)
 
 
-def _level(axes: Axes, name: str, splits: Mapping[str, Mapping[str, float]], key: str) -> None:
+def _level(axes: Axes, name: str, splits: Splits, key: str) -> None:
     """Draw a baseline: its validation value, or the test value (and say so) where there is no other."""
     split = "validation" if splits.get("validation", {}).get(key) is not None else "test"
     value = splits.get(split, {}).get(key)
     if value is not None:
         colour, style = BASELINE_STYLE.get(name, (VERMILION, ":"))
-        axes.axhline(value, color=colour, linestyle=style, linewidth=1.3, label=_baseline_label(name, split))
+        label = BASELINE_LABEL.get(name, name) + (" (on test)" if split == "test" else "")
+        axes.axhline(value, color=colour, linestyle=style, linewidth=1.3, label=label)
 
 
-def _baseline_label(name: str, split: str) -> str:
-    return BASELINE_LABEL.get(name, name) + (" (on test)" if split == "test" else "")
-
-
-def _mark_warmup(axes: Axes, records: Records) -> None:
-    """Shade the warm-up rounds where there are both phases."""
-    warmup = [record["round"] for record in records if record["phase"] == "warmup"]
+def _finish(axes: Axes, title: str, unit: str, records: Records) -> None:
+    """Label the axes, and shade the warm-up rounds where there are both phases."""
+    warmup = [record.round for record in records if record.phase == "warmup"]
     if warmup and len(warmup) < len(records):
         axes.axvspan(min(warmup) - 0.5, max(warmup) + 0.5, color=GREY, alpha=0.10, linewidth=0)
         where = axes.get_xaxis_transform()  # x in rounds, y in parts of the axes: just above them, clear of every line
         axes.text(min(warmup) - 0.5, 1.01, "warm-up", transform=where, va="bottom", color=GREY, fontsize="small")
-
-
-def _finish(axes: Axes, title: str, unit: str, records: Records) -> None:
-    axes.set_title(title)
-    axes.set_xlabel("round")
-    axes.set_ylabel(unit)
-    axes.set_xlim(0.5, max(record["round"] for record in records) + 0.5)
+    axes.set_xlim(0.5, max(record.round for record in records) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _style(axes, title, "round", unit)
+
+
+def _style(axes: Axes, title: str, horizontal: str, vertical: str) -> None:
+    axes.set_title(title)
+    axes.set_xlabel(horizontal)
+    axes.set_ylabel(vertical)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=120)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,17 +13,15 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
-import yaml
-
+from data.files import write_file
 from fedmoe.errors import FedMoEError
 from fedmoe_server.report.client_ranks import read_client_ranks
-from fedmoe_server.report.diagnosis import findings, signs
-from fedmoe_server.report.guard_report import failed_rounds, guard_table, who
+from fedmoe_server.report.diagnosis import findings, guard_table, signs
 from fedmoe_server.report.plots import BASELINE_LABEL, draw_gate, draw_loss, draw_ranking
-from fedmoe_server.report.progress import duration
-from fedmoe_server.report.run_folder import BASELINES, METRICS, RESULT, SETTINGS
-from fedmoe_server.report.tracking import write_text
+from fedmoe_server.report.progress import duration, number
+from fedmoe_server.report.run_folder import SETTINGS, Run, Splits, baselines_of, federated_metrics, read_run
 from fedmoe_server.rounds.privacy import privacy_section
+from fedmoe_server.rounds.record import Failure, Metrics
 
 REPORT = "report.md"
 PLOTS = {
@@ -41,112 +38,123 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         FedMoEError: the folder holds no run, or one of its files cannot be read or written.
     """
-    records = _read_records(run_dir / METRICS)
-    settings = _read(run_dir / SETTINGS)
-    result = _read(run_dir / RESULT) or {"status": "unfinished"}
-    baselines = _read(run_dir / BASELINES) or {}
+    run = read_run(run_dir)
     try:
-        drawn = _draw(run_dir, records, baselines, result.get("best_round"))
-        parts = [
-            _head(settings, records, result),
-            _ranking(result, baselines, settings),
-            _diagnosis(records, result, baselines),
-            _personalisation(run_dir),
-            _pictures(drawn, settings),
-            privacy_section(run_dir),
-            _cost(records, result),
-            _failures(records),
-            _guards(records),
-            _settings(run_dir),
-        ]
-        write_text(run_dir / REPORT, "\n\n".join(part for part in parts if part) + "\n")
+        drawn = _draw(run)
     except OSError as error:
         raise FedMoEError(f"report in {run_dir} cannot be written: {error}") from error
+    parts = [
+        _head(run),
+        _ranking(run),
+        _diagnosis(run),
+        _personalisation(run_dir),
+        _pictures(drawn, run.settings),
+        privacy_section(run_dir),
+        _cost(run),
+        _failures(run),
+        _guards(run),
+        f"## Settings\n\n```yaml\n{(run_dir / SETTINGS).read_text(encoding='utf-8').rstrip()}\n```",
+    ]
+    write_file(run_dir / REPORT, ("\n\n".join(part for part in parts if part) + "\n").encode())
     return run_dir / REPORT
 
 
-def _draw(run_dir: Path, records: Sequence[Mapping[str, Any]], baselines: Any, best_round: int | None) -> list[str]:
+def comparison(run_dir: Path) -> str:
+    """Return, as a table of text, HR@10 and NDCG@10 of a completed run and its baselines."""
+    rows = {**baselines_of(run_dir), **federated_metrics(run_dir)}
+    columns = [(split, metric) for split in ("validation", "test") for metric in ("hr@10", "ndcg@10")]
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"{split} {metric.upper()}".rjust(20) for split, metric in columns)]
+    for name, splits in rows.items():
+        lines.append(name.ljust(width) + "".join(f"{splits[split][metric]:.4f}".rjust(20) for split, metric in columns))
+    return "\n".join(lines)
+
+
+def ranked_among(evaluation: Mapping[str, Any]) -> str:
+    """Return the items among which a held-out one is ranked, in words. evaluation: that part of the settings."""
+    if evaluation["protocol"] == "full":
+        return "all items that the user has not met"
+    return f"itself and {evaluation['num_candidates']} sampled items"
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[int] = (0,)) -> str:
+    """Return a Markdown table; columns of ``text`` stand at the left, numbers at the right."""
+    lines = [titles, ["---" if column in text else "---:" for column in range(len(titles))], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _draw(run: Run) -> list[str]:
     """Draw what there is to draw and return the names of the pictures."""
     for name in PLOTS:  # a picture of an earlier report must not stay beside newer ones
-        (run_dir / name).unlink(missing_ok=True)
+        (run.folder / name).unlink(missing_ok=True)
     drawn = {
-        "loss.png": draw_loss(records, run_dir / "loss.png"),
-        "ranking.png": draw_ranking(records, baselines, best_round, run_dir / "ranking.png"),
-        "gate.png": draw_gate(records, run_dir / "gate.png"),
+        "loss.png": draw_loss(run.records, run.folder / "loss.png"),
+        "ranking.png": draw_ranking(run.records, run.baselines, run.result.best_round, run.folder / "ranking.png"),
+        "gate.png": draw_gate(run.records, run.folder / "gate.png"),
     }
     return [name for name, done in drawn.items() if done]
 
 
-def _head(settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> str:
-    data, federation = settings["data"], settings["federation"]
+def _head(run: Run) -> str:
+    settings, result, done = run.settings, run.result, len(run.records)
+    federation = settings["federation"]
+    rounds = federation["num_rounds"]
     what = (
-        f"Data set {data['dataset']}, strategy {federation['strategy']}, "
+        f"Data set {settings['data']['dataset']}, strategy {federation['strategy']}, "
         f"{federation['client_fraction']:.0%} of the clients a round, seed {settings['seed']}."
     )
-    if result["status"] == "completed":
-        early = f", stopped early of {federation['num_rounds']}" if result["stopped_early"] else ""
+    if result.status == "completed":
+        early = f", stopped early of {rounds}" if result.stopped_early else ""
+        chosen = ", the best by NDCG@10 on validation" if any(record.validation for record in run.records) else ""
         state = (
-            f"Completed: {result['rounds']} rounds{early} in {duration(result['seconds'])}. "
-            f"The model of round {result['best_round']} is the one reported"
-            + (", the best by NDCG@10 on validation." if any(r["validation"] for r in records) else ".")
+            f"Completed: {result.rounds} rounds{early} in {duration(result.seconds or 0.0)}. "
+            f"The model of round {result.best_round} is the one reported{chosen}."
         )
-    elif result["status"] == "failed":
-        state = f"**Failed** after round {len(records)} of {federation['num_rounds']}: {result['error']}"
+    elif result.status == "failed":
+        state = f"**Failed** after round {done} of {rounds}: {result.error}"
     else:
-        state = f"**Not finished**: {len(records)} of {federation['num_rounds']} rounds done."
+        state = f"**Not finished**: {done} of {rounds} rounds done."
     return f"# {settings['name']}: federated run\n\n{what}\n\n{state}"
 
 
-def _ranking(result: Mapping[str, Any], baselines: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def _ranking(run: Run) -> str:
     """Return the tables of test and validation: federated, and the baselines that there are."""
-    rows: dict[str, Mapping[str, Any]] = {}
-    if result["status"] == "completed":
+    rows: dict[str, Splits] = {}
+    if run.result.status == "completed":
         for kind, title in (
             ("personalised", "federated, with the clients' private parameters"),
             ("global", "federated, server's model alone"),
         ):
-            rows[title] = {split: result[split][kind] for split in ("test", "validation")}
-    rows |= {BASELINE_LABEL.get(name, name): splits for name, splits in baselines.items()}
+            rows[title] = {"test": run.result.test[kind], "validation": run.result.validation[kind]}
+    rows |= {BASELINE_LABEL.get(name, name): splits for name, splits in run.baselines.items()}
     tables = [_ranking_table(split, rows) for split in ("test", "validation")]
     if not any(tables):
         return ""
-    evaluation = settings["evaluation"]
-    among = (
-        "all items that the user has not met"
-        if evaluation["protocol"] == "full"
-        else f"itself and {evaluation['num_candidates']} sampled items"
+    text = (
+        f"Leave-one-out: each user's held-out item is ranked among {ranked_among(run.settings['evaluation'])}; "
+        "means over all users, 0 to 1."
     )
-    text = f"Leave-one-out: each user's held-out item is ranked among {among}; means over all users, 0 to 1."
-    return "\n\n".join(["## Ranking", text, *(table for table in tables if table)])
+    return "\n\n".join(["## Ranking", text, *(each for each in tables if each)])
 
 
-def _ranking_table(split: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
-    values = {title: splits[split] for title, splits in rows.items() if splits.get(split)}
-    keys = sorted({key for metrics in values.values() for key in metrics if _is_ranking(key)}, key=_cutoff_first)
+def _ranking_table(split: str, rows: Mapping[str, Splits]) -> str:
+    values: dict[str, Metrics] = {title: splits[split] for title, splits in rows.items() if splits.get(split)}
+    found = {tuple(key.split("@")) for metrics in values.values() for key in metrics if key.count("@") == 1}
+    cutoffs = sorted((int(at), name) for name, at in found if name in ("hr", "ndcg") and at.isdigit())
+    keys = [f"{name}@{at}" for at, name in cutoffs]
     if not keys:
         return ""
-    body = [[title, *(_share(metrics.get(key)) for key in keys)] for title, metrics in values.items()]
-    return _table([split.capitalize(), *(key.upper() for key in keys)], body)
+    body = [[title, *(number(metrics.get(key), 4) for key in keys)] for title, metrics in values.items()]
+    return table([split.capitalize(), *(key.upper() for key in keys)], body)
 
 
-def _is_ranking(key: str) -> bool:
-    name, _, cutoff = key.partition("@")
-    return name in ("hr", "ndcg") and cutoff.isdigit()
-
-
-def _cutoff_first(key: str) -> tuple[int, str]:
-    name, _, cutoff = key.partition("@")
-    return int(cutoff), name
-
-
-def _diagnosis(records: Sequence[Mapping[str, Any]], result: Mapping[str, Any], baselines: Mapping[str, Any]) -> str:
+def _diagnosis(run: Run) -> str:
     """Return what the numbers say of the run's health, and the signs of the experts'."""
-    found = findings(records, result, baselines)
-    lines = [f"* {line}" for line in found] or ["Nothing stands out."]
-    parts = ["## Diagnosis", "\n".join(lines)]
-    rows = [[name, f"{first:.4g}", f"{last:.4g}"] for name, (first, last) in signs(records).items()]
+    found = findings(run.records, run.result, run.baselines)
+    parts = ["## Diagnosis", "\n".join(f"* {line}" for line in found) or "Nothing stands out."]
+    rows = [[name, f"{first:.4g}", f"{last:.4g}"] for name, (first, last) in signs(run.records).items()]
     if rows:
-        parts.append(_table(["", "first rounds", "last rounds"], rows))
+        parts.append(table(["", "first rounds", "last rounds"], rows))
     return "\n\n".join(parts)
 
 
@@ -168,7 +176,7 @@ def _personalisation(run_dir: Path) -> str:
         "and the geometric mean of its ranks without them and with them."
     )
     head = ["", "better", "worse", "the same", "rank without", "with"]
-    return "\n\n".join(["## Personalisation", text, _table(head, rows)])
+    return "\n\n".join(["## Personalisation", text, table(head, rows)])
 
 
 def _pictures(drawn: Sequence[str], settings: Mapping[str, Any]) -> str:
@@ -180,66 +188,51 @@ def _pictures(drawn: Sequence[str], settings: Mapping[str, Any]) -> str:
     return "\n\n".join(["## Course of the run", text, *(f"![{PLOTS[name]}]({name})" for name in drawn)])
 
 
-def _cost(records: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> str:
+def _cost(run: Run) -> str:
+    records, result = run.records, run.result
     if not records:
         return ""
-    down = result.get("bytes_down", sum(record["bytes_down"] for record in records))
-    up = result.get("bytes_up", sum(record["bytes_up"] for record in records))
-    seconds = sum(record["seconds"] for record in records)
-    trained = sum(record["clients"] for record in records)
+    seconds = sum(record.seconds for record in records)
+    down = sum(record.bytes_down for record in records) if result.bytes_down is None else result.bytes_down
+    up = sum(record.bytes_up for record in records) if result.bytes_up is None else result.bytes_up
     rows = [
         ["time of the rounds", duration(seconds)],
         ["time per round, mean", duration(seconds / len(records))],
-        ["clients trained, all rounds", f"{trained:,}"],
+        ["clients trained, all rounds", f"{sum(record.clients for record in records):,}"],
         ["sent to clients", _bytes(down)],
         ["received from clients", _bytes(up)],
     ]
-    if "seconds" in result:
-        rows.insert(0, ["time of the run, all together", duration(result["seconds"])])
-    return f"## Time and traffic\n\n{_table(['', ''], rows)}"
+    if result.seconds is not None:
+        rows.insert(0, ["time of the run, all together", duration(result.seconds)])
+    return f"## Time and traffic\n\n{table(['', ''], rows)}"
 
 
-def _failures(records: Sequence[Mapping[str, Any]]) -> str:
-    failed = [(f, record["round"]) for record in records for f in record["failed"]]
+def _failures(run: Run) -> str:
+    failed = [(record.round, failure) for record in run.records for failure in record.failed]
     if not failed:
         return "## Failed clients\n\nNo client failed in any round."
-    counts = Counter(who(f) for f, _ in failed)
-    last = {who(f): (number, f) for f, number in failed}
+    counts = Counter(failure.name for _, failure in failed)
+    last: dict[str, tuple[int, Failure]] = {failure.name: (number, failure) for number, failure in failed}
     rows = [
-        [who, str(count), str(last[who][0]), f"{last[who][1]['stage']}: {last[who][1]['reason']}"]
-        for who, count in counts.most_common(NAMED_FAILURES)
+        [name, str(count), str(last[name][0]), f"{last[name][1].stage}: {last[name][1].said}"]
+        for name, count in counts.most_common(NAMED_FAILURES)
     ]
     more = f"\n\nand {len(counts) - NAMED_FAILURES} more clients." if len(counts) > NAMED_FAILURES else ""
-    table = _table(["client", "failures", "last in round", "last reason"], rows, text=(0, 3))
-    return f"## Failed clients\n\n{_count(len(failed), 'failure')} of {_count(len(counts), 'client')}.\n\n{table}{more}"
+    named = table(["client", "failures", "last in round", "last reason"], rows, text=(0, 3))
+    return f"## Failed clients\n\n{_count(len(failed), 'failure')} of {_count(len(counts), 'client')}.\n\n{named}{more}"
 
 
-def _guards(records: Sequence[Mapping[str, Any]]) -> str:
-    rows = guard_table(records)
+def _guards(run: Run) -> str:
+    rows = guard_table(run.records)
     titles = ["replies", "times", "clients", "rounds"]
-    parts = ["## Guards", _table(titles, rows, text=(0, 2)) if rows else "Every reply counted as it was sent."]
-    if failed := failed_rounds(records):
-        intro = f"{_count(len(failed), 'round')} failed:"
-        parts += [intro, "\n".join(f"* {line}" for line in failed)]
+    parts = ["## Guards", table(titles, rows, text=(0, 2)) if rows else "Every reply counted as it was sent."]
+    if failed := [record.failure for record in run.records if record.failure]:
+        parts += [f"{_count(len(failed), 'round')} failed:", "\n".join(f"* {line}" for line in failed)]
     return "\n\n".join(parts)
-
-
-def _settings(run_dir: Path) -> str:
-    return f"## Settings\n\n```yaml\n{(run_dir / SETTINGS).read_text(encoding='utf-8').rstrip()}\n```"
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[int] = (0,)) -> str:
-    """Return a Markdown table; columns of ``text`` stand at the left, numbers at the right."""
-    lines = [titles, ["---" if column in text else "---:" for column in range(len(titles))], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _bytes(count: float) -> str:
@@ -247,36 +240,6 @@ def _bytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count:.0f} B"
-
-
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of metrics.jsonl."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise FedMoEError(f"{path} cannot be read: {error}; give the folder of a run") from error
-    records = []
-    for position, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            if position == len(lines):  # the run was cut off while it wrote this line
-                break
-            raise FedMoEError(f"{path}, line {position}, is not JSON: {error}") from error
-    return records
-
-
-def _read(path: Path) -> Any:
-    """Read a YAML or JSON file, None if there is none; settings.yaml must be there."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        return yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except FileNotFoundError as error:
-        if path.name == SETTINGS:
-            raise FedMoEError(f"{path} is missing; give the folder of a run") from error
-        return None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise FedMoEError(f"{path} cannot be read: {error}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -294,4 +257,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,13 +1,21 @@
-"""The folder of one run: where it is, and whether it can be written before anything starts."""
+"""The folder of one run: where it is, whether it can be written, and what it holds."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from data.files import write_file
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
+from fedmoe_server.rounds.record import Metrics, Result, RoundRecord
 
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
@@ -22,6 +30,102 @@ KEPT_CHECKPOINTS = 2
 ARRAYS_PER_CHECKPOINT = 4
 LOGS_BYTES = 16 * 1024**2
 LOG_BYTES_PER_ROUND = 4096
+
+Splits = Mapping[str, Metrics]
+"""For ``validation`` and ``test``, the means over all users by name, as ``hr@10``."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has left in its folder.
+
+    Attributes:
+        folder: the run folder.
+        settings: the tree of ``settings.yaml``, unchecked: it may be of another version.
+        records: the rounds that are done.
+        result: the end of the run; its status is ``unfinished`` where there is no file.
+        baselines: what the run is compared with, by name.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    records: tuple[RoundRecord, ...]
+    result: Result
+    baselines: Mapping[str, Splits]
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder. FedMoEError: it holds no run, or a file is damaged (it is named)."""
+    records = read_records(folder / METRICS)
+    path = folder / SETTINGS
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FedMoEError(f"{path} is missing; give the folder of a run") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise FedMoEError(f"{path} cannot be read: {error}") from error
+    return Run(folder, settings, records, read_result(folder), baselines_of(folder))
+
+
+def read_records(path: Path) -> tuple[RoundRecord, ...]:
+    """Read the lines of ``metrics.jsonl``; the last one may be cut off. FedMoEError: another is damaged."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise FedMoEError(f"{path} cannot be read: {error}; give the folder of a run") from error
+    records = []
+    for position, line in enumerate(lines, start=1):
+        try:
+            records.append(RoundRecord.from_json(json.loads(line)))
+        except ValueError as error:
+            if position == len(lines):  # the run was cut off while it wrote this line
+                break
+            raise FedMoEError(f"{path}, line {position}, is not JSON: {error}") from error
+    return tuple(records)
+
+
+def read_result(run_dir: Path) -> Result:
+    """Read ``result.json``; without it the run is unfinished. FedMoEError: it is damaged."""
+    path = run_dir / RESULT
+    try:
+        return Result.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return Result()
+    except (OSError, ValueError, TypeError) as error:
+        raise FedMoEError(f"{path} cannot be read: {error}") from error
+
+
+def federated_metrics(run_dir: Path) -> dict[str, Splits]:
+    """Return a completed run's own figures, with the server's model alone and with the private parameters."""
+    result = read_result(run_dir)
+    if not (result.validation and result.test):
+        raise FedMoEError(f"{run_dir / RESULT} holds no result: name the folder of a completed run")
+    return {
+        f"federated, {kind}": {"validation": result.validation[kind], "test": result.test[kind]}
+        for kind in ("global", "personalised")
+    }
+
+
+def baselines_of(run_dir: Path) -> dict[str, Splits]:
+    """Return the baselines in a run folder by name; raises FedMoEError if the file is damaged."""
+    path = run_dir / BASELINES
+    try:
+        known: dict[str, Splits] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise FedMoEError(f"{path} cannot be read ({error}): delete it, it is made again") from error
+    return known
+
+
+def add_baseline(run_dir: Path, name: str, metrics: Splits) -> None:
+    """Add or replace a baseline in the run folder."""
+    write_json(run_dir / BASELINES, {**baselines_of(run_dir), name: metrics})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file of the run folder, which is the old or the new one at any time."""
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def new_run_dir(settings: Settings, now: datetime) -> Path:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from fedmoe.settings import Settings
-
-Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def run_sweep(points: Mapping[str, Settings], simulate: Callable[[Settings], Path]) -> Path:
@@ -32,26 +28,23 @@ def run_sweep(points: Mapping[str, Settings], simulate: Callable[[Settings], Pat
     return folder
 
 
-def write_summary(folder: Path, name: str, runs: Mapping[str, Path]) -> None:
-    """Write the table and the picture of the runs that are done. runs: run folders by label."""
-    from fedmoe_server.report.sweep_plot import draw_sweep
-    from fedmoe_server.report.tracking import write_text
+def write_summary(folder: Path, name: str, folders: Mapping[str, Path]) -> None:
+    """Write the table and the picture of the runs that are done. folders: run folders by label."""
+    # Flower and Matplotlib take a while to import: not for sim.py --help.
+    from data.files import write_file
+    from fedmoe_server.report.plots import draw_sweep
+    from fedmoe_server.report.run_folder import read_run
 
-    results: dict[str, Any] = {label: json.loads((run / "result.json").read_text()) for label, run in runs.items()}
+    runs = {label: read_run(path) for label, path in folders.items()}
     lines = [
         "| | best round | validation NDCG@10 | test HR@10 | test NDCG@10 | test NDCG@10, server's model alone |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for label, result in results.items():
-        test, common = result["test"]["personalised"], result["test"]["global"]
-        numbers = [result["validation"]["personalised"]["ndcg@10"], test["hr@10"], test["ndcg@10"], common["ndcg@10"]]
+    for label, run in runs.items():
+        validation, test = run.result.validation["personalised"], run.result.test["personalised"]
+        numbers = [validation["ndcg@10"], test["hr@10"], test["ndcg@10"], run.result.test["global"]["ndcg@10"]]
         cells = " | ".join(f"{number:.4f}" for number in numbers)
-        lines.append(f"| [{label}]({runs[label].name}/report.md) | {result['best_round']} | {cells} |")
-    histories = {label: _history(run) for label, run in runs.items()}
-    draw_sweep(histories, {label: result["test"] for label, result in results.items()}, folder / "sweep.png")
+        lines.append(f"| [{label}]({run.folder.name}/report.md) | {run.result.best_round} | {cells} |")
+    draw_sweep(runs, folder / "sweep.png")
     picture = "![Test NDCG@10, validation NDCG@10 and the gate over the rounds](sweep.png)"
-    write_text(folder / "sweep.md", f"# {name}\n\n" + "\n".join(lines) + f"\n\n{picture}\n")
-
-
-def _history(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    write_file(folder / "sweep.md", (f"# {name}\n\n" + "\n".join(lines) + f"\n\n{picture}\n").encode())

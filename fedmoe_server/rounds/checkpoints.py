@@ -31,7 +31,7 @@ from safetensors.numpy import load_file, save_file
 
 from data.files import sync
 from fedmoe.errors import FedMoEError
-from fedmoe_server.rounds.record import Best, LoopState
+from fedmoe_server.rounds.record import Best, LoopState, RoundRecord
 from strategies import load_state_arrays, state_arrays
 
 FORMAT = 1
@@ -42,7 +42,7 @@ NamedArrays = dict[str, NDArray[Any]]
 
 
 @runtime_checkable
-class ClientStore(Protocol):
+class SavingGrid(Protocol):
     """A grid that can save and load its clients' private state."""
 
     def save_clients(self, folder: Path) -> object:
@@ -77,7 +77,7 @@ class Checkpoint:
         Raises:
             FedMoEError: clients' private state is needed and not in the checkpoint, or the grid cannot load it.
         """
-        if self.clients is not None and isinstance(grid, ClientStore):
+        if self.clients is not None and isinstance(grid, SavingGrid):
             grid.load_clients(self.clients)
         elif needs_clients:
             lacks = "holds no private state of the clients" if self.clients is None else "cannot be loaded"
@@ -168,7 +168,7 @@ def load_checkpoint(path: Path, arrays: ArrayRecord) -> Checkpoint:
         if best is None
         else Best(best["round"], best["score"], dict(_record(path, "best", list(arrays)).items())),
         stalled=index["stalled"],
-        history=index["history"],
+        history=[RoundRecord.from_json(record) for record in index["history"]],
     )
     strategy = _load(path / "strategy.safetensors")
     ordered = {name: strategy[name] for name in index["strategy"]}
@@ -181,7 +181,7 @@ def _write(folder: Path, state: LoopState, strategy: Mapping[str, NDArray[Any]],
     _save(folder / "strategy.safetensors", strategy)
     if state.best is not None:
         _save(folder / "best.safetensors", {name: array.numpy() for name, array in state.best.arrays.items()})
-    if isinstance(grid, ClientStore):
+    if isinstance(grid, SavingGrid):
         (folder / CLIENTS).mkdir()
         grid.save_clients(folder / CLIENTS)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -192,9 +192,9 @@ def _write(folder: Path, state: LoopState, strategy: Mapping[str, NDArray[Any]],
         "best": None if state.best is None else {"round": state.best.round, "score": state.best.score},
         "schema": _schema(state.arrays),
         "strategy": list(strategy),
-        "clients": isinstance(grid, ClientStore),
+        "clients": isinstance(grid, SavingGrid),
         "files": {path.relative_to(folder).as_posix(): _digest(path) for path in files},
-        "history": state.history,
+        "history": [record.to_json() for record in state.history],
     }
     index["digest"] = _index_digest(index)
     (folder / INDEX).write_text(json.dumps(index, allow_nan=False), encoding="utf-8")

@@ -9,74 +9,34 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, runtime_checkable
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedmoe.errors import FedMoEError
-from fedmoe.failures import FailureKind
+from fedmoe.failures import FailureKind, one_line
 from fedmoe.wire import is_packed, packed_bytes, to_record, unpack
+from fedmoe_server.rounds.record import Exchange, Failure, list_failures
 from strategies import ReplyMean, counts_of
 from strategies.arrays import Valued, record_of, values_of
 from strategies.layers.guards import refused
 
 ClientIds = Callable[[], Mapping[int, int]]
-REASON_LENGTH = 300
+Reason = tuple[FailureKind, str]
 ARRAYS = "arrays"  # the record of a message that holds the model
 SENDING = 10.0  # seconds that a message may need on its way; the deadline counts from when all are sent
-NAMED = 3  # failures named in one line
 RAISED = re.compile(r"^<class '(?:[\w.]+\.)?(?P<type>\w+)'>:<'(?P<message>.*?)(?:'>)?$")
 PREFIX = re.compile(r"^client \d+: (train|evaluate|query): ")
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A client that was asked and gave nothing usable.
+@runtime_checkable
+class ReducingGrid(Protocol):
+    """A grid that can merge replies where the clients live."""
 
-    Attributes:
-        client: its client id, None where the node is not (or no longer) known.
-        node: its node id.
-        stage: what it was asked for: ``train``, ``validation`` or ``test``.
-        reason: why it failed, one line.
-    """
-
-    client: int | None
-    node: int
-    stage: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.who} ({self.stage}): {self.reason}"
-
-    @property
-    def who(self) -> str:
-        """The client's name for people: its client id, or the node's id where no client is known."""
-        return f"node {self.node}" if self.client is None else f"client {self.client}"
-
-
-@dataclass
-class Exchange:
-    """The outcome of one exchange.
-
-    Attributes:
-        sent: number of clients asked.
-        replies: everything that came back, error replies included (strategies expect to see those).
-        failures: the clients that failed, sorted by client.
-        bytes_down, bytes_up: payload bytes sent to and received from all clients.
-        dropped: replies that nobody waited for any more: late ones to an earlier message, or second ones; by node.
-        problem: why the exchange is worth nothing as a whole, None if it is worth something.
-    """
-
-    sent: int
-    replies: list[Message]
-    failures: list[Failure] = field(default_factory=list)
-    bytes_down: int = 0
-    bytes_up: int = 0
-    dropped: list[int] = field(default_factory=list)
-    problem: str | None = None
+    def send_and_reduce(self, messages: Iterable[Message], reducer: Callable[[], PackedMean]) -> list[Message]:
+        """Return what each reducer made of the replies it got; every reply is in a merged one, or an error."""
 
 
 def exchange(
@@ -96,12 +56,12 @@ def exchange(
     arrived = list(grid.send_and_receive(requests, timeout=timeout)) if requests else []
     answers = _answers(requests, arrived)
     replies = {node: unpacked(reply) for node, reply in answers.items()}
-    reasons = {m.metadata.dst_node_id: "no reply in time" for m in requests}
-    for node, reply in replies.items():
-        if reply.has_error():
-            reasons[node] = _reason(reply)
-        else:
-            reasons.pop(node, None)
+    reasons: dict[int, Reason] = {
+        message.metadata.dst_node_id: (FailureKind.NO_REPLY, "no reply in time")
+        for message in requests
+        if message.metadata.dst_node_id not in replies
+    }
+    reasons |= {node: _reason(reply.error) for node, reply in replies.items() if reply.has_error()}
     return Exchange(
         sent=len(requests),
         replies=list(replies.values()),
@@ -110,14 +70,6 @@ def exchange(
         bytes_up=_payload(reply for reply in answers.values() if reply.has_content()),
         dropped=_dropped(arrived, answers),
     )
-
-
-@runtime_checkable
-class ReducingGrid(Protocol):
-    """A grid that can merge replies where the clients live."""
-
-    def send_and_reduce(self, messages: Iterable[Message], reducer: Callable[[], PackedMean]) -> list[Message]:
-        """Return what each reducer made of the replies it got; every reply is in a merged one, or an error."""
 
 
 def reduced_exchange(
@@ -135,14 +87,9 @@ def reduced_exchange(
     requests = packed(messages)
     arrived = grid.send_and_reduce(requests, partial(PackedMean, reducer)) if requests else []
     replies = [unpacked(reply) for reply in arrived]
-    reasons = {}
-    merged = bytes_up = 0
-    for reply in replies:
-        if reply.has_error():
-            reasons[reply.metadata.src_node_id] = _reason(reply)
-        else:
-            counts = counts_of(reply)
-            merged, bytes_up = merged + counts["num-clients"], bytes_up + counts["num-bytes"]
+    reasons = {reply.metadata.src_node_id: _reason(reply.error) for reply in replies if reply.has_error()}
+    counts = [counts_of(reply) for reply in replies if reply.has_content()]
+    merged = sum(count["num-clients"] for count in counts)
     if merged + len(reasons) != len(requests):
         raise FedMoEError(f"{stage}: {merged} replies and {len(reasons)} failures of {len(requests)} clients: a fault")
     return Exchange(
@@ -150,7 +97,7 @@ def reduced_exchange(
         replies=replies,
         failures=name_failures(reasons, stage, client_ids),
         bytes_down=_payload(requests),
-        bytes_up=bytes_up,
+        bytes_up=sum(count["num-bytes"] for count in counts),
     )
 
 
@@ -209,52 +156,13 @@ def _with(message: Message, content: RecordDict) -> Message:
     return changed
 
 
-def _reason(reply: Message) -> str:
-    """Return why a reply is an error."""
-    refusal = "reply refused: " if reply.error.code == FailureKind.REFUSED else ""
-    return refusal + (reply.error.reason or f"error {reply.error.code}")
-
-
-def _answers(requests: Sequence[Message], arrived: Iterable[Message]) -> dict[int, Message]:
-    """Return node -> its first reply to these requests; other replies are left out.
-
-    Where the server itself answers for a node, with an error, only the message that is answered tells which node.
-    """
-    asked = {r.metadata.message_id: r.metadata.dst_node_id for r in requests if r.metadata.message_id}
-    nodes = {request.metadata.dst_node_id for request in requests}
-    answers: dict[int, Message] = {}
-    for reply in arrived:
-        node = asked.get(reply.metadata.reply_to_message_id) if asked else reply.metadata.src_node_id
-        if node in nodes:
-            answers.setdefault(node, reply)
-    return answers
-
-
-def _dropped(arrived: Iterable[Message], answers: Mapping[int, Message]) -> list[int]:
-    """Return the nodes of the messages that are nobody's answer, once for each."""
-    left = {id(reply) for reply in answers.values()}
-    dropped = []
-    for message in arrived:
-        if id(message) in left:
-            left.remove(id(message))
-        else:
-            dropped.append(message.metadata.src_node_id)
-    return sorted(dropped)
-
-
-def name_failures(reasons: Mapping[int, str], stage: str, client_ids: ClientIds) -> list[Failure]:
-    """Turn node id -> reason into failures with the clients' names, sorted by client."""
+def name_failures(reasons: Mapping[int, Reason], stage: str, client_ids: ClientIds) -> tuple[Failure, ...]:
+    """Turn node id -> kind and reason into failures with the clients' ids, sorted by client."""
     if not reasons:
-        return []
+        return ()
     clients = client_ids()
-    failures = [Failure(clients.get(node), node, stage, _one_line(reason)) for node, reason in reasons.items()]
-    return sorted(failures, key=lambda f: (f.client is None, f.client or 0, f.node))
-
-
-def list_failures(failures: Sequence[Failure]) -> str:
-    """Return the first failures in words, and how many more there are."""
-    more = f"; and {len(failures) - NAMED} more" if len(failures) > NAMED else ""
-    return "; ".join(str(failure) for failure in failures[:NAMED]) + more
+    failures = [Failure(clients.get(node), node, stage, reason, kind) for node, (kind, reason) in reasons.items()]
+    return tuple(sorted(failures, key=lambda f: (f.client is None, f.client or 0, f.node)))
 
 
 def too_few(what: str, outcome: Exchange, minimum: float) -> str | None:
@@ -278,14 +186,38 @@ def too_few(what: str, outcome: Exchange, minimum: float) -> str | None:
     )
 
 
-def _one_line(reason: str) -> str:
-    """Cut a reason to its first line, without the client and stage that the engine may have put in front of it."""
-    lines = reason.strip().splitlines()
-    line = lines[0].strip() if lines else "no reason given"
+def _answers(requests: Sequence[Message], arrived: Iterable[Message]) -> dict[int, Message]:
+    """Return node -> its first reply to these requests; other replies are left out.
+
+    Where the server itself answers for a node, with an error, only the message that is answered tells which node.
+    """
+    asked = {r.metadata.message_id: r.metadata.dst_node_id for r in requests if r.metadata.message_id}
+    nodes = {request.metadata.dst_node_id for request in requests}
+    answers: dict[int, Message] = {}
+    for reply in arrived:
+        node = asked.get(reply.metadata.reply_to_message_id) if asked else reply.metadata.src_node_id
+        if node in nodes:
+            answers.setdefault(node, reply)
+    return answers
+
+
+def _dropped(arrived: Iterable[Message], answers: Mapping[int, Message]) -> tuple[int, ...]:
+    """Return the nodes of the messages that are nobody's answer, once for each."""
+    left = {id(reply) for reply in answers.values()}
+    dropped = []
+    for message in arrived:
+        if id(message) in left:
+            left.remove(id(message))
+        else:
+            dropped.append(message.metadata.src_node_id)
+    return tuple(sorted(dropped))
+
+
+def _reason(error: Error) -> Reason:
+    line = one_line(next(iter((error.reason or "").strip().splitlines()), f"error {error.code}"))
     if raised := RAISED.match(line):  # how Flower's SuperNode puts what a client app raised
         line = raised["message"] if raised["type"] == "FedMoEError" else f"{raised['type']}: {raised['message']}"
-    line = PREFIX.sub("", line)
-    return line if len(line) <= REASON_LENGTH else line[: REASON_LENGTH - 3] + "..."
+    return FailureKind.of_code(error.code), PREFIX.sub("", line)
 
 
 def _payload(messages: Iterable[Message]) -> int:

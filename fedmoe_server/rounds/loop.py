@@ -9,35 +9,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import TypeVar
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from data.sampling import generator
 from fedmoe.errors import FedMoEError
+from fedmoe.failures import FailureKind
 from fedmoe.settings import Settings
 from fedmoe_server.report.client_ranks import ClientRank, ranks_of, write_client_ranks
 from fedmoe_server.report.tracking import Tracker
 from fedmoe_server.rounds.checkpoints import CheckpointStore
 from fedmoe_server.rounds.clients import ClientDirectory
-from fedmoe_server.rounds.exchange import (
-    Exchange,
-    Failure,
-    ReducingGrid,
-    exchange,
-    name_failures,
-    reduced_exchange,
-    too_few,
-)
+from fedmoe_server.rounds.exchange import ReducingGrid, exchange, name_failures, reduced_exchange, too_few
 from fedmoe_server.rounds.privacy import PrivacyLedger
-from fedmoe_server.rounds.record import SELECTION_METRIC, LoopState, Metrics, Result, plain_metrics
+from fedmoe_server.rounds.record import (
+    SELECTION_METRIC,
+    Clipped,
+    Exchange,
+    LoopState,
+    Metrics,
+    Result,
+    RoundRecord,
+    Sender,
+    split_global,
+)
 from strategies import AggregationSchedule, Cohorts, PartialAggregation, ReplyMean, clippings
 
 LARGEST_NORM = 1e300  # JSON has no infinity
+T = TypeVar("T")
 LARGEST_COUNTED_ID = 2**24  # above it client ids are not the numbers 0, 1, 2 ... of a simulation
 
 
@@ -74,7 +79,7 @@ class ServerLoop:
                 aggregate, or nothing could be written.
         """
         while not self._done(state):
-            self.one_round(state)
+            self.tracker.round(self.one_round(state))
             self._give_up_if_all_fail(state)
             if self._checkpoint_due(state):
                 self.checkpoints.save(state, self.strategy, self.grid)
@@ -82,18 +87,51 @@ class ServerLoop:
             self.tracker.note(f"the privacy budget is spent after round {state.round}")
         return self._finish(state)
 
+    def one_round(self, state: LoopState) -> RoundRecord:
+        """Do one round, put its record into the history and return it."""
+        started = time.monotonic()
+        number = state.round + 1
+        outcome, train = self._train(number, state)
+        state.round = number
+        exchanges = [outcome]
+        clipped = self._clipped()
+        privacy = None if self.ledger is None else self.ledger.spend(number)
+        validation, unseen, best = None, None, False
+        if self._evaluation_due(number):
+            checked, metrics = self._evaluate(number, state.arrays, "validation", self._sample())
+            exchanges.append(checked)
+            unseen = checked.problem
+            if unseen is None:
+                validation, best = metrics, state.judge(_score(metrics, number))
+        record = RoundRecord(
+            round=number,
+            phase="warmup" if number <= self.settings.federation.warmup_rounds else "main",
+            shared=tuple(self.schedule.shared_groups(number)),
+            clients=outcome.sent,
+            train=train,
+            clipped=clipped,
+            validation=validation,
+            best=best,
+            privacy=privacy,
+            failure=outcome.problem,
+            validation_failure=unseen,
+            failed=tuple(failure for each in exchanges for failure in each.failures),
+            dropped=tuple(Sender(self._names().get(node), node) for each in exchanges for node in each.dropped),
+            bytes_down=sum(each.bytes_down for each in exchanges),
+            bytes_up=sum(each.bytes_up for each in exchanges),
+            seconds=round(time.monotonic() - started, 3),
+        )
+        state.history.append(record)
+        return record
+
     def _done(self, state: LoopState) -> bool:
         """Whether the last round is done or patience has run out; decided from the state, so also after a resume."""
-        return self._last(state.round) or self._out_of_patience(state)
+        return self._last(state.round) or 0 < self.settings.federation.patience <= state.stalled
 
     def _last(self, number: int) -> bool:
         """Whether a round that is done was the last one: all are, or the privacy budget allows no other."""
         spent = self.ledger is not None and not self.ledger.allows_another()
         return spent or number >= self.settings.federation.num_rounds
-
-    def _out_of_patience(self, state: LoopState) -> bool:
-        patience = self.settings.federation.patience
-        return 0 < patience <= state.stalled
 
     def _checkpoint_due(self, state: LoopState) -> bool:
         every = self.settings.federation.checkpoint_every
@@ -105,44 +143,12 @@ class ServerLoop:
         every = self.settings.federation.evaluate_every
         return every > 0 and (number % every == 0 or self._last(number))
 
-    def one_round(self, state: LoopState) -> None:
-        """Do one round and put its record into the history."""
-        started = time.monotonic()
-        number = state.round + 1
-        outcome, metrics = self._train(number, state)
-        state.round = number
-        record: dict[str, Any] = {
-            "round": number,
-            "phase": "warmup" if number <= self.settings.federation.warmup_rounds else "main",
-            "shared": list(self.schedule.shared_groups(number)),
-            "clients": outcome.sent,
-            "train": metrics,
-            "clipped": self._clipped(),
-            "validation": None,
-            "best": False,
-        }
-        exchanges, unseen = [outcome], None
-        if self.ledger is not None:
-            record["privacy"] = self.ledger.spend(number)
-        if self._evaluation_due(number):
-            checked, metrics = self._evaluate(number, state.arrays, "validation", self._sample())
-            exchanges.append(checked)
-            unseen = checked.problem
-            if checked.problem is None:
-                record["validation"] = metrics
-                record["best"] = state.judge(_score(metrics, number))
-        failures = [failure for each in exchanges for failure in each.failures]
-        record |= {
-            "failure": outcome.problem,
-            "validation_failure": unseen,
-            "failed": [asdict(failure) for failure in failures],
-            "dropped": [self._named(node) for each in exchanges for node in each.dropped],
-            "bytes_down": sum(each.bytes_down for each in exchanges),
-            "bytes_up": sum(each.bytes_up for each in exchanges),
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        state.history.append(record)
-        self.tracker.round(record, failures)
+    def _give_up_if_all_fail(self, state: LoopState) -> None:
+        """End the run after too many failed rounds in a row: whatever is wrong does not pass by itself."""
+        most = self.settings.federation.guards.max_failed_rounds
+        latest = [record.failure for record in state.history[-most:]]
+        if len(latest) == most and all(latest):
+            raise FedMoEError(f"{latest[-1]} ({most} failed rounds in a row, see federation.guards.max_failed_rounds)")
 
     def _train(self, number: int, state: LoopState) -> tuple[Exchange, Metrics]:
         """Train a cohort and put the aggregated arrays into the state; they stay as they are if the round fails."""
@@ -150,26 +156,14 @@ class ServerLoop:
         config = ConfigRecord({"server-round": number})
         messages = self.strategy.configure_train(number, state.arrays, config, self.grid)
         outcome = self._exchange(messages, "train", self._reducer(number))
-        what = f"round {number}, train"
-        outcome.problem = self._too_few(what, outcome)
-        if outcome.problem is not None:
-            return outcome, {}
-        arrays, metrics = self.strategy.aggregate_train(number, outcome.replies)
-        outcome.failures += self._refused("train")
-        outcome.problem = self._too_few(what, outcome)
+        outcome, aggregated = self._aggregated(number, "train", outcome, self.strategy.aggregate_train)
+        arrays, metrics = aggregated or (None, None)
         if outcome.problem is None and arrays is None:
-            outcome.problem = f"{what}: the strategy aggregated nothing"
+            outcome = replace(outcome, problem=f"round {number}, train: the strategy aggregated nothing")
         if outcome.problem is not None or arrays is None:
             return outcome, {}
         state.arrays = arrays
-        return outcome, plain_metrics(metrics)
-
-    def _give_up_if_all_fail(self, state: LoopState) -> None:
-        """End the run after too many failed rounds in a row: whatever is wrong does not pass by itself."""
-        most = self.settings.federation.guards.max_failed_rounds
-        latest = [record.get("failure") for record in state.history[-most:]]
-        if len(latest) == most and all(latest):
-            raise FedMoEError(f"{latest[-1]} ({most} failed rounds in a row, see federation.guards.max_failed_rounds)")
+        return outcome, _plain_metrics(metrics)
 
     def _evaluate(
         self, number: int, arrays: ArrayRecord, split: str, clients: Sequence[int] | None
@@ -178,21 +172,8 @@ class ServerLoop:
         self.strategy.evaluate_on(clients)
         config = ConfigRecord({"server-round": number, "split": split})
         outcome = self._exchange(self.strategy.configure_evaluate(number, arrays, config, self.grid), split)
-        what = f"round {number}, {split}"
-        outcome.problem = self._too_few(what, outcome)
-        if outcome.problem is not None:
-            return outcome, {}
-        metrics = self.strategy.aggregate_evaluate(number, outcome.replies)
-        outcome.failures += self._refused(split)
-        outcome.problem = self._too_few(what, outcome)
-        return outcome, plain_metrics(metrics)
-
-    def _reducer(self, number: int) -> Callable[[], ReplyMean] | None:
-        """Return what merges the replies of a round where the clients live; None: each is needed here."""
-        wanted = self.settings.simulation.aggregate_in_hosts and self.timeout is None
-        reducer = self.partial.reducer(number) if wanted and isinstance(self.grid, ReducingGrid) else None
-        self.partial.means = reducer is not None
-        return reducer
+        outcome, metrics = self._aggregated(number, split, outcome, self.strategy.aggregate_evaluate)
+        return outcome, _plain_metrics(metrics)
 
     def _exchange(
         self, messages: Iterable[Message], stage: str, reducer: Callable[[], ReplyMean] | None = None
@@ -203,6 +184,26 @@ class ServerLoop:
         if outcome.dropped:
             self.tracker.note(f"{len(outcome.dropped)} late or repeated replies dropped ({stage})")
         return outcome
+
+    def _reducer(self, number: int) -> Callable[[], ReplyMean] | None:
+        """Return what merges the replies of a round where the clients live; None: each is needed here."""
+        wanted = self.settings.simulation.aggregate_in_hosts and self.timeout is None
+        reducer = self.partial.reducer(number) if wanted and isinstance(self.grid, ReducingGrid) else None
+        self.partial.means = reducer is not None
+        return reducer
+
+    def _aggregated(
+        self, number: int, stage: str, outcome: Exchange, aggregate: Callable[[int, Iterable[Message]], T]
+    ) -> tuple[Exchange, T | None]:
+        """Aggregate the replies if there are enough; those that are refused join the failures."""
+        what, least = f"round {number}, {stage}", self.settings.federation.min_reply_fraction
+        problem = too_few(what, outcome, least)
+        if problem is not None:
+            return replace(outcome, problem=problem), None
+        aggregated = aggregate(number, outcome.replies)
+        refused = {refusal.node_id: (FailureKind.REFUSED, refusal.reason) for refusal in self.partial.refusals}
+        outcome = replace(outcome, failures=(*outcome.failures, *name_failures(refused, stage, self._names)))
+        return replace(outcome, problem=too_few(what, outcome, least)), aggregated
 
     def _sample(self) -> list[int] | None:
         """Return the clients of the evaluations during training, None for all: a fixed sample for the seed.
@@ -235,9 +236,7 @@ class ServerLoop:
         arrays, best_round = state.chosen()
         metrics: dict[str, Metrics] = {}
         ranks: list[ClientRank] = []
-        failed = sum(len(record["failed"]) for record in state.history)
-        down = sum(record["bytes_down"] for record in state.history)
-        up = sum(record["bytes_up"] for record in state.history)
+        outcomes: list[Exchange] = []
         for split in ("validation", "test"):
             self.tracker.stage(f"{split} of the model of round {best_round} on all clients")
             outcome, metrics[split] = self._evaluate(best_round, arrays, split, None)
@@ -245,43 +244,42 @@ class ServerLoop:
                 raise FedMoEError(outcome.problem)
             self.tracker.failures("final evaluation", outcome.sent, outcome.failures)
             ranks += ranks_of(split, outcome.replies, self._client_ids())
-            failed += len(outcome.failures)
-            down, up = down + outcome.bytes_down, up + outcome.bytes_up
+            outcomes.append(outcome)
         write_client_ranks(self.tracker.run_dir, ranks)
+        history = state.history
+        traffic = [(r.bytes_down, r.bytes_up) for r in history] + [(o.bytes_down, o.bytes_up) for o in outcomes]
         return Result(
-            arrays=arrays,
-            best_round=best_round,
-            rounds=state.round,
+            status="completed",
             stopped_early=state.round < self.settings.federation.num_rounds,
-            validation=metrics["validation"],
-            test=metrics["test"],
-            history=state.history,
-            bytes_down=down,
-            bytes_up=up,
-            failed_replies=failed,
+            rounds=state.round,
+            best_round=best_round,
+            validation=split_global(metrics["validation"]),
+            test=split_global(metrics["test"]),
+            bytes_down=sum(down for down, _ in traffic),
+            bytes_up=sum(up for _, up in traffic),
+            failed_replies=sum(len(r.failed) for r in history) + sum(len(o.failures) for o in outcomes),
+            failed_rounds=tuple(record.round for record in history if record.failure),
         )
 
-    def _refused(self, stage: str) -> list[Failure]:
-        """Return the replies that arrived but were refused by the latest aggregation, as failures of their clients."""
-        reasons = {r.node_id: f"reply refused: {r.reason}" for r in self.partial.refusals}
-        return name_failures(reasons, stage, self._names)
-
-    def _clipped(self) -> list[dict[str, Any]]:
+    def _clipped(self) -> tuple[Clipped, ...]:
         """Return the replies of the latest training that were scaled down, by client."""
-        found = [self._named(c.node_id) | {"norm": c.norm, "bound": c.bound} for c in clippings(self.strategy)]
-        return [entry | {"norm": min(entry["norm"], LARGEST_NORM)} for entry in found]
-
-    def _named(self, node: int) -> dict[str, Any]:
-        return {"client": self._names().get(node), "node": node}
-
-    def _too_few(self, what: str, outcome: Exchange) -> str | None:
-        return too_few(what, outcome, self.settings.federation.min_reply_fraction)
+        names = self._names()
+        return tuple(
+            Clipped(names.get(found.node_id), found.node_id, min(found.norm, LARGEST_NORM), found.bound)
+            for found in clippings(self.strategy)
+        )
 
     def _names(self) -> Mapping[int, int]:
         return self.directory.names(self.grid)
 
     def _client_ids(self) -> Mapping[int, int]:
         return self.directory.client_ids(self.grid)
+
+
+def _plain_metrics(record: MetricRecord | None) -> Metrics:
+    """Return the scalar metrics of a record as floats that JSON can hold: not finite becomes None."""
+    values = {} if record is None else {k: v for k, v in record.items() if isinstance(v, int | float)}
+    return {key: float(value) if isfinite(value) else None for key, value in values.items()}
 
 
 def _score(metrics: Metrics, number: int) -> float:

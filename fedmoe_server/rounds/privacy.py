@@ -17,8 +17,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
-from fedmoe_server.report.run_folder import PRIVACY
-from fedmoe_server.report.tracking import write_text
+from fedmoe_server.report.run_folder import PRIVACY, write_json
 from strategies import PrivateUpdates, Release, epsilon_of, noise_for
 
 SECRET_BITS = 96
@@ -116,23 +115,22 @@ class PrivacyLedger:
             "epsilon": self.rounds[-1]["epsilon"],
             "rounds": self.rounds,
         }
-        try:
-            write_text(self.path, json.dumps(document, indent=1) + "\n")
-        except OSError as error:
-            raise FedMoEError(f"{self.path} cannot be written: {error}") from error
+        write_json(self.path, document)
 
 
-def spent_before(source: Path | None, history: Sequence[Mapping[str, Any]], deployed: bool) -> list[dict[str, Any]]:
+def spent_before(
+    source: Path | None, entries: Sequence[Mapping[str, float]], deployed: bool
+) -> list[Mapping[str, float]]:
     """Return the ledger's rounds that a resumed run starts with.
 
-    source: the checkpoint. history: the records of the rounds up to it. deployed: the clients are real ones, so that
+    source: the checkpoint. entries: those of the rounds up to it. deployed: the clients are real ones, so that
     the rounds after it count as well.
     """
     if deployed and source is not None:
         ledger = read_ledger(source.resolve().parent.parent)
         if ledger is not None:
             return list(ledger["rounds"])
-    return [record["privacy"] for record in history if record.get("privacy")]
+    return list(entries)
 
 
 def read_ledger(run_dir: Path) -> dict[str, Any] | None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedmoe.errors import FedMoEError
-from fedmoe_server.report.baselines import add_baseline, baselines_of, comparison
+from fedmoe_server.report.report import comparison
+from fedmoe_server.report.run_folder import add_baseline, baselines_of
 
 
 def splits(value: float) -> dict[str, dict[str, float]]:

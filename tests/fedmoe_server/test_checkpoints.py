@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +17,35 @@ from safetensors import SafetensorError
 from fedmoe.errors import FedMoEError
 from fedmoe_server.rounds import checkpoints
 from fedmoe_server.rounds.checkpoints import CheckpointStore, find_checkpoint, load_checkpoint
-from fedmoe_server.rounds.record import LoopState
+from fedmoe_server.rounds.record import LoopState, Result, RoundRecord
 
 ADAM = {"strategy": "fedadam", "strategy_parameters": {"eta": 0.05}}
 MOMENTUM = {"strategy": "fedavgm", "strategy_parameters": {"server_learning_rate": 0.5, "server_momentum": 0.9}}
 AVERAGE = {"strategy": "fedavg", "strategy_parameters": {}, "server_schedule": "constant"}
 
 
-def start(fakes: Any, grid: Any, folder: Path, **federation: Any) -> Any:
-    return fakes.make_loop(grid, folder, fakes.make_settings(**federation)).run(LoopState(fakes.model_arrays()))
+def start(fakes: Any, grid: Any, folder: Path, **federation: Any) -> tuple[Result, LoopState]:
+    state = LoopState(fakes.model_arrays())
+    return fakes.make_loop(grid, folder, fakes.make_settings(**federation)).run(state), state
 
 
-def resume(fakes: Any, grid: Any, path: Path, folder: Path, **federation: Any) -> Any:
+def resume(fakes: Any, grid: Any, path: Path, folder: Path, **federation: Any) -> tuple[Result, LoopState]:
     settings = fakes.make_settings(**federation)
     checkpoint = load_checkpoint(path, fakes.model_arrays())
     loop = fakes.make_loop(grid, folder, settings, checkpoint.state)
-    return loop.run(checkpoint.restore(loop.strategy, grid, needs_clients=True))
+    state = checkpoint.restore(loop.strategy, grid, needs_clients=True)
+    return loop.run(state), state
 
 
-def numbers(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in history]
+def numbers(history: list[RoundRecord]) -> list[RoundRecord]:
+    return [replace(record, seconds=0.0) for record in history]
 
 
 @pytest.mark.parametrize("strategy", [ADAM, MOMENTUM, AVERAGE], ids=lambda s: s["strategy"])
 @pytest.mark.parametrize("at", [2, 4])
 def test_a_resumed_run_gives_the_same_bits(fakes: Any, tmp_path: Path, at: int, strategy: dict[str, Any]) -> None:
     first = fakes.SavingGrid()
-    whole = start(fakes, first, tmp_path / "whole", **strategy, num_rounds=7, checkpoint_every=1)
+    whole, end = start(fakes, first, tmp_path / "whole", **strategy, num_rounds=7, checkpoint_every=1)
     # A fresh process: another grid whose clients know nothing, stopped after round ``at``.
     path = tmp_path / "stopped"
     store = CheckpointStore(path / "checkpoints", keep=99)
@@ -54,12 +57,12 @@ def test_a_resumed_run_gives_the_same_bits(fakes: Any, tmp_path: Path, at: int, 
         loop.one_round(state)
     saved = store.save(state, loop.strategy, interrupted)
     second = fakes.SavingGrid()
-    resumed = resume(fakes, second, saved, path, **strategy, num_rounds=7)
-    for name, array in whole.arrays.items():
-        assert array.data == resumed.arrays[name].data, name
+    resumed, state = resume(fakes, second, saved, path, **strategy, num_rounds=7)
+    for name, array in end.chosen()[0].items():
+        assert array.data == state.chosen()[0][name].data, name
     assert resumed.test == whole.test and resumed.validation == whole.validation
     assert resumed.best_round == whole.best_round
-    assert numbers(resumed.history) == numbers(whole.history)
+    assert numbers(state.history) == numbers(end.history)
     assert second.gates == first.gates
 
 
@@ -69,12 +72,12 @@ def test_early_stopping_counts_on_over_a_resume(fakes: Any, tmp_path: Path) -> N
     grids = [fakes.SavingGrid(), fakes.SavingGrid()]
     for grid in grids:
         grid.score = scores.__getitem__
-    whole = start(fakes, grids[0], tmp_path, **federation)
-    resumed = resume(fakes, grids[1], tmp_path / "checkpoints" / "round-000003", tmp_path, **federation)
+    _, whole = start(fakes, grids[0], tmp_path, **federation)
+    resumed, state = resume(fakes, grids[1], tmp_path / "checkpoints" / "round-000003", tmp_path, **federation)
     assert (resumed.rounds, resumed.best_round, resumed.stopped_early) == (5, 2, True)
-    assert resumed.arrays["item"].data == whole.arrays["item"].data
+    assert state.chosen()[0]["item"].data == whole.chosen()[0]["item"].data
     # Resuming what has stopped does not go on, but evaluates again.
-    again = resume(fakes, fakes.SavingGrid(), tmp_path / "checkpoints" / "round-000005", tmp_path, **federation)
+    again, _ = resume(fakes, fakes.SavingGrid(), tmp_path / "checkpoints" / "round-000005", tmp_path, **federation)
     assert again.rounds == 5
 
 

@@ -123,7 +123,7 @@ def test_late_and_repeated_replies_are_dropped(fakes: Any) -> None:
     again = Message(RecordDict({"x": ConfigRecord({"late": 2})}), reply_to=first[0])
     outcome = exchange(Answers([late, good, again]), first, "train", lambda: {5: 0, 6: 1}, 30.0)  # type: ignore[arg-type]
     assert outcome.replies == [good]
-    assert outcome.dropped == [5, 5]
+    assert outcome.dropped == (5, 5)
     assert [(failure.client, failure.reason) for failure in outcome.failures] == [(1, "no reply in time")]
     assert {message.metadata.ttl for message in first} == {
         30.0 + SENDING

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from fedmoe_server.report.diagnosis import findings, signs
+from fedmoe.failures import FailureKind
+from fedmoe_server.report.diagnosis import findings, guard_table, signs
+from fedmoe_server.rounds.record import Clipped, Failure, Result, RoundRecord, Sender
 
 BASELINES = {"popularity": {"test": {"ndcg@10": 0.04}}}
 
 
-def records(
-    count: int = 40, validation: Any = lambda n: 0.1 + 0.001 * min(n, 30), **train: Any
-) -> list[dict[str, Any]]:
+def records(count: int = 40, validation: Any = lambda n: 0.1 + 0.001 * min(n, 30), **train: Any) -> list[RoundRecord]:
     found = []
     for number in range(1, count + 1):
         numbers = {
@@ -22,12 +23,12 @@ def records(
         }  # fmt: skip
         numbers |= {name.replace("_", "-"): value for name, value in train.items()}
         evaluated = {"ndcg@10": validation(number)} if number % 5 == 0 else None
-        found.append({"round": number, "train": numbers, "validation": evaluated, "clients": 10, "failed": []})
+        found.append(RoundRecord(number, train=numbers, validation=evaluated, clients=10))
     return found
 
 
-def result(own: float = 0.12, common: float = 0.12, best: int = 30) -> dict[str, Any]:
-    return {"test": {"personalised": {"ndcg@10": own}, "global": {"ndcg@10": common}}, "best_round": best}
+def result(own: float = 0.12, common: float = 0.12, best: int = 30) -> Result:
+    return Result(test={"personalised": {"ndcg@10": own}, "global": {"ndcg@10": common}}, best_round=best)
 
 
 def test_a_healthy_run_gets_no_advice() -> None:
@@ -63,13 +64,44 @@ def test_a_gate_that_moves_is_no_sign_in_a_short_run(rounds: int) -> None:
 
 
 def test_many_failures_are_pointed_out() -> None:
-    run = records()
-    for record in run:
-        record["failed"] = [{"stage": "train"}, {"stage": "validation"}]
+    failed = tuple(Failure(3, 1003, stage, "OSError") for stage in ("train", "validation"))
+    run = [replace(record, failed=failed) for record in records()]
     assert "40 of 400 replies to training failed" in findings(run, result(), BASELINES)[0]
 
 
 def test_signs_compare_the_beginning_with_the_end() -> None:
     first, last = signs(records())["gate"]
     assert (first, last) == pytest.approx((0.205, 0.405))
-    assert "gate" not in signs([{"train": {"loss": 1.0}}])
+    assert "gate" not in signs([RoundRecord(1, train={"loss": 1.0})])
+
+
+def refused(number: int, *reasons: tuple[int, str], **more: Any) -> RoundRecord:
+    failed = [Failure(client, client + 100, "train", reason, FailureKind.REFUSED) for client, reason in reasons]
+    return RoundRecord(number, failed=(*failed, *more.pop("failed", ())), **more)
+
+
+def test_kinds_of_bad_replies_are_counted_and_clients_named() -> None:
+    finite = "parameter '{}' has a value that is not finite"
+    disk = Failure(5, 105, "train", "OSError: disk gone")
+    shaped = "parameter '{}' has shape {}, expected {}"
+    records = [
+        refused(1, (4, finite.format("a.weight")), (11, finite.format("b.0.bias")), failed=(disk,)),
+        refused(3, (4, finite.format("a.weight")), (7, shaped.format("a", [3, 2], [3]))),
+        refused(4, (7, shaped.format("b", [2], [7])), failure="round 4, train: only 0"),
+        refused(5, (2, "metric 'num-examples', its weight, is 1e9, above the limit of 100000")),
+        RoundRecord(6, clipped=(Clipped(None, 106, 9.0, 1.0),), dropped=(Sender(1, 101),)),
+    ]
+    assert guard_table(records) == [
+        ["refused: parameter ... has a value that is not finite", "3", "4, 11", "1 to 3"],
+        ["refused: parameter ... has shape ..., expected ...", "2", "7", "3 to 4"],
+        ["refused: metric ..., its weight, is ..., above the limit of ...", "1", "2", "5 to 5"],
+        ["scaled down: update longer than the bound", "1", "node 106", "6 to 6"],
+        ["dropped: late or repeated", "1", "1", "6 to 6"],
+    ]
+
+
+def test_many_clients_in_a_row_and_none() -> None:
+    records = [refused(1, *((client, "metric 'loss' is missing") for client in range(15)))]
+    (row,) = guard_table(records)
+    assert row[1:3] == ["15", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 5 more"]
+    assert guard_table([refused(1)]) == []

@@ -20,11 +20,10 @@ from data.registry import Dataset, load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings
 from fedmoe.settings import Settings
-from fedmoe_server.app import list_arrays
 from fedmoe_server.report.export import CARD, PROGRAM, WEIGHTS, export, main
 from fedmoe_server.report.run_folder import CHECKPOINTS, RESULT, SETTINGS
 from fedmoe_server.rounds.checkpoints import CheckpointStore
-from fedmoe_server.rounds.record import LoopState
+from fedmoe_server.rounds.record import LoopState, list_arrays
 from model.build import arrays_of, build_model
 from strategies import build_strategy
 

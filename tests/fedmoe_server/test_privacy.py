@@ -69,13 +69,12 @@ def test_a_resumed_run_goes_on_with_what_was_spent(tmp_path: Path) -> None:
     settings = settings_of(noise_multiplier=1.0)
     ledger = ledger_of(tmp_path, settings)
     entries = [ledger.spend(number) for number in range(1, 6)]
-    history = [{"privacy": entry} for entry in entries[:3]]
     checkpoint = tmp_path / "checkpoints" / "round-00003"
     # A simulation repeats rounds 4 and 5; real clients may answer otherwise, so there they stay paid.
-    simulated = ledger_of(tmp_path, settings, spent_before(checkpoint, history, deployed=False))
+    simulated = ledger_of(tmp_path, settings, spent_before(checkpoint, entries[:3], deployed=False))
     assert simulated.spend(4)["epsilon"] == entries[3]["epsilon"]
     ledger.spend(6)
-    real = ledger_of(tmp_path, settings, spent_before(checkpoint, history, deployed=True))
+    real = ledger_of(tmp_path, settings, spent_before(checkpoint, entries[:3], deployed=True))
     assert len(real.rounds) == 6
     assert spent_before(None, [], deployed=True) == []
 

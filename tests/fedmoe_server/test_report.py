@@ -13,7 +13,7 @@ from fedmoe_server.report import report
 from fedmoe_server.report.client_ranks import ClientRank, write_client_ranks
 from fedmoe_server.report.plots import draw_gate, draw_loss, draw_ranking
 from fedmoe_server.report.report import write_report
-from fedmoe_server.rounds.record import LoopState
+from fedmoe_server.rounds.record import LoopState, RoundRecord
 
 PNG = b"\x89PNG"
 BASELINES = {"popularity": {"test": {"hr@10": 0.0817, "ndcg@10": 0.0437}}, "central": {"test": {"hr@10": 0.21}}}
@@ -97,7 +97,7 @@ def test_what_is_no_run_folder_is_refused(fakes: Any, tmp_path: Path, capsys: py
 
 def test_nothing_to_draw_draws_nothing(tmp_path: Path) -> None:
     """A plain SASRec has no gate, and a run may have no evaluation."""
-    records = [{"round": 1, "phase": "main", "train": {"loss": None}, "validation": None}]
+    records = [RoundRecord(1, train={"loss": None})]
     path = tmp_path / "x.png"
     assert not draw_loss(records, path) and not draw_gate(records, path)
     assert not draw_ranking(records, {}, 1, path) and not path.exists()

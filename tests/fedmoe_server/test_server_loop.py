@@ -13,13 +13,18 @@ import pytest
 from fedmoe.errors import FedMoEError
 from fedmoe.wire import packed_bytes, to_record, unpack
 from fedmoe_server.report.report import write_report
-from fedmoe_server.rounds.record import LoopState
+from fedmoe_server.rounds.record import LoopState, Result
 from strategies import state_arrays
 
 
-def run(fakes: Any, grid: Any, folder: Path, **federation: Any) -> Any:
+def run(fakes: Any, grid: Any, folder: Path, **federation: Any) -> Result:
+    return run_with_state(fakes, grid, folder, **federation)[0]
+
+
+def run_with_state(fakes: Any, grid: Any, folder: Path, **federation: Any) -> tuple[Result, LoopState]:
     loop = fakes.make_loop(grid, folder, fakes.make_settings(**federation))
-    return loop.run(LoopState(fakes.model_arrays()))
+    state = LoopState(fakes.model_arrays())
+    return loop.run(state), state
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -36,13 +41,15 @@ def test_a_run_does_its_rounds_and_writes_one_line_each(fakes: Any, tmp_path: Pa
     assert "gate" in records[1]["shared"] and "gate" not in records[2]["shared"]
     assert {"loss", "gate", "router-visual", "router-semantic"} <= set(records[0]["train"])
     assert result.rounds == 6 and not result.stopped_early
-    assert set(result.test) == {"hr@10", "ndcg@10", "global-hr@10", "global-ndcg@10"}
+    assert {kind: set(metrics) for kind, metrics in result.test.items()} == {
+        kind: {"hr@10", "ndcg@10"} for kind in ("personalised", "global")
+    }
 
 
 def test_the_same_seed_gives_the_same_numbers(fakes: Any, tmp_path: Path) -> None:
-    first, second = (run(fakes, fakes.FakeGrid(), tmp_path / name) for name in "ab")
-    for name, array in first.arrays.items():
-        assert array.data == second.arrays[name].data
+    (first, one), (second, other) = (run_with_state(fakes, fakes.FakeGrid(), tmp_path / name) for name in "ab")
+    for name, array in one.chosen()[0].items():
+        assert array.data == other.chosen()[0][name].data
     assert first.test == second.test
 
 
@@ -97,7 +104,7 @@ def test_the_last_round_is_evaluated_too(fakes: Any, tmp_path: Path) -> None:
 def test_evaluate_every_zero_evaluates_only_at_the_end(fakes: Any, tmp_path: Path) -> None:
     result = run(fakes, fakes.FakeGrid(), tmp_path, evaluate_every=0)
     assert all(r["validation"] is None for r in lines(tmp_path))
-    assert result.best_round == 6 and result.validation["ndcg@10"] is not None
+    assert result.best_round == 6 and result.validation["personalised"]["ndcg@10"] is not None
 
 
 def test_patience_stops_the_run_and_the_best_model_comes_back(fakes: Any, tmp_path: Path) -> None:
@@ -109,10 +116,10 @@ def test_patience_stops_the_run_and_the_best_model_comes_back(fakes: Any, tmp_pa
     loop = fakes.make_loop(grid, tmp_path, settings)
     kept: dict[int, bytes] = {}
     original = loop.tracker.round
-    loop.tracker.round = lambda record, _: (kept.update({record["round"]: state.arrays["item"].data}), original(record))
+    loop.tracker.round = lambda record: (kept.update({record.round: state.arrays["item"].data}), original(record))
     result = loop.run(state)
     assert (result.rounds, result.best_round, result.stopped_early) == (4, 2, True)
-    assert result.arrays["item"].data == kept[2] != kept[4]
+    assert state.chosen()[0]["item"].data == kept[2] != kept[4]
     # The final evaluation asks with the best round's number: its schedule is the one that holds for these arrays.
     assert {r for stage, _, r, split in grid.sent if split == "test"} == {2}
     assert [r["best"] for r in lines(tmp_path)] == [True, True, False, False]
@@ -127,7 +134,15 @@ def test_a_failed_client_is_named_and_the_round_goes_on(fakes: Any, tmp_path: Pa
     loop = fakes.make_loop(grid, tmp_path, fakes.make_settings(client_fraction=1.0), console=console)
     result = loop.run(LoopState(fakes.model_arrays()))
     failed = lines(tmp_path)[0]["failed"]
-    assert failed == [{"client": 3, "node": fakes.FIRST_NODE + 3, "stage": "train", "reason": "ValueError: bad luck"}]
+    assert failed == [
+        {
+            "client": 3,
+            "node": fakes.FIRST_NODE + 3,
+            "stage": "train",
+            "reason": "ValueError: bad luck",
+            "kind": "raised",
+        }
+    ]
     assert result.failed_replies == 6
     assert "round 1: 1 failed - client 3 (train): ValueError: bad luck\n" in console.file.getvalue()
 
@@ -152,7 +167,7 @@ def test_a_refused_reply_counts_as_failed(fakes: Any, tmp_path: Path) -> None:
     grid._train = poisoned
     run(fakes, grid, tmp_path, num_rounds=1, client_fraction=1.0)
     (failed,) = lines(tmp_path)[0]["failed"]
-    assert failed["client"] == 2 and failed["reason"].startswith("reply refused: metric 'loss'")
+    assert failed["client"] == 2 and failed["kind"] == "refused" and failed["reason"].startswith("metric 'loss'")
 
 
 def test_a_round_with_too_few_replies_fails_and_the_run_goes_on(fakes: Any, tmp_path: Path) -> None:
@@ -162,9 +177,9 @@ def test_a_round_with_too_few_replies_fails_and_the_run_goes_on(fakes: Any, tmp_
     loop = fakes.make_loop(grid, tmp_path, fakes.make_settings(client_fraction=1.0), console=console)
     models: dict[int, dict[str, bytes]] = {}
     original = loop.tracker.round
-    loop.tracker.round = lambda record, failures: (
-        models.update({record["round"]: {name: bytes(array.data) for name, array in state.arrays.items()}}),
-        original(record, failures),
+    loop.tracker.round = lambda record: (
+        models.update({record.round: {name: bytes(array.data) for name, array in state.arrays.items()}}),
+        original(record),
     )
     result = loop.run(state)
     assert models[1] == models[2] == models[3] != models[4]
@@ -175,7 +190,7 @@ def test_a_round_with_too_few_replies_fails_and_the_run_goes_on(fakes: Any, tmp_
     assert "and 6 more" in second["failure"] and "min_reply_fraction" in second["failure"]
     assert (second["train"], second["validation"], second["best"]) == ({}, None, False)
     assert len(third["failed"]) == 9
-    assert result.rounds == 6 and result.test["ndcg@10"] is not None
+    assert result.rounds == 6 and result.test["personalised"]["ndcg@10"] is not None
     assert "round 2 failed, the model stays as it was: round 2, train: only 1" in console.file.getvalue()
 
 
@@ -225,7 +240,7 @@ def test_all_replies_bad_leave_model_and_strategy_bit_identical(fakes: Any, tmp_
     assert {name: bytes(array.data) for name, array in state.arrays.items()} == before
     after = {name: value.tobytes() for name, value in state_arrays(loop.strategy).items() if "current" not in name}
     assert after == memory
-    record = lines(tmp_path)[1]
+    record = state.history[1].to_json()
     assert record["failure"].startswith("round 2, train: only 0 of 10 clients replied")
     assert all("'item' has a value that is not finite" in failure["reason"] for failure in record["failed"])
 
@@ -279,6 +294,6 @@ def test_metrics_without_ndcg_are_refused(fakes: Any, tmp_path: Path) -> None:
 
 
 def test_arrays_keep_their_type(fakes: Any, tmp_path: Path) -> None:
-    result = run(fakes, fakes.FakeGrid(), tmp_path)
-    assert {array.dtype for array in result.arrays.values()} == {"float32"}
-    assert all(np.isfinite(array.numpy()).all() for array in result.arrays.values())
+    arrays, _ = run_with_state(fakes, fakes.FakeGrid(), tmp_path)[1].chosen()
+    assert {array.dtype for array in arrays.values()} == {"float32"}
+    assert all(np.isfinite(array.numpy()).all() for array in arrays.values())

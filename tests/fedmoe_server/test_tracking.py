@@ -16,25 +16,24 @@ from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
 from fedmoe_server.report.progress import duration
 from fedmoe_server.report.tracking import Tracker
-from fedmoe_server.rounds.exchange import Failure
-from fedmoe_server.rounds.record import LoopState, plain_metrics
+from fedmoe_server.rounds.loop import _plain_metrics as plain_metrics
+from fedmoe_server.rounds.record import Failure, LoopState, RoundRecord
 
 
-def record(number: int, validation: dict[str, float] | None = None, **other: Any) -> dict[str, Any]:
+def record(number: int, validation: dict[str, float] | None = None, **other: Any) -> RoundRecord:
     values: dict[str, Any] = {
         "round": number,
         "phase": "main",
-        "shared": ["embedding"],
+        "shared": ("embedding",),
         "clients": 188,
         "train": {"loss": 4.5, "gate": 0.125, "router-visual": 0.25, "router-semantic": 0.75},
         "validation": validation,
         "best": validation is not None,
-        "failed": [],
         "bytes_down": 1000,
         "bytes_up": 900,
         "seconds": 2.0,
     }
-    return values | other
+    return RoundRecord(**{**values, **other})
 
 
 def test_settings_are_written_as_resolved(fakes: Any, tmp_path: Path) -> None:
@@ -46,7 +45,8 @@ def test_settings_are_written_as_resolved(fakes: Any, tmp_path: Path) -> None:
 def test_a_line_is_on_disk_as_soon_as_its_round_is_done(fakes: Any, tmp_path: Path) -> None:
     tracker = Tracker(tmp_path, fakes.make_settings(), console=fakes.quiet_console())
     tracker.round(record(1))
-    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [record(1)]
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert RoundRecord.from_json(json.loads(line)) == record(1)
     tracker.close()
 
 
@@ -84,7 +84,7 @@ def test_result_of_a_whole_run(fakes: Any, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "result.json").read_text())
     assert (found["status"], found["rounds"], found["best_round"]) == ("completed", 6, result.best_round)
     assert set(found["test"]["personalised"]) == set(found["test"]["global"]) == {"hr@10", "ndcg@10"}
-    assert found["test"]["global"]["hr@10"] == result.test["global-hr@10"]
+    assert found["test"]["global"]["hr@10"] == result.test["global"]["hr@10"]
     assert found["baselines"]["popularity"]["test"]["hr@10"] == 0.1
     assert found["seconds"] == 12.3 and found["bytes_down"] > found["bytes_up"] > 0
 
@@ -98,14 +98,14 @@ def test_a_failed_run_says_why(fakes: Any, tmp_path: Path) -> None:
 def test_baselines_that_are_no_json_are_named(fakes: Any, tmp_path: Path) -> None:
     (tmp_path / "baselines.json").write_text("{")
     tracker = Tracker(tmp_path, fakes.make_settings(), console=fakes.quiet_console())
-    with pytest.raises(FedMoEError, match=r"baselines\.json is not readable JSON"):
+    with pytest.raises(FedMoEError, match=r"baselines\.json cannot be read"):
         tracker.fail("x")
     tracker.close()
 
 
 def test_a_folder_that_cannot_be_written_is_named(fakes: Any, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(FedMoEError, match=f"run folder {tmp_path} cannot be written"):
+    with pytest.raises(FedMoEError, match=f"{tmp_path}: cannot be written"):
         Tracker(tmp_path, fakes.make_settings(), console=fakes.quiet_console())
 
 
@@ -114,7 +114,7 @@ def test_a_file_gets_one_line_per_evaluation(fakes: Any, tmp_path: Path) -> None
     tracker = Tracker(tmp_path, fakes.make_settings(num_rounds=200), console=console)
     tracker.round(record(9))
     tracker.round(record(10, {"hr@10": 0.12345, "ndcg@10": 0.06}))
-    tracker.round(record(11), [Failure(17, 19, "train", "ValueError: [bold] is no markup")])
+    tracker.round(record(11, failed=(Failure(17, 19, "train", "ValueError: [bold] is no markup"),)))
     tracker.close()
     assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
         "round  10/200  loss 4.5000  HR@10 0.1235  NDCG@10 0.0600 best  gate 0.125  router 0.25/0.75  188 clients  "
@@ -134,7 +134,7 @@ def test_a_plain_model_has_neither_gate_nor_router(fakes: Any, tmp_path: Path) -
 def test_a_terminal_gets_a_live_display_that_goes_away(fakes: Any, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     tracker = Tracker(tmp_path, fakes.make_settings(num_rounds=20), console=console)
-    tracker.round(record(9, {"hr@10": 0.12345, "ndcg@10": 0.06}, failed=[{"client": 1}]))
+    tracker.round(record(9, {"hr@10": 0.12345, "ndcg@10": 0.06}, failed=(Failure(1, 1, "train", "OSError"),)))
     tracker.stage("test of the model")
     tracker._progress._live.refresh()  # type: ignore[attr-defined]
     shown = console.file.getvalue()  # type: ignore[attr-defined]
