@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
 
-from fedmoe_server.rounds.record import Metrics, RoundRecord, experts_of
+from fedmoe_server.rounds.record import RoundRecord, experts_of
 
 
 class Progress:
@@ -43,63 +41,30 @@ class Progress:
 
 
 class LiveProgress(Progress):
-    """A bar and a row of numbers that are redrawn in place; evaluations and failures stay above them."""
+    """A bar with the latest round's loss, redrawn in place; evaluations and failures stay above it."""
 
     def __init__(self, console: Console, total: int) -> None:
         super().__init__(console, total)
-        self._record: RoundRecord | None = None
-        self._validation: Metrics = {}
-        self._left: float | None = None
-        self._stage = "waiting for the first round"
+        numbers, left = TextColumn("{task.description}"), TextColumn("[cyan]{task.fields[left]}")
         # Twice a second is smooth enough, and costs the driver next to nothing.
-        self._live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self._render)
-        self._live.start()
+        self._bar = Bar(numbers, BarColumn(), left, console=console, refresh_per_second=2, transient=True)
+        self._task = self._bar.add_task("waiting for the first round", total=total, left="")
+        self._bar.start()
 
     def round(self, record: RoundRecord, seconds_left: float | None) -> None:
         """Redraw with a round's numbers; an evaluation leaves a line above."""
-        self._record, self._left, self._stage = record, seconds_left, ""
+        now = f"round {record.round}/{self.total}  loss {number(record.train.get('loss'), 4)}"
+        self._bar.update(self._task, completed=record.round, description=now, left=_left(seconds_left))
         if record.validation is not None:
-            self._validation = record.validation
             self.note(evaluation_line(record, self.total))
 
     def stage(self, text: str) -> None:
         """Show what happens now in the place of the time left."""
-        self._stage = text
+        self._bar.update(self._task, left=text)
 
     def stop(self) -> None:
         """Take the display away."""
-        self._live.stop()
-
-    def _render(self) -> Group:
-        done = 0 if self._record is None else self._record.round
-        bar = Table.grid(padding=(0, 1), expand=True)
-        bar.add_column(no_wrap=True)
-        bar.add_column(ratio=1)
-        bar.add_column(no_wrap=True, justify="right")
-        bar.add_row(
-            Text(f"round {done}/{self.total}", style="bold"),
-            ProgressBar(total=self.total, completed=done),
-            Text(self._stage or _left(self._left), style="cyan"),
-        )
-        return Group(bar) if self._record is None else Group(bar, self._numbers(self._record))
-
-    def _numbers(self, record: RoundRecord) -> Table:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        cells = {
-            "loss": number(record.train.get("loss"), 4),
-            "HR@10": number(self._validation.get("hr@10"), 4),
-            "NDCG@10": number(self._validation.get("ndcg@10"), 4),
-            "gate": number(record.train.get("gate"), 3),
-            **{name: number(record.train[f"router-{name}"], 2) for name in experts_of(record.train)},
-            "clients": str(record.clients),
-            "failed": str(len(record.failed)),
-            "s/round": number(record.seconds, 1),
-        }
-        for title, value in cells.items():
-            failing = title == "failed" and value != "0"
-            table.add_column(title, justify="right", no_wrap=True, style="bold red" if failing else None)
-        table.add_row(*cells.values())
-        return table
+        self._bar.stop()
 
 
 def progress_for(console: Console, total: int, every_round: bool = False) -> Progress:

@@ -59,20 +59,8 @@ class ClientDirectory:
         Raises:
             FedMoEError: no client could be reached within ``wait_seconds``.
         """
-        if (offered := _offered(grid)) is not None:
-            return offered
-        deadline = time.monotonic() + self.wait_seconds
-        told = False
-        while True:
-            nodes = list(grid.get_node_ids())
-            if found := self._present(grid, nodes):
-                return found
-            if time.monotonic() >= deadline:
-                raise FedMoEError(_nobody(nodes, self._problems(nodes), self.wait_seconds))
-            if not told:
-                self._tell("waiting for clients to connect")
-                told = True
-            time.sleep(self.poll_seconds)
+        offered = _offered(grid)
+        return self._at_least(1, grid) if offered is None else offered
 
     def names(self, grid: Grid) -> Mapping[int, int]:
         """Return node id -> client id of every node met so far, connected or not: to name those that fail."""
@@ -85,20 +73,39 @@ class ClientDirectory:
         Raises:
             FedMoEError: there are fewer after ``wait_seconds``.
         """
+        if _offered(grid) is None:
+            self._at_least(self.minimum, grid)
+
+    def _at_least(self, minimum: int, grid: Grid) -> dict[int, int]:
+        """Return node id -> client id of the connected nodes as soon as there are ``minimum`` clients."""
         deadline = time.monotonic() + self.wait_seconds
-        told = 0
-        while (connected := len(self.client_ids(grid))) < self.minimum:
+        told = -1
+        while True:
+            nodes = list(grid.get_node_ids())
+            found = self._present(grid, nodes)
+            if len(found) >= minimum:
+                return found
             if time.monotonic() >= deadline:
-                problems = self._problems(list(grid.get_node_ids()))
-                why = f"; first problem: {problems[0]}" if problems else ""
-                raise FedMoEError(
-                    f"only {connected} clients are connected after {self.wait_seconds:.0f} s, "
-                    f"deployment.min_clients asks for {self.minimum}: start more of them, or lower it{why}"
-                )
-            if connected != told:
-                self._tell(f"{connected} of {self.minimum} clients are connected: waiting for more")
-                told = connected
+                raise FedMoEError(self._missing(minimum, len(found), nodes))
+            if len(found) != told:
+                some = f"{len(found)} of {minimum} clients are connected: waiting for more"
+                self._tell(some if found else "waiting for clients to connect")
+                told = len(found)
             time.sleep(self.poll_seconds)
+
+    def _missing(self, minimum: int, found: int, nodes: Sequence[int]) -> str:
+        """Say how many clients are missing after the wait, and the first reason that is known."""
+        problems = [f"node {node}: {self._refused[node][1]}" for node in nodes if node in self._refused]
+        why = f"; first problem: {problems[0]}" if problems else ""
+        waited = f"{self.wait_seconds:.0f} s"
+        if found:
+            return (
+                f"only {found} clients are connected after {waited}, deployment.min_clients asks for {minimum}: "
+                f"start more of them, or lower it{why}"
+            )
+        if nodes:
+            return f"none of {len(nodes)} connected nodes told its client id within {waited}{why}"
+        return f"no client connected within {waited}: start the SuperNodes, or check the engine's settings"
 
     def _present(self, grid: Grid, nodes: Sequence[int]) -> dict[int, int]:
         """Return node id -> client id of connected nodes, after asking those that are not known yet."""
@@ -108,9 +115,6 @@ class ClientDirectory:
         present = set(nodes)
         newest = {client: node for node, client in self._known.items() if node in present}
         return {node: client for client, node in newest.items()}
-
-    def _problems(self, nodes: Sequence[int]) -> list[str]:
-        return [f"node {node}: {self._refused[node][1]}" for node in nodes if node in self._refused]
 
     def _tell(self, text: str) -> None:
         if self.note is not None:
@@ -160,10 +164,3 @@ def _client_id(reply: Message) -> int | str:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     return f"answered the query without a valid client-id (got {value!r})"
-
-
-def _nobody(nodes: Sequence[int], problems: Sequence[str], waited: float) -> str:
-    if not nodes:
-        return f"no client connected within {waited:.0f} s: start the SuperNodes, or check the engine's settings"
-    why = f"; first problem: {problems[0]}" if problems else ""
-    return f"none of {len(nodes)} connected nodes told its client id within {waited:.0f} s{why}"

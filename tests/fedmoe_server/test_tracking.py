@@ -136,13 +136,13 @@ def test_a_terminal_gets_a_live_display_that_goes_away(fakes: Any, tmp_path: Pat
     tracker = Tracker(tmp_path, fakes.make_settings(num_rounds=20), console=console)
     tracker.round(record(9, {"hr@10": 0.12345, "ndcg@10": 0.06}, failed=(Failure(1, 1, "train", "OSError"),)))
     tracker.stage("test of the model")
-    tracker._progress._live.refresh()  # type: ignore[attr-defined]
+    tracker._progress._bar.refresh()  # type: ignore[attr-defined]
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    for text in ("round 9/20", "test of the model", "HR@10", "0.1235", "semantic", "s/round"):
+    for text in ("round 9/20  loss 4.5000", "test of the model", "HR@10 0.1235", "router 0.25/0.75", "1 failed"):
         assert text in shown
     tracker.close()
     tracker.close()
-    assert console.file.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K\x1b[1A\x1b[2K\x1b[1A\x1b[2K")  # type: ignore[attr-defined]
+    assert console.file.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K")  # type: ignore[attr-defined]
 
 
 def test_durations_and_numbers() -> None:
