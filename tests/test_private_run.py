@@ -18,7 +18,7 @@ from strategies import PartialAggregation
 PRIVATE = (
     "dataset=synthetic data.synthetic.users=40 data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 max_seq_len=10 "
     "memory_size=10 memory_refresh=5 num_negatives=20 client_fraction=0.5 warmup_rounds=2 evaluate_every=0 "
-    "client_cpus=0.5 num_rounds=9 checkpoint_every=3 noise_multiplier=1 epsilon=8 clipping=adaptive side=client"
+    "hosts=1 num_rounds=9 checkpoint_every=3 noise_multiplier=1 epsilon=8 clipping=adaptive side=client"
 ).split()
 
 
@@ -28,7 +28,7 @@ def arrays(run_dir: Path) -> dict[str, bytes]:
 
 
 def test_a_private_run_sends_no_metrics_stops_at_its_budget_and_resumes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[dict[str, Any]] = []
     aggregate = PartialAggregation.aggregate_train
@@ -39,7 +39,7 @@ def test_a_private_run_sends_no_metrics_stops_at_its_budget_and_resumes(
         return aggregate(self, server_round, replies)
 
     monkeypatch.setattr(PartialAggregation, "aggregate_train", audited)
-    assert sim.main([*PRIVATE, f"save_dir={tmp_path}"]) == 0
+    assert sim.main([*PRIVATE, f"ray_address={ray_address}", f"save_dir={tmp_path}"]) == 0
     (whole,) = tmp_path.iterdir()
     assert {tuple(sorted(metrics)) for metrics in sent} == {("norm_bit", "num-examples")}
     assert {metrics["num-examples"] for metrics in sent} == {1}
