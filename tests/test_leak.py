@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import model.sasrec
-from benchmarks.central_training import CentralPlan, train_centrally
+from benchmarks.quality.central import CentralPlan, train_centrally
 from data.catalogue import ItemFeatures
 from data.interactions import Interactions
 from data.registry import Dataset

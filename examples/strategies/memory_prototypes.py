@@ -34,8 +34,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.central_training import CentralPlan, train_centrally
-from benchmarks.quality_tables import gain, paired_p
+from benchmarks.quality.central import CentralPlan, train_centrally
+from benchmarks.quality.figures import gain, paired_p
 from data.registry import Dataset, load_dataset
 from data.sampling import generator
 from data.splits import training_part

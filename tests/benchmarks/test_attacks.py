@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import attacks
-from benchmarks.attack_clients import TABLE, Attack, changed, promotion, pushed
-from benchmarks.attack_measures import auc, exposure, norm_score, sign_score, touched_score
-from benchmarks.attack_plans import ATTACKS, DEFENCES, SHORT, attack_of, cold_item
-from benchmarks.attack_runs import Outcome
-from benchmarks.attack_runs import changed as changed_settings
-from benchmarks.attack_tables import budget_table, leak_table, outcome_table
+from benchmarks.attacks.__main__ import leak_table, main, outcome_table
+from benchmarks.attacks.clients import TABLE, Attack, promotion, pushed, scaled
+from benchmarks.attacks.leaks import auc, norm, sign, touched
+from benchmarks.attacks.runs import DEFENCES, LEAKS, SHORT, Outcome, attack_of, cold_item, exposure, meets, settings_of
+from benchmarks.runs import job
 from data.registry import load_dataset
 from fedmoe.loading import load_settings
 from fedmoe.wire import NamedArrays
@@ -24,7 +22,7 @@ from model.build import initial_arrays
 TINY = (
     "name=tiny dataset=synthetic data.synthetic.users=40 data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 "
     "max_seq_len=8 memory_size=8 memory_refresh=4 num_negatives=10 num_rounds=3 client_fraction=0.5 warmup_rounds=1 "
-    "client_cpus=0.5"
+    "hosts=1"
 ).split()
 
 
@@ -32,19 +30,12 @@ def named(**arrays: Any) -> NamedArrays:
     return {name: np.asarray(value, np.float32) for name, value in arrays.items()}
 
 
-def test_what_bad_clients_send() -> None:
+def test_a_bad_client_scales_its_update() -> None:
     sent, trained = named(w=[1, 1], gate=1), named(w=[1, 2], gate=2)
-    bad = {kind: changed(Attack(kind=kind, strength=5.0), sent, trained)["w"] for kind in _KINDS}
-    assert np.isnan(bad["nan"]).all()
-    assert np.isinf(bad["infinite"]).all()
-    assert bad["misshapen"].shape == (3,)
-    assert bad["x1000"].tolist() == [1, 1001]
-    assert bad["flip"].tolist() == [1, -4]
-    flipped = changed(Attack(kind="flip", strength=5.0), sent, trained)["gate"]
-    assert (flipped.shape, float(flipped)) == ((), -4)
-
-
-_KINDS = ("nan", "infinite", "misshapen", "x1000", "flip")
+    assert scaled(sent, trained, 1000.0)["w"].tolist() == [1, 1001]
+    flipped = scaled(sent, trained, -5.0)
+    assert flipped["w"].tolist() == [1, -4]
+    assert (flipped["gate"].shape, float(flipped["gate"])) == ((), -4)
 
 
 def test_a_push_moves_the_target_alone_and_whole_tables_come_of_rows() -> None:
@@ -99,52 +90,65 @@ def test_scores_tell_targets_from_negatives() -> None:
     changes = np.zeros((2, 5, 2), np.float32)
     changes[0, 1], changes[1, 1] = [0.3, 0], [0.2, 0]  # a target in both rounds
     changes[0, 2] = [-0.4, 0]  # a negative in one
-    assert touched_score(changes).tolist() == [0, 2, 1, 0, 0]
-    assert norm_score(changes) == pytest.approx(np.array([0, 0.5, 0.4, 0, 0]))
+    assert touched(changes).tolist() == [0, 2, 1, 0, 0]
+    assert norm(changes) == pytest.approx(np.array([0, 0.5, 0.4, 0, 0]))
     changes[0, 3] = [-0.1, 0.1]
-    assert sign_score(changes)[1] > 0.5
-    assert sign_score(changes)[2] < -0.5
-    assert sign_score(changes)[4] == -1
+    assert sign(changes)[1] > 0.5
+    assert sign(changes)[2] < -0.5
+    assert sign(changes)[4] == -1
 
 
-def test_every_plan_has_valid_settings_and_the_same_bad_clients(tmp_path: Path) -> None:
-    settings = attacks._shortened([])
-    assert settings.federation.num_rounds == SHORT["federation.num_rounds"]
-    assert settings.federation.strategy_parameters == SHORT["federation.strategy_parameters"]
-    for name, changes in DEFENCES.items():
-        assert changed_settings(settings, changes, 7, tmp_path, name).seed == 7
+def test_every_run_has_valid_settings_and_the_same_bad_clients(tmp_path: Path) -> None:
+    base = job([], SHORT)
+    assert (base.federation.num_rounds, base.federation.patience) == (60, 0)
+    assert base.federation.strategy_parameters == {"eta": 0.02, "tau": 1e-6}
+    for name, changes in (DEFENCES | LEAKS).items():
+        assert settings_of(base, changes, 7, tmp_path, name).seed == 7
     interactions = load_dataset(load_settings(TINY)[0].data, 42).interactions
-    first = attack_of(ATTACKS["x1000"], interactions, 3)
+    first = attack_of("x1000", interactions, 3)
     assert len(first.clients) == 4
-    assert first.clients == attack_of(ATTACKS["NaN"], interactions, 3).clients
+    assert first.clients == attack_of("sign flip x5", interactions, 3).clients
     counts = np.bincount(interactions.items, minlength=61)
     assert (counts[1:] < counts[cold_item(interactions)]).mean() <= 0.2
 
 
-def test_a_small_benchmark_is_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*TINY, "--attacks", "promotion", "--defences", "defaults", "--epsilons"]
+def test_noise_meets_one_attack() -> None:
+    private = [defence for defence in DEFENCES if defence.startswith("privacy")]
+    assert all(meets(defence, "none") for defence in DEFENCES)
+    assert all(meets(defence, "x1000") == (defence not in private) for defence in DEFENCES)
+    assert [defence for defence in private if meets(defence, "promotion")] == ["privacy, epsilon 8"]
+
+
+def test_a_small_benchmark_is_kept_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_address: str
+) -> None:
+    words = [*TINY, f"ray_address={ray_address}", "--attacks", "promotion", "--defences", "defaults"]
     words += ["--folder", str(tmp_path), "--leak_users", "2", "--leak_rounds", "2"]
-    assert attacks.main(words) == 0
+    assert main(words) == 0
     first = capsys.readouterr().out
     for row in ("| defaults | none |", "| defaults | promotion |", "| privacy, epsilon 8 | sign |"):
         assert row in first
     assert (tmp_path / "tiny" / "attacks.png").is_file()
-    assert attacks.main(words) == 0
+    assert main(words) == 0
     again = capsys.readouterr().out
     assert "rounds in" in first
     assert "rounds in" not in again
     assert again[again.index("## Damage") :] == first[first.index("## Damage") :]
 
 
-def test_tables_show_failed_runs_and_budgets() -> None:
-    grid = {("defaults", "none"): [Outcome(0.2, 0.01, 0)], ("defaults", "NaN"): [Outcome(error="no | model")]}
+def test_the_table_shows_failed_runs_and_means() -> None:
+    grid = {
+        ("defaults", "none"): [Outcome(0.2, 0.01)],
+        ("defaults", "x1000"): [Outcome(error="no | model")],
+        ("none", "promotion"): [Outcome(0.1), Outcome(0.2, 0.1)],
+    }
     table = outcome_table(grid)
-    assert "| defaults | none | 0.2000 | +0.0 | 0.0100 | 0 |" in table
-    assert "| defaults | NaN | run failed: no / model |" in table
-    assert "| 8 | 0.1500 |" in budget_table({8.0: [Outcome(0.1), Outcome(0.2)]})
-    assert outcome_table({}) == budget_table({}) == leak_table({}) == ""
+    assert "| defaults | none | 0.2000 | +0.0 | 0.0100 |" in table
+    assert "| defaults | x1000 | run failed: no \\| model |" in table
+    assert "| none | promotion | 0.1500 | -5.0 | 0.0500 |" in table
+    assert outcome_table({}) == leak_table({}) == ""
 
 
 def test_an_unknown_defence_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert attacks.main(["--defences", "trimed rows"]) == 2
+    assert main(["--defences", "trimed rows"]) == 2
     assert "did you mean 'trimmed rows'" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""What bad clients and curious servers do, and what defences do about it."""

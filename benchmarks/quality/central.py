@@ -1,0 +1,156 @@
+"""Train the model of a federated run centrally: the same loss and evaluator, shuffled batches of all users' windows."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.runs import context_length, ranks_of
+from data.registry import Dataset, load_dataset
+from data.sampling import generator, packed_windows, sample_negatives
+from data.splits import training_part
+from fedmoe.errors import FedMoEError
+from fedmoe.loading import read_yaml, settings_from
+from fedmoe.settings import Settings
+from fedmoe_client.learning.batches import WindowBatch, with_earlier_items
+from fedmoe_client.learning.evaluation import catalogue_scorer, mean_metrics, split_metrics
+from fedmoe_client.learning.objective import objective
+from fedmoe_server.report.report import comparison, write_report
+from fedmoe_server.report.run_folder import RESULT, SETTINGS, add_baseline
+from model.build import build_model
+from model.residual_moe import ResidualMoE
+
+
+@dataclass(frozen=True)
+class CentralPlan:
+    """epochs: passes over all windows; batch_size: windows of a step; learning_rate: Adam's, decaying with a cosine;
+    evaluate_every: epochs between validations, the best of which is tested."""
+
+    epochs: int
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    evaluate_every: int = 4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument("run_dir", nargs="?", type=Path, help="folder of a completed run; default: the latest in runs/")
+    parser.add_argument("--epochs", type=int, help="passes over the data; default: those of the federated run")
+    parser.add_argument("--batch_size", type=int, default=CentralPlan.batch_size, help="windows of a step")
+    parser.add_argument("--learning_rate", type=float, default=CentralPlan.learning_rate, help="Adam's")
+
+
+def run(given: argparse.Namespace) -> None:
+    """Train as long as a finished run did, print both side by side and write the run's report again."""
+    run_dir = given.run_dir or latest_run(Path("runs"))
+    settings = settings_from(read_yaml(str(run_dir / SETTINGS)))
+    comparison(run_dir)  # a run that has not completed is refused before the training, not after
+    plan = CentralPlan(given.epochs or passes(settings), given.batch_size, given.learning_rate)
+    print(f"{run_dir}: {plan.epochs} epochs of batches of {plan.batch_size} windows")
+    _, found = train_centrally(settings, load_dataset(settings.data, settings.seed), plan, print)
+    add_baseline(run_dir, "central", found)
+    print(comparison(run_dir))
+    print(f"report: {write_report(run_dir)}")
+
+
+def passes(settings: Settings) -> int:
+    """Return how often each user takes part in the planned rounds, at least once; it may train a few windows then."""
+    federation = settings.federation
+    return max(1, round(federation.num_rounds * federation.client_fraction * settings.training.local_epochs))
+
+
+def latest_run(folder: Path) -> Path:
+    """Return the latest completed run in a folder."""
+    completed = sorted(path.parent for path in folder.glob(f"*/{RESULT}"))
+    if not completed:
+        raise FedMoEError(f"{folder} holds no completed run: name a run folder, or run python sim.py first")
+    return completed[-1]
+
+
+def train_centrally(
+    settings: Settings,
+    dataset: Dataset,
+    plan: CentralPlan,
+    progress: Callable[[str], None] = lambda line: None,
+    change: Callable[[ResidualMoE], None] = lambda model: None,
+) -> tuple[ResidualMoE, dict[str, dict[str, float]]]:
+    """Return the model of the best validation epoch by NDCG@10, and its metrics on validation and test.
+
+    change: what an experiment does to the new model before it is trained.
+    """
+    model = build_model(settings.model, dataset, settings.seed)
+    change(model)
+    torch.manual_seed(settings.seed)
+    windows = _all_windows(settings, dataset)
+    optimizer = torch.optim.Adam(model.parameters(), lr=plan.learning_rate)
+    steps = plan.epochs * -(-len(windows.users) // plan.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + cos(pi * min(step / steps, 1.0))))
+    best, best_state = -1.0, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for epoch in range(1, plan.epochs + 1):
+        model.train()
+        losses = []
+        for batch in _batches(windows, dataset, settings, plan.batch_size, epoch):
+            optimizer.zero_grad()
+            losses_of_batch = objective(model, batch, settings.training)
+            losses_of_batch.total.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.training.clip_norm or torch.inf)
+            optimizer.step()
+            schedule.step()
+            losses.append(float(losses_of_batch.ranking.detach()))
+        if epoch % plan.evaluate_every == 0 or epoch == plan.epochs:
+            ranks = ranks_of(catalogue_scorer(model), settings, dataset, "validation")
+            found = mean_metrics(ranks, settings.evaluation.cutoffs)
+            figures = f"HR@10 {found['hr@10']:.4f}  NDCG@10 {found['ndcg@10']:.4f}"
+            progress(f"epoch {epoch}/{plan.epochs}  loss {np.mean(losses):.4f}  {figures}")
+            if found["ndcg@10"] > best:
+                best = found["ndcg@10"]
+                best_state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(best_state)
+    scorer, length = catalogue_scorer(model), context_length(settings)
+    return model, split_metrics(scorer, dataset.interactions, settings.evaluation, settings.seed, length)
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """context ``[W, P + L]``, targets ``[W, L]``, users ``[W]``; seen: each user's training items, sorted."""
+
+    context: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    users: NDArray[np.int64]
+    seen: list[NDArray[np.int32]]
+
+
+def _all_windows(settings: Settings, dataset: Dataset) -> _Windows:
+    contexts, targets, users, seen = [], [], [], []
+    earlier = settings.model.memory_size if settings.model.mixture else 0
+    for user in range(dataset.interactions.num_users):
+        items = training_part(dataset.interactions.history(user))
+        windows = packed_windows(items, settings.model.max_seq_len)
+        contexts.append(with_earlier_items(windows, items, earlier))
+        targets.append(windows.targets)
+        users.append(np.full(len(windows), user))
+        seen.append(np.unique(items))
+    return _Windows(
+        np.concatenate(contexts).astype(np.int64), np.concatenate(targets).astype(np.int64), np.concatenate(users), seen
+    )
+
+
+def _batches(windows: _Windows, dataset: Dataset, settings: Settings, size: int, epoch: int) -> Iterator[WindowBatch]:
+    rng = generator(settings.seed, "central", epoch)
+    items, count = dataset.interactions.num_items, settings.training.num_negatives
+    order = rng.permutation(len(windows.users))
+    for chosen in np.split(order, range(size, len(order), size)):
+        negatives = None
+        if settings.training.loss != "softmax":
+            drawn = [sample_negatives(rng, items, windows.seen[user], count) for user in windows.users[chosen]]
+            negatives = torch.from_numpy(np.stack(drawn).astype(np.int64))
+        yield WindowBatch(
+            torch.from_numpy(windows.context[chosen]), torch.from_numpy(windows.targets[chosen]), negatives
+        )

@@ -1,0 +1,1 @@
+"""What a round costs on each engine, beside central training and pfl-research."""
