@@ -65,13 +65,14 @@ def simulate(settings: Settings, resume: Path | None = None) -> Path:
 
 
 def execute(settings: Settings, server: ServerApp, histories: Interactions, run_config: dict[str, Any]) -> None:
-    """Run a ServerApp on the engine of the settings; each user of the histories is a client."""
+    """Run a ServerApp on the engine of the settings; each user of the histories is a simulated client."""
     from data.sampling import items_of_a_round
     from simulation.engines import run_simulation
 
     resources, training = settings.simulation, settings.training
     loads = items_of_a_round(histories.offsets, settings.model.max_seq_len, training.windows, training.max_windows)
     users = histories.num_users
+    run_config = {**run_config, "simulated": True}
     run_simulation(resources.engine, server, CLIENT_APP, users, run_config, resources, loads, STACKED)
 
 

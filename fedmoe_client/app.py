@@ -6,17 +6,39 @@ come with ``learning.messages``, in this process (a simulation's actor keeps the
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedmoe.errors import FedMoEError
+from fedmoe.failures import FailureKind, reason_of
 from fedmoe.wire import NamedArrays, packed_bytes, to_record, unpack
 from fedmoe_client.device.node import node_from
 from fedmoe_client.learning.private_reply import asks_for_privacy, noise_stream, private_reply
 
-app = ClientApp()
+
+def answer_failures(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
+    """Answer with an error that says why where the client fails; its private state is then what it was before."""
+    before = RecordDict(dict(context.state.items()))
+    try:
+        return call_next(message, context)
+    except Exception as error:
+        if not isinstance(error, FedMoEError) and not simulated(context):
+            logging.getLogger(__name__).exception("the client failed")
+        context.state = before
+        return Message(Error(FailureKind.RAISED, reason_of(error)), reply_to=message)
+
+
+app = ClientApp(mods=[answer_failures])
+
+
+def simulated(context: Context) -> bool:
+    """Return whether a simulation's launcher has said that the run is one; a run without a word is a real one."""
+    return context.run_config.get("simulated") is True
 
 
 @app.train()
@@ -32,7 +54,7 @@ def train_reply(message: Message, context: Context, arrays: NamedArrays, metrics
     config = message.content.config_records["config"]
     if asks_for_privacy(config):
         node, number = node_from(context.node_config), cast(int, config["server-round"])
-        stream = partial(noise_stream, node, context.run_config, number)
+        stream = partial(noise_stream, simulated(context), node, context.run_config, number)
         arrays, metrics = private_reply(unpack(_sent(message)), arrays, metrics, config, stream)
     return _reply(message, {"arrays": to_record(arrays), "metrics": MetricRecord(metrics)})
 

@@ -1,12 +1,14 @@
 """The Flower ServerApp of FedMoE: from the run config to a finished run folder.
 
 Keys of the run config: ``settings`` (JSON of the whole settings tree), ``run_dir`` (folder of this run; empty:
-``save_dir/<time>-<name>``), ``resume`` (empty, or a checkpoint or run folder to go on from) and ``clients`` (file of
-the clients that a deployment has admitted, see ``server_folder``; empty in a simulation).
+``save_dir/<time>-<name>``), ``resume`` (empty, or a checkpoint or run folder to go on from), ``clients`` (file of the
+clients that a deployment has admitted, see ``server_folder``; empty: every client that connects takes part) and
+``simulated`` (true where a simulation's launcher says so; otherwise the clients are real ones).
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -49,6 +51,7 @@ from strategies import (
 from strategies.layers.guards import NUM_EXAMPLES
 from strategies.layers.layer import weight_key
 
+RUN = "run.json"  # in the run folder: whether the clients are simulated
 app = ServerApp()
 
 
@@ -58,11 +61,12 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     run_dir, resume, clients = (_path(config.get(key, "")) for key in ("run_dir", "resume", "clients"))
     settings = from_run_config(config)
+    deployed = None if config.get("simulated") is True else Deployed(clients)
     if clients is None or run_dir is None:
-        run(grid, settings, run_dir, resume)
+        run(grid, settings, run_dir, resume, deployed=deployed)
         return
     with progress_log(clients, run_dir).open("w", encoding="utf-8") as log:
-        run(grid, settings, run_dir, resume, Console(file=log, width=200), Deployed(clients))
+        run(grid, settings, run_dir, resume, Console(file=log, width=200), deployed)
 
 
 def run(
@@ -116,6 +120,7 @@ def run(
         store.forget_after(state.round)
     earlier = sum(record.seconds for record in state.history)
     tracker = Tracker(folder, settings, state.history, console, every_round=deployed is not None)
+    (folder / RUN).write_text(json.dumps({"simulated": deployed is None}) + "\n", encoding="utf-8")
     directory.note = tracker.note
     if deployed is not None:
         directory.announce = identity(settings, dataset, state.round)

@@ -72,7 +72,7 @@ def _changes(settings: Settings, interactions: Interactions, sent: NamedArrays, 
         config = {"server-round": number, "shared": list(GROUPS), **_asked(settings, interactions)}
         trained, metrics = perform(Task("train", pack(sent), config, node, run_config, "leak"))
         assert trained is not None
-        noise = partial(noise_stream, node, run_config, number)
+        noise = partial(noise_stream, True, node, run_config, number)
         trained, _ = private_reply(sent, trained, metrics, config, noise)
         rows = trained.get(TABLE + ROWS, ...)
         changes[number - 1][rows] = trained[TABLE] - before[rows]

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedmoe.errors import FedMoEError
+from fedmoe.failures import reason_of
 from fedmoe.wire import pack
 from fedmoe_client.device.frames import receive, send
 from fedmoe_client.device.node import node_from
@@ -142,11 +143,10 @@ def _attempt(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any
     """Return the answer to a request, or what went wrong."""
     try:
         return _carry_out(request, blobs)
-    except FedMoEError as error:
-        return {"error": str(error), "known": True}, []
     except Exception as error:  # whatever a message runs into is the message's failure; this process stays
-        traceback.print_exc()
-        return {"error": f"{type(error).__name__}: {error}", "known": False}, []
+        if not isinstance(error, FedMoEError):
+            traceback.print_exc()
+        return {"error": reason_of(error)}, []
 
 
 def _carry_out(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:

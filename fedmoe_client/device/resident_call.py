@@ -73,7 +73,7 @@ def call(
     A process that ends before it answers, because it is another version's or its node is gone, is replaced once: a
     message that is carried out twice starts from the same private parameters both times.
 
-    Raises FedMoEError, or RuntimeError naming another type, for what went wrong there.
+    Raises FedMoEError with one line that says what went wrong there.
     """
     for last in (False, True):
         try:
@@ -86,7 +86,7 @@ def call(
             _gone(state_dir, running(state_dir), STOP_SECONDS)
             continue
         if "error" in answer:
-            raise FedMoEError(answer["error"]) if answer["known"] else RuntimeError(answer["error"])
+            raise FedMoEError(answer["error"])
         return answer, found
     raise AssertionError("unreachable")
 

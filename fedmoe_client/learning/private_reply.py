@@ -54,13 +54,13 @@ def private_reply(
     return trained, metrics
 
 
-def noise_stream(node: Node, run_config: Mapping[str, Any], server_round: int) -> np.random.Generator:
+def noise_stream(simulated: bool, node: Node, run_config: Mapping[str, Any], server_round: int) -> np.random.Generator:
     """Return what a client draws its noise from.
 
-    A simulated client, which has neither a history nor a folder of its own, draws from (seed, round, client), so that a
-    run can be repeated. A real one asks the operating system: the seed came from the server.
+    A simulated client draws from (seed, round, client), so that a run can be repeated. A real one asks the operating
+    system: the seed came from the server.
     """
-    if node.history is not None or node.state_dir is not None:
+    if not simulated:
         return np.random.default_rng()
     return generator(from_run_config(run_config).seed, "privacy noise", server_round, node.sole_number)
 

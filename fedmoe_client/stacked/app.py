@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedmoe.errors import FedMoEError
@@ -28,8 +28,6 @@ from fedmoe_client.learning.workbench import Workbench, workbench
 from fedmoe_client.stacked.mean import UpdateSum
 from fedmoe_client.stacked.training import Member, StackTrainer, Trained, stacks_of
 from fedmoe_client.store.private import PrivateParameters
-
-RAISED = 3  # Flower's code for "the client app raised"
 
 
 @dataclass
@@ -64,7 +62,7 @@ def train(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool
         except (FloatingPointError, FedMoEError):  # one of them at fault: the others must not pay for it
             for member in stack:
                 place = this.places[member.client]
-                replies[place] = _alone(messages[place], contexts[place])
+                replies[place] = app(messages[place], contexts[place])
             continue
         _keep_private(this, trained)
         if total is not None:
@@ -112,10 +110,10 @@ def _members(this: _Round, reduce: bool, replies: dict[int, Message]) -> list[Me
         try:
             member = _member(this, place)
         except FedMoEError:  # no item left to draw negatives from, say
-            replies[place] = _alone(message, context)
+            replies[place] = app(message, context)
             continue
         if reduce and member.steps.weight > this.bench.settings.federation.guards.max_examples:
-            replies[place] = _alone(message, context)  # the server refuses it, which it cannot do to a part of a mean
+            replies[place] = app(message, context)  # the server refuses it, which it cannot do to a part of a mean
         else:
             members.append(member)
     if this.config.get("proximal-mu", 0.0) and any(len(member.steps.batches) > 1 for member in members):
@@ -168,14 +166,3 @@ def _mean_reply(this: _Round, total: UpdateSum) -> Message:
     numbers = MetricRecord({**dict(metrics.items()), **counts})
     content = RecordDict({"arrays": to_record(total.mean()), "metrics": numbers})
     return Message(content=content, reply_to=this.messages[0])
-
-
-def _alone(message: Message, context: Context) -> Message:
-    before = RecordDict(dict(context.state.items()))
-    try:
-        return app(message, context)
-    except Exception as error:
-        context.state = before
-        number = node_from(context.node_config).sole_number
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return Message(Error(RAISED, f"client {number}: train: {reason}"), reply_to=message)

@@ -5,6 +5,7 @@ Made from what is installed, so a run can be submitted without a checkout; ``flw
 
 from __future__ import annotations
 
+import json
 import shutil
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +16,15 @@ from fedmoe.errors import FedMoEError
 
 PACKAGES = ("configs", "data", "fedmoe", "fedmoe_client", "fedmoe_server", "model", "strategies")
 # Keys that a run may set must be there with a default; they are those of [tool.flwr.app.config] in pyproject.toml.
-RUN_CONFIG = {"config": "ml-100k", "overrides": "", "settings": "", "run_dir": "", "resume": "", "clients": ""}
+RUN_CONFIG: dict[str, str | bool] = {
+    "config": "ml-100k",
+    "overrides": "",
+    "settings": "",
+    "run_dir": "",
+    "resume": "",
+    "clients": "",
+    "simulated": False,
+}
 PROJECT = """\
 [project]
 name = "fedmoe"
@@ -42,7 +51,7 @@ def write_bundle(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for name in PACKAGES:
         shutil.copytree(_origin(name).parent, folder / name, ignore=_only_sources)
-    config = "\n".join(f'{key} = "{value}"' for key, value in RUN_CONFIG.items())
+    config = "\n".join(f"{key} = {json.dumps(value)}" for key, value in RUN_CONFIG.items())
     (folder / "pyproject.toml").write_text(PROJECT.format(version=app_version(), config=config), encoding="utf-8")
     return folder
 

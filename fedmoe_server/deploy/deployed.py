@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from data.catalogue_folder import fingerprints
@@ -15,9 +16,9 @@ from model.version import model_version
 
 @dataclass(frozen=True)
 class Deployed:
-    """That a run's clients are real ones. clients: ``clients.json`` of the server's folder."""
+    """That a run's clients are real ones. clients: ``clients.json`` of the server's folder; None: all are admitted."""
 
-    clients: Path
+    clients: Path | None
 
     def directory(self, settings: DeploymentSettings) -> ClientDirectory:
         """Return the directory of the clients: each node is who the server has admitted it as."""
@@ -25,7 +26,7 @@ class Deployed:
             wait_seconds=settings.wait_seconds,
             timeout=settings.round_deadline or None,
             minimum=settings.min_clients,
-            admitted=lambda: admitted_nodes(self.clients),
+            admitted=None if self.clients is None else partial(admitted_nodes, self.clients),
         )
 
 

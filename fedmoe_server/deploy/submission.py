@@ -43,6 +43,7 @@ def submit(folder: ServerFolder, settings: Settings, resume: Path | None, extra:
         "run_dir": str(run_dir),
         "resume": str(run_dir) if resume else "",
         "clients": str(folder.clients.absolute()),
+        "simulated": False,
     }
     assert values.keys() <= RUN_CONFIG.keys()
     config = folder.path / "run-config.toml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedmoe.errors import FedMoEError
+from fedmoe.failures import FailureKind
 from fedmoe.loading import load_settings, to_run_config
 from fedmoe.settings import GROUPS
 from fedmoe.wire import packed_bytes, to_record, unpack
@@ -171,11 +172,26 @@ def test_another_models_arrays_are_refused_by_name(
 ) -> None:
     arrays = dict(zip(bench.names, server, strict=True))
     change(arrays)
-    with pytest.raises(FedMoEError, match=complaint):
-        app(message("train", arrays), context())
+    answer = app(message("train", arrays), context())
+    assert answer.error.code == FailureKind.RAISED
+    assert re.search(complaint, answer.error.reason)
 
 
 def test_a_client_beyond_the_data_set_is_refused(bench: Workbench, server: list[np.ndarray]) -> None:
-    with pytest.raises(FedMoEError, match="partition-id = 99"):
-        app(message("query", {}), context(99))
-        app(message("train", dict(zip(bench.names, server, strict=True))), context(99))
+    answer = app(message("train", dict(zip(bench.names, server, strict=True))), context(99))
+    assert answer.error.reason.startswith("partition-id = 99, but the data set has the users 0 to 11")
+
+
+def test_a_failed_training_keeps_nothing_and_says_what_was_raised(
+    bench: Workbench, server: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise ValueError("first line\nsecond line")
+
+    arrays, mine = dict(zip(bench.names, server, strict=True)), context()
+    app(message("train", arrays), mine)
+    kept = {name: array.numpy().copy() for name, array in mine.state["private"].items()}
+    monkeypatch.setattr("fedmoe_client.app.MetricRecord", fail)  # after the training
+    answer = app(message("train", arrays, **{"server-round": 2}), mine)
+    assert (answer.error.code, answer.error.reason) == (FailureKind.RAISED, "ValueError: first line second line")
+    assert all(np.array_equal(kept[name], array.numpy()) for name, array in mine.state["private"].items())

@@ -7,13 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
-from fedmoe.loading import to_run_config
-from fedmoe.settings import Settings
-from fedmoe.wire import NamedArrays
+from data.registry import load_dataset
+from fedmoe.loading import from_run_config, to_run_config
+from fedmoe.settings import GROUPS, Settings
+from fedmoe.wire import NamedArrays, to_record
+from fedmoe_client.app import app
 from fedmoe_client.device.node import node_from
 from fedmoe_client.learning import private_reply as module
 from fedmoe_client.learning.private_reply import noise_stream, private_reply
+from model.build import initial_arrays
 from strategies import arrays as strategy_arrays
 from strategies.privacy import updates as private_updates
 
@@ -85,11 +90,33 @@ def test_noise_covers_the_whole_table_and_tells_no_rows() -> None:
     assert np.delete(table, [3, 9], axis=0).std() == pytest.approx(0.5, rel=0.05)
 
 
-def test_a_real_client_draws_noise_that_nobody_can_repeat() -> None:
-    simulated = node_from({"partition-id": 3, "num-partitions": 5})
-    real = node_from({"partition-id": 3, "num-partitions": 5, "history": "/mine.txt"})
+def test_only_a_simulated_client_draws_noise_that_can_be_repeated() -> None:
+    node = node_from({"partition-id": 3, "num-partitions": 5})
     run_config = to_run_config(Settings())
-    draws = [noise_stream(node, run_config, 1).random() for node in (simulated, simulated, real, real)]
+    draws = [noise_stream(simulated, node, run_config, 1).random() for simulated in (True, True, False, False)]
     assert draws[0] == draws[1]
     assert len(set(draws)) == 3
-    assert noise_stream(simulated, run_config, 2).random() != draws[0]
+    assert noise_stream(True, node, run_config, 2).random() != draws[0]
+
+
+def test_noise_of_a_bare_flower_run_does_not_come_from_the_seed() -> None:
+    """``flwr run .`` says nothing of a simulation: its clients are taken for real ones."""
+    words = (
+        "dataset=synthetic users=8 items=40 dim=4 attention_dim=4 blocks=0 max_seq_len=6 memory_size=6 memory_refresh=3"
+    )
+    bare: dict[str, Any] = {"config": "", "overrides": words, "settings": "", "simulated": False}
+    settings = from_run_config(bare)
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    arrays = initial_arrays(settings, load_dataset(settings.data, settings.seed))
+    asked = ConfigRecord({"shared": list(GROUPS), "server-round": 1, "noise_deviation": 1.0})
+
+    def reply(run_config: dict[str, Any]) -> bytes:
+        content = RecordDict({"arrays": to_record(arrays), "config": asked})
+        context = Context(1, 1, {"partition-id": 2, "num-partitions": 8}, RecordDict(), run_config)
+        answer = app(Message(content, 1, "train"), context)
+        return b"".join(array.data for array in answer.content.array_records["arrays"].values())
+
+    assert reply(bare) != reply(bare)
+    unsaid = {key: value for key, value in bare.items() if key != "simulated"}
+    assert reply(unsaid) != reply(unsaid)
+    assert reply(bare | {"simulated": True}) == reply(bare | {"simulated": True})

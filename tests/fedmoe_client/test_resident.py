@@ -66,7 +66,7 @@ def test_what_goes_wrong_there_is_said_here_and_it_stays(resident: Deployment) -
     pid = running(resident.state_dir)
     with pytest.raises(FedMoEError, match="none.txt: the history cannot be read"):
         train_there(resident, 2, history=str(resident.folder / "none.txt"))
-    with pytest.raises(RuntimeError, match="KeyError"):
+    with pytest.raises(FedMoEError, match="KeyError"):
         call(resident.state_dir, {"do": "perform"})
     assert "KeyError" in (resident.state_dir / LOG).read_text()
     assert running(resident.state_dir) == pid

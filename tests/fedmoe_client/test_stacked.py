@@ -53,7 +53,7 @@ def messages_of(
     for client, state in states.items():
         messages.append(Message(RecordDict({"arrays": arrays, "config": config}), client + 1, "train"))
         node = {"partition-id": client, "num-partitions": 14}
-        contexts.append(Context(1, client + 1, node, state, dict(run_config)))
+        contexts.append(Context(1, client + 1, node, state, {**run_config, "simulated": True}))
     return messages, contexts
 
 
@@ -161,7 +161,7 @@ def test_what_the_server_refuses_costs_its_client_alone(words: str) -> None:
         states = {client: RecordDict() for client in range(14)}
         messages, contexts = messages_of(run_config, SHARED, 1, states)
         mean = PackedMean(partial(ReplyMean, sent, max_examples=settings.federation.guards.max_examples))
-        alone = [stack_app._alone(message, context) for message, context in zip(messages, contexts, strict=True)]
+        alone = [app(message, context) for message, context in zip(messages, contexts, strict=True)]
         for reply in stack_app.train(*messages_of(run_config, SHARED, 1, states), True) if at_once else alone:
             mean.add(reply)
         replies = mean.replies()
@@ -192,7 +192,7 @@ def test_a_client_that_fails_costs_itself_alone() -> None:
     stack_app.PrivateParameters(states[3]).save(gate)
     replies = stack_app.train(messages, contexts, reduce=True)
     failed = [reply for reply in replies if reply.has_error()]
-    assert [reply.error.reason[:40] for reply in failed] == ["client 3: train: FloatingPointError: the"]
+    assert [reply.error.reason[:40] for reply in failed] == ["FloatingPointError: the loss is nan: low"]
     assert sum(reply.content["metrics"].get("num-clients", 1) for reply in replies if reply.has_content()) == 4
     assert list(stack_app.PrivateParameters(states[3]).load()) == ["gate.value"]  # as it was
 
