@@ -16,7 +16,7 @@ from fedmoe_server.report.sweep import run_sweep
 if TYPE_CHECKING:
     from flwr.serverapp import ServerApp
 
-    from data.interactions import Interactions
+    from data.sampling import Interactions
 
 CLIENT_APP = "fedmoe_client.app:app"
 STACKED = "fedmoe_client.stacked.app:train"  # what the vectorized engine calls
@@ -54,7 +54,7 @@ def simulate(settings: Settings, resume: Path | None = None) -> Path:
     from fedmoe_server.report.report import comparison, write_report
     from fedmoe_server.report.run_folder import add_baseline, new_run_dir
 
-    dataset = load_dataset(settings.data, settings.seed)
+    dataset = load_dataset(settings)
     run_dir = resume or new_run_dir(settings, datetime.now())
     run_config: dict[str, Any] = {**to_run_config(settings), "run_dir": str(run_dir), "resume": str(resume or "")}
     execute(settings, server_app, dataset.interactions, run_config)

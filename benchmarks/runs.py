@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.registry import Dataset
-from data.splits import Split
+from data.dataset import Dataset
+from data.sampling import Split
 from fedmoe.errors import FedMoEError, nearest
 from fedmoe.loading import load_settings, settings_from
 from fedmoe.settings import EvaluationSettings, Settings

@@ -1,7 +1,7 @@
 """Encode an item catalogue once, by a pretrained text or picture model: ``python -m data.encode text|visual ...``.
 
 Writes the features as ``OUT`` (``.npy``, float16) and the items' ids as ``item_ids.txt`` beside it, row by row, which
-is what ``data.text_file`` and ``data.visual_file`` read. An item without title or picture gets a row of zeros. The
+is what ``modalities.NAME.file`` reads. An item without title or picture gets a row of zeros. The
 models need the extra ``encoders``; training does not need any of this.
 """
 
@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data.catalogue import DEFAULT_ID_FILE
+from data.features import DEFAULT_ID_FILE
 from data.files import write_file
 from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
-from fedmoe.settings import DataSettings
+from fedmoe.settings import Settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -197,17 +197,10 @@ def run(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     if options.dataset == "file" and options.data_file is None:
         raise FedMoEError("--dataset file needs --data_file: the path of your histories")
-    settings = DataSettings(
-        dataset=options.dataset,
-        data_dir=options.data_dir,
-        data_file=options.data_file,
-        user_column=options.user_column,
-        item_column=options.item_column,
-        time_column=None,  # the catalogue does not depend on the order
-        text_file=None,
-        min_items=LEAST_ITEMS,
-    )
-    dataset = load_dataset(settings, seed=0)
+    data = {key: getattr(options, key) for key in ("dataset", "data_dir", "data_file", "user_column", "item_column")}
+    # The catalogue does not depend on the order of a history, and its features are what is to be made.
+    data |= {"time_column": None, "min_items": LEAST_ITEMS}
+    dataset = load_dataset(Settings.model_validate({"data": data, "modalities": {"visual": None, "text": None}}))
     item_ids = dataset.interactions.item_ids[1:].tolist()
     if options.command == "text":
         if dataset.titles is None:

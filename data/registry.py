@@ -8,50 +8,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
-
+from data import dataset as folders
 from data import movielens
-from data.catalogue import ItemFeatures, find_id_file, load_features
-from data.files import write_folder
-from data.interactions import Interactions, from_events, without_short_users
-from data.reduction import principal_components
+from data.dataset import Dataset, nobody
+from data.features import ItemFeatures, find_id_file, load_features, noise, principal_components
+from data.interactions import from_events, without_short_users
 from data.sampling import generator
 from data.synthetic import synthetic
-from data.titles import Film, title_features
+from data.titles import film_of, read_item_list, title_features
 from fedmoe.errors import FedMoEError
-from fedmoe.settings import DataSettings
+from fedmoe.modalities import NOISE, TITLES
+from fedmoe.settings import DataSettings, Settings
 
-_FORM = 2  # part of the cache's key; a change of what is parsed, or how, must change it
-_TITLES = "titles"
-_NOISE = "noise"  # instead of a feature file: random rows, to see what the real ones are worth
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Histories and what is known of the items.
-
-    Arrays of a loaded data set are read-only memory maps.
-
-    Attributes:
-        name: name of the data set, for people.
-        interactions: the histories.
-        titles: ``[num_items + 1]`` strings ``title (year), genre, genre``, "" where unknown; None without titles.
-        text: text features, or None.
-        visual: visual features, or None.
-        dropped_users: number of users left out because their history was shorter than ``min_items``.
-    """
-
-    name: str
-    interactions: Interactions
-    titles: list[str] | None
-    text: ItemFeatures | None
-    visual: ItemFeatures | None
-    dropped_users: int
+_FORM = 3  # part of the cache's key; a change of what is parsed, or how, must change it
+_NOISE_WIDTH = 128  # where features are not reduced
+# What a data set itself knows of its items: name of a modality, or "titles" -> how the features are made.
+Own = Mapping[str, Callable[[], ItemFeatures]]
 
 
 def default_cache() -> Path:
@@ -61,159 +38,123 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedmoe"
 
 
-def load_dataset(settings: DataSettings, seed: int, cache: Path | None = None) -> Dataset:
-    """Return the data set that the settings describe; the same arguments give the same data in every process.
+def load_dataset(settings: Settings, cache: Path | None = None) -> Dataset:
+    """Return the data set that the settings describe; the same settings give the same data in every process.
 
-    Args:
-        settings: see ``DataSettings``.
-        seed: seed of the synthetic data set; the others do not depend on it.
-        cache: folder for fetched and parsed data; None: ``default_cache()``.
+    settings: ``data`` and ``modalities``, and the seed of synthetic data and of noise.
+    cache: folder for fetched and parsed data; None: ``default_cache()``.
 
-    Raises:
-        FedMoEError: a file is missing, damaged or does not match the catalogue, or the cache cannot be written.
+    Raises FedMoEError if a file is missing, damaged or does not match the catalogue, or the cache cannot be written.
     """
-    cache = default_cache() if cache is None else cache
-    if settings.data_dir is not None and not settings.data_dir.is_dir():
-        raise FedMoEError(f"data.data_dir: {settings.data_dir} is no folder - correct it, or leave it out")
-    if settings.dataset == "catalogue":
-        from data.catalogue_folder import load_catalogue  # which knows the data sets of this module
-
-        assert settings.data_dir is not None  # the settings' own check
-        return load_catalogue(settings.data_dir)
+    data, cache = settings.data, default_cache() if cache is None else cache
+    if data.data_dir is not None and not data.data_dir.is_dir():
+        raise FedMoEError(f"data.data_dir: {data.data_dir} is no folder - correct it, or leave it out")
+    if data.dataset == "catalogue":
+        assert data.data_dir is not None  # the settings' own check
+        return load_catalogue(settings, data.data_dir)
     sources = _sources(settings, cache)
-    folder = cache / "parsed" / f"{settings.dataset}-{_key(settings, seed, sources)}"
+    folder = cache / "parsed" / f"{data.dataset}-{_key(settings, sources)}"
     if not folder.is_dir():
-        dataset = _build(settings, seed, sources)
-        write_folder(folder, lambda temporary: _save(dataset, temporary))
-    return _open(folder)
+        dataset, own = _histories(settings, sources)
+        folders.save_dataset(_with_features(dataset, own, settings, sources), folder)
+    return folders.open_dataset(folder, "cached data set", "delete the folder")
 
 
-# From the sources
+def load_catalogue(settings: Settings, folder: Path) -> Dataset:
+    """Open a catalogue that was handed out, with the features of the settings' modalities.
+
+    Raises FedMoEError as ``data.dataset.load_catalogue`` does.
+    """
+    dataset = folders.load_catalogue(folder)
+    known = dataset.features
+    return replace(dataset, features={name: known[name] for name in settings.named_modalities if name in known})
 
 
-def _sources(settings: DataSettings, cache: Path) -> dict[str, Path]:
+def catalogue_from_list(path: Path, settings: Settings) -> Dataset:
+    """Return the catalogue of a list of items ``id<tab>title``, with the settings' features, without users.
+
+    Raises FedMoEError if the list cannot be read or names an item twice, or a feature file does not match it.
+    """
+    item_ids, titles = read_item_list(path)
+    own: Own = {TITLES: lambda: title_features([film_of(title) for title in titles])} if any(titles) else {}
+    listed = Dataset(path.stem, nobody(item_ids), {}, titles if any(titles) else None)
+    return _with_features(listed, own, settings, _feature_files(settings))
+
+
+def _sources(settings: Settings, cache: Path) -> dict[str, Path]:
     """Return the files that the data set is made of, by what they are."""
-    sources = {}
-    if settings.dataset in ("ml-100k", "ml-1m"):
-        name: movielens.Name = "ml-100k" if settings.dataset == "ml-100k" else "ml-1m"
-        sources["events"], sources["films"] = movielens.find_files(name, settings.data_dir, cache)
-    elif settings.dataset == "file":
-        assert settings.data_file is not None  # the settings' own check
-        sources["events"] = _in_data_dir(settings, settings.data_file)
-    if settings.visual_file not in (None, _NOISE):
-        sources["visual"] = _in_data_dir(settings, Path(str(settings.visual_file)))
-    if settings.text_file not in (None, _TITLES, _NOISE):
-        sources["text"] = _in_data_dir(settings, Path(str(settings.text_file)))
-    named = None if settings.item_id_file is None else _in_data_dir(settings, settings.item_id_file)
-    for modality in ("visual", "text"):
-        if modality in sources and (id_file := find_id_file(sources[modality], named)):
-            sources[f"{modality} ids"] = id_file
-    return sources
+    data, sources = settings.data, {}
+    if data.dataset == "ml-100k" or data.dataset == "ml-1m":
+        sources["events"], sources["films"] = movielens.find_files(data.dataset, data.data_dir, cache)
+    elif data.dataset == "file":
+        assert data.data_file is not None  # the settings' own check
+        sources["events"] = _in_data_dir(data, data.data_file)
+    return sources | _feature_files(settings)
 
 
-def _in_data_dir(settings: DataSettings, path: Path) -> Path:
+def _feature_files(settings: Settings) -> dict[str, Path]:
+    """Return ``NAME`` and ``NAME ids``, the files of each modality's features and of their rows' items."""
+    data, files = settings.data, {}
+    for name, modality in settings.named_modalities.items():
+        if modality.path is not None:
+            files[name] = _in_data_dir(data, modality.path)
+            named = modality.item_id_file or data.item_id_file
+            if id_file := find_id_file(files[name], None if named is None else _in_data_dir(data, named)):
+                files[f"{name} ids"] = id_file
+    return files
+
+
+def _in_data_dir(data: DataSettings, path: Path) -> Path:
     """Return ``path`` as it is if it exists, else the file of that name in ``data_dir``, if there is one."""
-    if not path.exists() and settings.data_dir is not None and (settings.data_dir / path).exists():
-        return settings.data_dir / path
+    if not path.exists() and data.data_dir is not None and (data.data_dir / path).exists():
+        return data.data_dir / path
     return path
 
 
-def _key(settings: DataSettings, seed: int, sources: Mapping[str, Path]) -> str:
+def _key(settings: Settings, sources: Mapping[str, Path]) -> str:
     """Return a short hash of all that decides what the parsed data set is."""
-    parts: dict[str, object] = {"form": _FORM, "settings": settings.model_dump(mode="json")}
-    if settings.dataset == "synthetic" or _NOISE in (settings.text_file, settings.visual_file):
-        parts["seed"] = seed
+    files = {name: modality.file for name, modality in settings.named_modalities.items()}
+    parts: dict[str, object] = {"form": _FORM, "settings": settings.data.model_dump(mode="json"), "modalities": files}
+    if settings.data.dataset == "synthetic" or NOISE in files.values():
+        parts["seed"] = settings.seed
     for role, path in sources.items():
         try:
             status = path.stat()
         except OSError as error:
             raise FedMoEError(f"{path}: cannot be read ({error.strerror}) - correct the path ({role} file)") from error
         parts[role] = (str(path.resolve()), status.st_size, status.st_mtime_ns)
-    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return sha256(json.dumps(parts, sort_keys=False).encode()).hexdigest()[:16]
 
 
-def _build(settings: DataSettings, seed: int, sources: Mapping[str, Path]) -> Dataset:
-    if settings.dataset == "synthetic":
-        dataset = _build_synthetic(settings, seed)
-    else:
-        dataset = _build_from_files(settings, sources)
-    item_ids = dataset.interactions.item_ids
-    if "visual" in sources:
-        dataset = replace(dataset, visual=load_features(sources["visual"], item_ids, sources.get("visual ids")))
-    if "text" in sources:
-        dataset = replace(dataset, text=load_features(sources["text"], item_ids, sources.get("text ids")))
-    if settings.text_file == _NOISE:
-        dataset = replace(dataset, text=_noise(len(item_ids), settings.feature_dim, seed, "text"))
-    if settings.visual_file == _NOISE:
-        dataset = replace(dataset, visual=_noise(len(item_ids), settings.feature_dim, seed, "visual"))
-    return replace(dataset, text=_reduced(dataset.text, settings), visual=_reduced(dataset.visual, settings))
-
-
-def _noise(rows: int, dim: int, seed: int, modality: str) -> ItemFeatures:
-    """Return features of every item that say nothing about it."""
-    present = np.arange(rows) > 0
-    drawn = generator(seed, f"{modality} noise").normal(size=(rows, dim or 128)).astype(np.float32)
-    return ItemFeatures(drawn * present[:, None], present)
-
-
-def _reduced(features: ItemFeatures | None, settings: DataSettings) -> ItemFeatures | None:
-    return None if features is None else principal_components(features, settings.feature_dim)
-
-
-def _build_synthetic(settings: DataSettings, seed: int) -> Dataset:
-    interactions, visual, text = synthetic(settings.synthetic, seed)
-    interactions, dropped = without_short_users(interactions, settings.min_items)
-    return Dataset("synthetic", interactions, None, text if settings.text_file == _TITLES else None, visual, dropped)
-
-
-def _build_from_files(settings: DataSettings, sources: Mapping[str, Path]) -> Dataset:
-    films = None
-    if "films" in sources:
-        events = movielens.read_interactions(sources["events"])
-        films = movielens.read_films(sources["films"])
-    else:
+def _histories(settings: Settings, sources: Mapping[str, Path]) -> tuple[Dataset, Own]:
+    """Return the data set without features, and what it has of its own."""
+    data = settings.data
+    if data.dataset == "synthetic":
+        interactions, own = synthetic(data.synthetic, settings.seed)
+        interactions, dropped = without_short_users(interactions, data.min_items)
+        return Dataset("synthetic", interactions, {}, None, dropped), own
+    if "films" not in sources:
         from data.sequence_files import Columns, read_events  # pyarrow, which a filled cache makes unnecessary
 
-        columns = Columns(settings.user_column, settings.item_column, settings.time_column)
-        events = read_events(sources["events"], settings.data_format, columns)
-    interactions, dropped = from_events(events.users, events.items, events.times, settings.min_items)
-    name = sources["events"].stem if settings.dataset == "file" else settings.dataset
-    if films is None:
-        return Dataset(name, interactions, None, None, None, dropped)
-    in_order: list[Film | None] = [films.get(item) for item in interactions.item_ids.tolist()]
-    titles = ["" if film is None else str(film) for film in in_order]
-    text = title_features(in_order) if settings.text_file == _TITLES else None
-    return Dataset(name, interactions, titles, text, None, dropped)
+        columns = Columns(data.user_column, data.item_column, data.time_column)
+        events = read_events(sources["events"], data.data_format, columns)
+        interactions, dropped = from_events(events.users, events.items, events.times, data.min_items)
+        return Dataset(sources["events"].stem, interactions, {}, None, dropped), {}
+    events = movielens.read_interactions(sources["events"])
+    interactions, dropped = from_events(events.users, events.items, events.times, data.min_items)
+    known = movielens.read_films(sources["films"])
+    films = [known.get(item) for item in interactions.item_ids.tolist()]
+    titles = ["" if film is None else str(film) for film in films]
+    return Dataset(data.dataset, interactions, {}, titles, dropped), {TITLES: lambda: title_features(films)}
 
 
-# To and from the cache
-
-
-def _save(dataset: Dataset, folder: Path) -> None:
-    dataset.interactions.save(folder / "interactions")
-    for modality, features in (("text", dataset.text), ("visual", dataset.visual)):
-        if features is not None:
-            np.save(folder / f"{modality}_values.npy", features.values)
-            np.save(folder / f"{modality}_present.npy", features.present)
-    about = {"name": dataset.name, "titles": dataset.titles, "dropped_users": dataset.dropped_users}
-    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
-
-
-def _open(folder: Path) -> Dataset:
-    try:
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        return Dataset(
-            interactions=Interactions.load(folder / "interactions"),
-            text=_open_features(folder, "text"),
-            visual=_open_features(folder, "visual"),
-            **about,
-        )
-    except (FedMoEError, OSError, ValueError, TypeError, EOFError) as error:
-        raise FedMoEError(f"{folder}: the cached data set is damaged ({error}) - delete the folder") from error
-
-
-def _open_features(folder: Path, modality: str) -> ItemFeatures | None:
-    values, present = folder / f"{modality}_values.npy", folder / f"{modality}_present.npy"
-    if not values.is_file():
-        return None
-    return ItemFeatures(np.load(values, mmap_mode="r"), np.load(present, mmap_mode="r"))
+def _with_features(dataset: Dataset, own: Own, settings: Settings, files: Mapping[str, Path]) -> Dataset:
+    item_ids, dim, found = dataset.interactions.item_ids, settings.data.feature_dim, {}
+    for name, modality in settings.named_modalities.items():
+        if name in files:
+            found[name] = load_features(files[name], item_ids, files.get(f"{name} ids"))
+        elif modality.file == NOISE:
+            found[name] = noise(len(item_ids), dim or _NOISE_WIDTH, generator(settings.seed, f"{name} noise"))
+        elif make := own.get(modality.file or name):
+            found[name] = make()
+    return replace(dataset, features={name: principal_components(each, dim) for name, each in found.items()})

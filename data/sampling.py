@@ -1,4 +1,7 @@
-"""Everything that is drawn from a history: random streams, negatives, training windows, evaluation candidates."""
+"""Histories and all that a client draws from one: its parts, random streams, negatives, windows, candidates.
+
+Leave-one-out: the last item of a history is the test item, the last but one the validation item.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,72 @@ from numpy.typing import NDArray
 
 from fedmoe.errors import FedMoEError
 
+Split = Literal["validation", "test"]
 Windows = Literal["all", "latest", "random"]
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """The items each user has met, oldest first.
+
+    Attributes:
+        items: int32 ``[total]``, the histories one after the other; values ``1..num_items``.
+        offsets: int64 ``[num_users + 1]``; user ``u`` owns ``items[offsets[u]:offsets[u + 1]]``.
+        user_ids: str ``[num_users]``, the id of each user in the source.
+        item_ids: str ``[num_items + 1]``, the id of each item in the source; entry 0 is ``""``, the padding.
+    """
+
+    items: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    user_ids: NDArray[np.str_]
+    item_ids: NDArray[np.str_]
+
+    def __post_init__(self) -> None:
+        if len(self.offsets) != len(self.user_ids) + 1 or self.offsets[-1] != len(self.items):
+            raise FedMoEError(
+                f"histories do not fit together: {len(self.user_ids)} users, {len(self.offsets)} offsets up to "
+                f"{self.offsets[-1]}, {len(self.items)} items - make them again"
+            )
+
+    @property
+    def num_users(self) -> int:
+        """Number of users, which is the number of clients."""
+        return len(self.user_ids)
+
+    @property
+    def num_items(self) -> int:
+        """Number of items of the catalogue, without the padding."""
+        return len(self.item_ids) - 1
+
+    def history(self, user: int) -> NDArray[np.int32]:
+        """Return the items of user ``0..num_users-1``, oldest first, as a view."""
+        if not 0 <= user < self.num_users:
+            raise FedMoEError(f"user {user} does not exist: the data set has users 0 to {self.num_users - 1}")
+        return np.asarray(self.items[self.offsets[user] : self.offsets[user + 1]])
+
+
+def training_part(history: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the items a client may train on: all but the last two."""
+    return history[:-2]
+
+
+def held_out(history: NDArray[np.int32], split: Split) -> tuple[NDArray[np.int32], int]:
+    """Return the context, which is every item met before the held-out one, and the held-out item.
+
+    Args:
+        history: at least three items, oldest first.
+        split: ``"validation"`` holds out ``history[-2]``, ``"test"`` holds out ``history[-1]``.
+
+    Raises:
+        ValueError: the history is too short to be split, or the split is unknown.
+    """
+    if len(history) < 3:
+        raise ValueError(f"a history of {len(history)} items cannot be split: three are needed")
+    if split == "validation":
+        return history[:-2], int(history[-2])
+    if split == "test":
+        return history[:-1], int(history[-1])
+    raise ValueError(f"split is 'validation' or 'test', not {split!r}")
 
 
 def generator(seed: int, purpose: str, *ids: int) -> np.random.Generator:

@@ -8,12 +8,15 @@ so that features tell a model what a never-seen item is like.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
-from data.catalogue import ItemFeatures
-from data.interactions import Interactions, offsets_of
-from data.sampling import generator
+from data.features import ItemFeatures
+from data.interactions import offsets_of
+from data.sampling import Interactions, generator
 from fedmoe.settings import SyntheticSettings
 
 MIN_LENGTH = 5
@@ -22,8 +25,11 @@ TEXT_NOISE = 0.8
 _USERS_PER_BLOCK = 50_000  # bounds the memory; part of the definition of a data set
 
 
-def synthetic(settings: SyntheticSettings, seed: int) -> tuple[Interactions, ItemFeatures, ItemFeatures]:
-    """Make histories, visual and text features; the same settings and seed give the same data."""
+def synthetic(settings: SyntheticSettings, seed: int) -> tuple[Interactions, dict[str, Callable[[], ItemFeatures]]]:
+    """Make histories, and two modalities when asked: ``visual``, and ``titles``, which stand for texts.
+
+    The same settings and seed give the same data.
+    """
     clusters = planted_clusters(settings, seed)
     blocks = [
         _block(settings, seed, clusters, start, min(start + _USERS_PER_BLOCK, settings.users))
@@ -35,9 +41,10 @@ def synthetic(settings: SyntheticSettings, seed: int) -> tuple[Interactions, Ite
         user_ids=np.arange(settings.users).astype(np.str_),
         item_ids=np.array(["", *map(str, range(1, settings.items + 1))]),
     )
-    visual = _features(settings, seed, clusters, "visual", VISUAL_NOISE)
-    text = _features(settings, seed, clusters, "text", TEXT_NOISE)
-    return interactions, visual, text
+    return interactions, {
+        "visual": partial(_features, settings, seed, clusters, "visual", VISUAL_NOISE),
+        "titles": partial(_features, settings, seed, clusters, "text", TEXT_NOISE),
+    }
 
 
 def planted_clusters(settings: SyntheticSettings, seed: int) -> NDArray[np.int64]:

@@ -1,16 +1,19 @@
-"""Films as title, year and genres, and deterministic text features made of them without any model."""
+"""Titles of items: films with year and genres, lists of items, and features made of titles without any model."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.catalogue import ItemFeatures
+from data.features import ItemFeatures
+from data.interactions import id_order
+from fedmoe.errors import FedMoEError
 
 WORD_DIM = 128  # buckets of hashed title words
 _TITLE_YEAR = re.compile(r"^(?P<title>.*?)\s*\((?P<year>\d{4})\)")
@@ -90,3 +93,48 @@ def _unit_rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scale each row to norm 1; rows of zeros stay."""
     norms = np.linalg.norm(values, axis=1, keepdims=True)
     return (values / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+
+
+def read_item_list(path: Path) -> tuple[NDArray[np.str_], list[str]]:
+    """Read a list of items, ``id<tab>title`` a line.
+
+    A title may be left out, or end in a year and genres as ``title (1995), Drama, Comedy``.
+
+    Returns:
+        The ids ``[num_items + 1]`` in the order of a catalogue, "" for the padding first, and the items' titles, ""
+        where there is none.
+
+    Raises:
+        FedMoEError: the list cannot be read, has no items, or names one twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FedMoEError(f"{path}: the list of items cannot be read ({error}) - 'id<tab>title' a line") from error
+    titles: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        item, _, title = line.partition("\t")
+        item = item.strip()
+        if not item and not title.strip():
+            continue
+        if not item or len(item.split()) > 1:
+            raise FedMoEError(
+                f"{path}, line {number}: '{item}' is no item id - 'id<tab>title' a line, an id is one word"
+            )
+        if item in titles:
+            raise FedMoEError(f"{path}, line {number}: item {item} is there already - keep one")
+        titles[item] = title.strip()
+    if not titles:
+        raise FedMoEError(f"{path}: the list has no items - 'id<tab>title' a line")
+    names = np.array(list(titles), dtype=np.str_)
+    item_ids = np.concatenate([np.array([""]), names[id_order(names)]])
+    return item_ids, [titles.get(item, "") for item in item_ids.tolist()]
+
+
+def film_of(title: str) -> Film | None:
+    """Return what a title ``name (year), genre, genre`` says; None if it is empty."""
+    if not title:
+        return None
+    name, year = split_year(title)
+    _, _, genres = title.partition(f"({year}), ")
+    return Film(name, year, tuple(genres.split(", ")) if year is not None and genres else ())

@@ -12,6 +12,7 @@ from fedmoe.settings import Settings
 TOPICS = {
     "run": "name, seed and folder of the run",
     "data": "histories and item features",
+    "modalities": "features, norm and expert of each modality of the items; modalities.NAME=null removes one",
     "model": "backbone, experts, router, gate, fusion",
     "training": "what a client does in a round",
     "federation": "rounds, cohorts, strategy, aggregation schedule",
@@ -22,7 +23,7 @@ TOPICS = {
 }
 
 OVERVIEW = """\
-Train SASRec with a residual mixture of a visual and a semantic expert, every user being a client.
+Train SASRec with a residual mixture of experts, one for each modality of the items, every user being a client.
 
   python sim.py                                        MovieLens-100K with the default settings
   python sim.py CONFIG                                 a YAML file, or one of: {configs}

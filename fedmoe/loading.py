@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fedmoe.errors import FedMoEError, nearest
+from fedmoe.modalities import SPELLINGS, ModalitySettings
 from fedmoe.settings import Settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -21,7 +22,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 ALIASES = {
     "gating_init": "model.gate_init",
     "partial_aggregation_warmup_rounds": "federation.warmup_rounds",
-}
+} | {old.split(".")[-1]: new for old, new in SPELLINGS.items()}
+MODALITIES = "modalities"
 DEPRECATED = {
     "init_bias_for_sasrec": "the router no longer weighs the backbone",
     "sasrec_bias_value": "the router no longer weighs the backbone",
@@ -152,9 +154,14 @@ def from_run_config(run_config: Mapping[str, Any]) -> Settings:
 
 
 def leaves(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the full key and pydantic field of every setting, in the order of the tree."""
+    """Yield the full key and pydantic field of every setting, in the order of the tree.
+
+    The keys of each modality are ``modalities.NAME.file`` and so on.
+    """
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if prefix + name == MODALITIES:
+            yield from leaves(ModalitySettings, f"{MODALITIES}.NAME.")
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from leaves(field.annotation, f"{prefix}{name}.")
         else:
             yield prefix + name, field
@@ -177,8 +184,10 @@ def _pairs(words: list[str], problems: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _full_key(key: str, problems: list[str]) -> str | None:
-    known = [name for name, _ in leaves()]
-    key = ALIASES.get(key, key)
+    key = ALIASES.get(key) or SPELLINGS.get(key, key)
+    if key.startswith(f"{MODALITIES}."):
+        return _modality_key(key, problems)
+    known = [name for name, _ in leaves() if not name.startswith(f"{MODALITIES}.")]
     matches = _matches(key, known)
     if len(matches) == 1:
         return matches[0]
@@ -189,6 +198,16 @@ def _full_key(key: str, problems: list[str]) -> str | None:
         problems.append(f"'{key}' is ambiguous: write {' or '.join(matches)}")
     else:
         problems.append(f"unknown key '{key}'{_nearest_key(key, known)}")
+    return None
+
+
+def _modality_key(key: str, problems: list[str]) -> str | None:
+    """Check ``modalities.NAME``, ``modalities.NAME.file`` or ``modalities.NAME.expert_parameters.ARGUMENT``."""
+    fields = ModalitySettings.model_fields
+    _, _, *own = key.split(".")
+    if not own or own[0] in fields and (len(own) == 1 or own[0].endswith("_parameters") and len(own) == 2):
+        return key
+    problems.append(f"unknown key '{key}'{nearest(own[0], fields)}: a modality has {', '.join(fields)}")
     return None
 
 

@@ -1,6 +1,6 @@
 """The settings of a run: one typed, frozen tree, used by simulation and deployment alike.
 
-Each leaf has a default, a range and a description; ``settings_loading`` fills the tree from a YAML file,
+Each leaf has a default, a range and a description; ``fedmoe.loading`` fills the tree from a YAML file,
 ``key=value`` words and ``--flags``. The tree travels to the Flower apps as one JSON string in the run config.
 """
 
@@ -9,31 +9,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Group = Literal["embedding", "backbone", "visual_expert", "semantic_expert", "router", "gate", "norms"]
-GROUPS: tuple[Group, ...] = (
-    "embedding",
-    "backbone",
-    "visual_expert",
-    "semantic_expert",
-    "router",
-    "gate",
-    "norms",
+from fedmoe.modalities import (
+    EXPERT,
+    GROUPS,
+    ITEM_ATTENTION,
+    Groups,
+    Kind,
+    Modalities,
+    ModalitySettings,
+    respelled,
+    selected,
 )
-Groups = Annotated[tuple[Group, ...], BeforeValidator(lambda given: GROUPS if given == "all" else given)]
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
-NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """A frozen branch of the tree that refuses keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from fedmoe.section import Count, CountOrZero, Fraction, NonNegative, Positive, Probability, Section
 
 
 class SyntheticSettings(Section):
@@ -68,13 +57,6 @@ class DataSettings(Section):
     user_column: str = Field("user_id", description="name of the user column (csv, parquet)")
     item_column: str = Field("item_id", description="name of the item column (csv, parquet)")
     time_column: str | None = Field("timestamp", description="name of the time column; null: file order")
-    text_file: str | None = Field(
-        "titles",
-        description="text features: a file, titles (made from titles and genres), noise or null",
-    )
-    visual_file: str | None = Field(
-        None, description="visual features: a .npy, .pt or .safetensors file, noise or null"
-    )
     feature_dim: CountOrZero = Field(
         64, description="features wider than this are reduced to so many principal components; 0: never"
     )
@@ -84,23 +66,33 @@ class DataSettings(Section):
     min_items: Annotated[int, Field(ge=4)] = Field(5, description="users with fewer are dropped; two are held out")
     synthetic: SyntheticSettings = SyntheticSettings()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_histories_are_a_data_set(cls, given: Any) -> Any:
+        """Who names a file of histories, and no data set, means these."""
+        if isinstance(given, dict) and given.get("data_file") is not None:
+            return {"dataset": "file"} | given
+        return given
+
     @model_validator(mode="after")
-    def _file_is_named(self) -> Self:
+    def _what_is_named_is_read(self) -> Self:
         if self.dataset == "file" and self.data_file is None:
             raise ValueError("dataset 'file' needs data_file: the path of your histories")
+        if self.dataset != "file" and self.data_file is not None:
+            raise ValueError(f"dataset '{self.dataset}' does not read data_file: set dataset to file, or leave one out")
         if self.dataset == "catalogue" and self.data_dir is None:
             raise ValueError("dataset 'catalogue' needs data_dir: a folder made by 'fedmoe_server catalogue'")
+        if self.dataset != "synthetic" and self.synthetic != SyntheticSettings():
+            raise ValueError(f"dataset '{self.dataset}' has no use for data.synthetic: set dataset to synthetic")
         return self
 
 
 class ModelSettings(Section):
-    """The SASRec backbone and the residual mixture of a visual and a semantic expert."""
+    """The SASRec backbone and the residual mixture of one expert for each modality."""
 
     dim: Annotated[int, Field(ge=2)] = Field(64, description="hidden size D")
     blocks: CountOrZero = Field(2, description="transformer blocks of the backbone")
-    heads: Count = Field(
-        2, description="attention heads of the backbone, and of the semantic expert with experts: attention"
-    )
+    heads: Count = Field(2, description="attention heads of the backbone, and of experts that ask with the item vector")
     dropout: Probability = Field(
         0.2, description="dropout of backbone and router, and of experts with experts: attention"
     )
@@ -113,14 +105,14 @@ class ModelSettings(Section):
         "residual", description="how the experts join the backbone"
     )
     score: Literal["dot", "cosine"] = Field("dot", description="dot product, or sqrt(D) times the cosine")
-    experts: Literal["matching", "attention"] = Field(
+    experts: Kind = Field(
         "matching",
-        description="matching: attention begins at recent items like the candidate; attention: it begins anywhere",
+        description="matching: attention begins at recent items like the candidate; attention: the reference's, which "
+        "begins anywhere and asks with the candidate's features, for text with its item vector (feature_attention, "
+        "item_attention); or package.module:Class",
     )
     gate_init: Annotated[float, Field(allow_inf_nan=False)] = Field(0.5, description="initial value of the gate g")
     norm_sequence: bool = Field(True, description="LayerNorm on the backbone's state")
-    norm_visual: bool = Field(True, description="LayerNorm on the visual expert")
-    norm_semantic: bool = Field(True, description="LayerNorm on the semantic expert")
     attention_dim: Count = Field(64, description="width of the experts' queries and keys (at most 128)", le=128)
     memory_size: Count = Field(50, description="items an expert attends over, the latest ones met")
     memory_refresh: Count = Field(
@@ -172,6 +164,12 @@ class TrainingSettings(Section):
         "float32", description="of the model's products in training; bfloat16: parameters and losses stay float32"
     )
 
+    @model_validator(mode="after")
+    def _momentum_is_used(self) -> Self:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum is for sgd: set it to 0, or optimizer to sgd in place of {self.optimizer}")
+        return self
+
 
 class GuardSettings(Section):
     """What a reply may be, and how many rounds may fail."""
@@ -206,7 +204,7 @@ class FederationSettings(Section):
     )
     warmup: Groups = Field(GROUPS, description="groups aggregated during the warm-up, or 'all'")
     shared: Groups = Field(
-        ("embedding", "backbone", "visual_expert", "semantic_expert"),
+        ("embedding", "backbone", f"{EXPERT}*"),
         description="groups aggregated after the warm-up, or 'all'; the others stay with the client",
     )
     item_updates: Literal["auto", "dense"] = Field(
@@ -313,6 +311,9 @@ class Settings(Section):
     seed: CountOrZero = Field(42, description="seed of everything random")
     save_dir: Path = Field(Path("runs"), description="folder that holds the run folders")
     data: DataSettings = DataSettings()
+    modalities: Modalities = Field(
+        {}, description="name of a modality: its settings; null: none", validate_default=True
+    )
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
     federation: FederationSettings = FederationSettings()
@@ -320,3 +321,36 @@ class Settings(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     simulation: SimulationSettings = SimulationSettings()
     deployment: DeploymentSettings = DeploymentSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelt_as_the_reference_does(cls, given: Any) -> Any:
+        return respelled(given) if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _modalities_exist(self) -> Self:
+        for key in ("warmup", "shared"):
+            for group in getattr(self.federation, key):
+                if group.startswith(EXPERT) and not selected([group], self.expert_groups) and group not in GROUPS:
+                    known = ", ".join(self.modalities)
+                    raise ValueError(f"federation.{key}: '{group}' is no modality's expert: modalities are {known}")
+        if self.data.item_id_file is not None and not any(m.path for m in self.named_modalities.values()):
+            raise ValueError("data.item_id_file names the rows of feature files, but no modality has a file")
+        return self
+
+    @property
+    def named_modalities(self) -> dict[str, ModalitySettings]:
+        """The modalities that have not been set to null; whether items have features of them, the data set says."""
+        return {name: own for name, own in self.modalities.items() if own is not None}
+
+    @property
+    def expert_groups(self) -> list[str]:
+        """The groups of the experts' parameters, with those of the modalities that have been set to null."""
+        return [f"{EXPERT}{name}" for name in self.modalities]
+
+    def expert_of(self, modality: str) -> str:
+        """Return the kind of a modality's expert."""
+        kind = self.named_modalities[modality].expert or self.model.experts
+        if kind == "attention":
+            return "item_attention" if modality in ITEM_ATTENTION else "feature_attention"
+        return kind

@@ -22,7 +22,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from rich.console import Console
 
-from data.registry import Dataset, load_dataset
+from data.dataset import Dataset
+from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import from_run_config
 from fedmoe.settings import Settings
@@ -92,7 +93,7 @@ def run(
     """
     started = time.monotonic()
     source = find_checkpoint(resume) if resume is not None else None
-    dataset = load_dataset(settings.data, settings.seed)
+    dataset = load_dataset(settings)
     arrays = initial_arrays(settings, dataset)
     schedule = aggregation_schedule(settings, parameter_groups(settings, dataset))
     directory = ClientDirectory() if deployed is None else deployed.directory(settings.deployment)

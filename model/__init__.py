@@ -1,1 +1,1 @@
-"""The model: a SASRec backbone with a residual mixture of a visual and a semantic expert. Torch only."""
+"""The model: a SASRec backbone with a residual mixture of one expert a modality. Torch only."""

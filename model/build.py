@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
-from fedmoe.settings import ModelSettings, Settings
-from model.groups import parameter_names
-from model.items import FixedFeatures
-from model.residual_moe import Architecture, ResidualMoE
+from fedmoe.errors import FedMoEError
+from fedmoe.settings import Settings
+from model.residual_moe import Modality, ResidualMoE
+from model.sasrec import FixedFeatures
 
 
 class Features(Protocol):
@@ -30,26 +32,29 @@ class Interactions(Protocol):
 
 
 class Catalogue(Protocol):
-    """What the model needs to know of a data set."""
+    """What the model needs to know of a data set: its size, and the features of each modality by name."""
 
     @property
     def interactions(self) -> Interactions: ...
     @property
-    def visual(self) -> Features | None: ...
-    @property
-    def text(self) -> Features | None: ...
+    def features(self) -> Mapping[str, Features]: ...
 
 
-def build_model(settings: ModelSettings, catalogue: Catalogue, seed: int) -> ResidualMoE:
-    """Return a model with weights drawn from ``seed`` alone; torch's own generator is left as it was."""
-    architecture = Architecture(num_items=catalogue.interactions.num_items, **settings.model_dump())
+def build_model(settings: Settings, catalogue: Catalogue) -> ResidualMoE:
+    """Return a model with weights drawn from the seed alone; torch's own generator is left as it was.
+
+    Raises FedMoEError for an expert that cannot be made, and for a modality whose name torch has a use for.
+    """
+    modalities = {}
+    for name, features in catalogue.features.items():
+        if hasattr(nn.ModuleDict, name):
+            raise FedMoEError(f"modalities.{name}: torch has a use for this name - choose another")
+        own = settings.named_modalities[name]
+        fixed = FixedFeatures(features.values, features.present)
+        modalities[name] = Modality(fixed, settings.expert_of(name), own.expert_parameters, own.norm)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ResidualMoE(architecture, _fixed(catalogue.visual), _fixed(catalogue.text))
-
-
-def _fixed(features: Features | None) -> FixedFeatures | None:
-    return None if features is None else FixedFeatures(features.values, features.present)
+        torch.manual_seed(settings.seed)
+        return ResidualMoE(settings.model, catalogue.interactions.num_items, modalities)
 
 
 def arrays_of(model: ResidualMoE) -> dict[str, np.ndarray]:
@@ -59,14 +64,29 @@ def arrays_of(model: ResidualMoE) -> dict[str, np.ndarray]:
 
 def initial_arrays(settings: Settings, catalogue: Catalogue) -> dict[str, np.ndarray]:
     """Return the arrays that round 1 starts from."""
-    return arrays_of(build_model(settings.model, catalogue, settings.seed))
+    return arrays_of(build_model(settings, catalogue))
 
 
 def parameter_groups(settings: Settings, catalogue: Catalogue) -> dict[str, list[str]]:
-    """Return the names of each group's parameters."""
-    return parameter_names(build_model(settings.model, catalogue, settings.seed))
+    """Return the names of each group's parameters, with an empty group for each modality without features."""
+    groups = parameter_names(build_model(settings, catalogue))
+    return groups | {name: [] for name in settings.expert_groups if name not in groups}
 
 
-def schema(arrays: dict[str, Any]) -> dict[str, list[int]]:
-    """Return the names and shapes that tell one model from another."""
-    return {name: list(array.shape) for name, array in arrays.items()}
+def parameter_names(model: ResidualMoE) -> dict[str, list[str]]:
+    """Return the names of each group's parameters, in the model's order.
+
+    Raises FedMoEError if a parameter belongs to no group, or to two: then it would be neither shared nor private.
+    """
+    groups = model.groups()
+    group_of: dict[int, str] = {}
+    for group, modules in groups.items():
+        for parameter in (parameter for module in modules for parameter in module.parameters()):
+            if group_of.setdefault(id(parameter), group) != group:
+                raise FedMoEError(f"a parameter belongs to the groups '{group_of[id(parameter)]}' and '{group}'")
+    names: dict[str, list[str]] = {group: [] for group in groups}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in group_of:
+            raise FedMoEError(f"parameter '{name}' belongs to no group: declare its module in ResidualMoE.groups")
+        names[group_of[id(parameter)]].append(name)
+    return names

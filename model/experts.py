@@ -1,19 +1,25 @@
-"""The two experts: attention of a candidate over the user's memory, in pictures and in text.
+"""Experts: attention of a candidate over the items that the user met lately, each in one modality.
 
-Two kinds of each. ``MatchingExpert`` (default) begins as a rule that holds without any training, recent items like the
-candidate count, and refines it. ``VisualExpert`` and ``SemanticExpert``, the reference's, learn from nothing what to
-attend to.
+A kind of expert derives from ``Expert`` and overrides two methods. ``model.experts``, or ``expert`` of a modality, is
+``package.module:Class``. ``MatchingExpert`` (default) begins as a rule that holds without any training (recent
+items like the candidate count) and refines it. ``FeatureAttention`` and ``ItemAttention``, the reference's, learn from
+nothing what to attend to.
 
-Keys and values are projected once per context item, queries once per candidate; nothing is computed once per
-(candidate, memory) pair but the attention itself. The linear map that the reference applies after the visual
-attention is applied to the values before it, which is the same since attention weights sum to 1.
+One pass over a window trains all its positions. The memory is refreshed every R positions: the positions of a segment
+share the K items met up to the segment's first input, so that the experts run once a segment and not once a position.
+With R = 1 each position has a memory of its own; ranking always uses the latest one. A context is cut into blocks of R
+items such that segment m sees the K / R blocks m, m + 1, ...; sums over a block are shared by all segments that see it.
+Keys and values are projected once per context item, queries once per candidate.
 
-Shapes: B windows, N candidates, C context items, M segments, A attention size, H heads, D hidden size.
+Shapes: B windows, L positions, N candidates, C context items, K items of a memory, M segments of a window, A attention
+size, H heads, D hidden size.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
 from math import exp
 
@@ -21,14 +27,191 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.dropout import SharedDropout
-from model.items import FixedFeatures, principal_axes
-from model.memory import Memory
+from fedmoe.components import Kind
+from fedmoe.settings import ModelSettings
+from model.sasrec import FixedFeatures, SharedDropout, principal_axes
 
 # Subtracting the highest logit, as a softmax does, would let later items touch the last digits of earlier scores.
 # Logits beyond 60 do not come up in training, and exp(60), about 1e26, can still be summed in float32.
 _REACH = 60.0
 SHARPNESS = 6.0  # of a matching expert before training: logit of an item whose features are the candidate's own
+
+
+@dataclass(frozen=True)
+class Memory:
+    """items: the context's ids ``[B, C]``, oldest first, 0 = padding, with C = K + (M - 1) * R.
+
+    segment: int ``[B, L]``, the segment of each position; block: R, the items of a block; blocks: K / R, the blocks
+    that a segment sees.
+    """
+
+    items: Tensor
+    segment: Tensor
+    block: int
+    blocks: int
+
+    @property
+    def segments(self) -> int:
+        """M, the number of segments."""
+        return int(self.items.shape[1]) // self.block - self.blocks + 1
+
+    def visible(self) -> Tensor:
+        """Return bool ``[M, C]``: the context items that each segment sees, padding included."""
+        block_of_item = torch.arange(self.items.shape[1], device=self.items.device) // self.block
+        behind = block_of_item - torch.arange(self.segments, device=self.items.device).unsqueeze(1)
+        return (behind >= 0) & (behind < self.blocks)
+
+    def by_position(self, values: Tensor) -> Tensor:
+        """Return ``[B, L, N]``: each position's row of values ``[B, M, N]``."""
+        if self.segments == self.segment.shape[1] == 1:  # ranking; a gather would tie an exported program to one N
+            return values
+        # A product with rows of 0 and 1 is exact, and its gradient, unlike a gather's, is one more product.
+        chosen = self.segment.unsqueeze(-1) == torch.arange(self.segments, device=self.segment.device)  # [B, L, M]
+        return chosen.to(values.dtype) @ values
+
+
+def window_memory(context: Tensor, length: int, size: int, refresh: int) -> Memory:
+    """Return the memory of training windows; size (K) must be a multiple of refresh (R).
+
+    context: ``[B, P + L]`` item ids, left-padded with 0: the last ``length`` (L) are the window's inputs, those before
+    are the user's earlier items (P may be 0). Segments are counted from a window's first item, not from its padding,
+    so that a short history has memories as fresh as a long one's.
+
+    The input at a position is met when its target is predicted, so a segment may use its first position's input.
+    """
+    first = (context[:, -length:] > 0).long().argmax(dim=1, keepdim=True)  # [B, 1], position of the first item
+    positions = torch.arange(length, device=context.device)
+    segment = ((positions - first) // refresh).clamp_min(0)
+    ahead = (-(-length // refresh) - 1) * refresh
+    padded = functional.pad(context, (size, ahead))
+    oldest = context.shape[1] - length + first + 1  # in ``padded``: K - 1 items before the window's first
+    items = padded.gather(1, oldest + torch.arange(size + ahead, device=context.device))
+    return Memory(items, segment, refresh, size // refresh)
+
+
+def latest_memory(context: Tensor, size: int) -> Memory:
+    """Return the memory for ranking what follows ``context`` ``[B, C]``: its latest ``size`` items, one segment."""
+    recent = context[:, -size:]
+    return Memory(recent, torch.zeros_like(recent[:, :1]), recent.shape[1], 1)
+
+
+class Expert(nn.Module, ABC):
+    """What one modality says of a candidate to a user: a vector of the size of an item vector, a *view*.
+
+    A constructor takes ``features``, the modality's, and ``settings``, the model's; further arguments are those of
+    ``expert_parameters``. To be trained in stacks of clients, parameters must be those of Linear and LayerNorm layers.
+    """
+
+    def __init__(self, features: FixedFeatures) -> None:
+        super().__init__()
+        self._features = [features]  # in a list: the catalogue's, not this module's
+
+    @property
+    def features(self) -> FixedFeatures:
+        """The features of the catalogue's items."""
+        return self._features[0]
+
+    @abstractmethod
+    def queries(self, items: Tensor, vectors: Tensor) -> Tensor:
+        """Return what items ``[...]`` with vectors ``[..., D]`` ask with, ``[..., A]``, whoever the user is."""
+
+    @abstractmethod
+    def forward(self, candidates: Tensor, queries: Tensor, memory: Memory, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the view ``[B, M, N, D]`` of candidates ``[B, N]``, and where there is one, bool ``[B, M, N]``.
+
+        queries: the candidates', ``[B, N, A]``; vectors: the memory's item vectors, ``[B, C, D]``.
+        """
+
+
+class AttentionExpert(Expert):
+    """An expert by attention: keys and values are made of what the memory's items show in the modality."""
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    output: nn.Module
+    heads, decay = 1, 0.0
+
+    def queries(self, items: Tensor, vectors: Tensor) -> Tensor:
+        """Ask with the items' features."""
+        asked: Tensor = self.query(self.features.values[items])
+        return asked
+
+    def values(self, shown: Tensor, vectors: Tensor) -> Tensor:
+        """Return what is said of items with features ``[..., F]`` and vectors ``[..., D]``, ``[..., D]``."""
+        said: Tensor = self.value(shown)
+        return said
+
+    def forward(self, candidates: Tensor, queries: Tensor, memory: Memory, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend over the items of the memory that have the modality."""
+        usable = usable_memory(candidates, memory, self.features.present)
+        shown = self.features.values[memory.items]
+        value = self.values(shown, vectors)
+        mixed, has_view = attend(queries, self.key(shown), value, usable, memory, self.heads, self.decay)
+        return self.output(mixed), has_view
+
+
+class MatchingExpert(AttentionExpert):
+    """Attention by likeness: recent items of the memory whose features are like the candidate's.
+
+    The weight of an item is a softmax of ``(W_q f_candidate + b) . (W_k f_item) / sqrt(A) - age / decay``, where W_q
+    and W_k begin as the same principal axes of the features, so that the product begins as ``SHARPNESS`` times their
+    cosine. The view is the so weighted mean of the item vectors themselves: the modality says which items of the memory
+    speak for the candidate, and what they say, all users have taught them.
+    """
+
+    def __init__(self, features: FixedFeatures, settings: ModelSettings) -> None:
+        super().__init__(features)
+        size, self.decay = settings.attention_dim, settings.memory_decay
+        self.query = nn.Linear(features.dim, size)
+        self.key = nn.Linear(features.dim, size, bias=False)  # a bias would be the same for all items
+        with torch.no_grad():
+            axes = principal_axes(features.values, size)
+            for layer in (self.query, self.key):
+                layer.weight.copy_(axes * (SHARPNESS * size**0.5) ** 0.5)
+            self.query.bias.zero_()
+        self.output = nn.Identity()
+
+    def values(self, shown: Tensor, vectors: Tensor) -> Tensor:
+        """Return the item vectors."""
+        return vectors
+
+
+class FeatureAttention(AttentionExpert):
+    """The reference's expert of pictures: one head, which asks with the candidate's features."""
+
+    def __init__(self, features: FixedFeatures, settings: ModelSettings) -> None:
+        super().__init__(features)
+        self.query = nn.Linear(features.dim, settings.attention_dim)
+        self.key = nn.Linear(features.dim, settings.attention_dim)
+        # The linear map that the reference applies after the attention: the same, since weights sum to 1.
+        self.value = nn.Linear(features.dim, settings.dim)
+        self.output = nn.Sequential(nn.LayerNorm(settings.dim), nn.ReLU(), SharedDropout(settings.dropout))
+
+
+class ItemAttention(AttentionExpert):
+    """The reference's expert of texts: several heads, which ask with the candidate's item vector."""
+
+    def __init__(self, features: FixedFeatures, settings: ModelSettings) -> None:
+        super().__init__(features)
+        dim, self.heads = settings.dim, settings.heads
+        self.query = nn.Linear(dim, settings.attention_dim)
+        self.key = nn.Linear(features.dim, settings.attention_dim)
+        self.value = nn.Linear(features.dim, dim)
+        self.output = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.ReLU(), SharedDropout(settings.dropout))
+
+    def queries(self, items: Tensor, vectors: Tensor) -> Tensor:
+        """Ask with the items' vectors."""
+        asked: Tensor = self.query(vectors)
+        return asked
+
+
+EXPERTS = Kind(
+    "model.experts",
+    "modalities.NAME.expert_parameters",
+    Expert,  # type: ignore[type-abstract]  # the base is only asked for its subclasses
+    {"matching": MatchingExpert, "feature_attention": FeatureAttention, "item_attention": ItemAttention},
+)
 
 
 def attend(
@@ -92,100 +275,3 @@ def usable_memory(candidates: Tensor, memory: Memory, present: Tensor) -> Tensor
     other: Tensor = candidates.unsqueeze(1) != memory.items.unsqueeze(2)
     usable: Tensor = other & present[memory.items].unsqueeze(2) & present[candidates].unsqueeze(1)
     return usable
-
-
-class Expert(nn.Module):
-    """An expert: attention of candidates, which ask with queries, over what its modality shows of the memory."""
-
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    output: nn.Module
-
-    def __init__(self, features: FixedFeatures, heads: int, decay: float = 0.0) -> None:
-        super().__init__()
-        self._features = [features]  # in a list: the catalogue's, not this module's
-        self.heads, self.decay = heads, decay
-
-    def queries(self, items: Tensor, vectors: Tensor) -> Tensor:
-        """Return what items ``[...]`` with vectors ``[..., D]`` ask with, ``[..., A]``."""
-        raise NotImplementedError
-
-    def values(self, shown: Tensor, vectors: Tensor) -> Tensor:
-        """Return what is said of items with features ``[..., F]`` and vectors ``[..., D]``, ``[..., D]``."""
-        said: Tensor = self.value(shown)
-        return said
-
-    def forward(self, candidates: Tensor, queries: Tensor, memory: Memory, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the view ``[B, M, N, D]`` of candidates ``[B, N]``, and where there is one, bool ``[B, M, N]``.
-
-        queries: the candidates', ``[B, N, A]``; vectors: the memory's item vectors, ``[B, C, D]``.
-        """
-        features = self._features[0]
-        usable = usable_memory(candidates, memory, features.present)
-        shown = features.values[memory.items]
-        value = self.values(shown, vectors)
-        mixed, has_view = attend(queries, self.key(shown), value, usable, memory, self.heads, self.decay)
-        return self.output(mixed), has_view
-
-
-class MatchingExpert(Expert):
-    """Attention by likeness: recent items of the memory whose features are like the candidate's.
-
-    The weight of an item is a softmax of ``(W_q f_candidate + b) . (W_k f_item) / sqrt(A) - age / decay``, where W_q
-    and W_k begin as the same principal axes of the features, so that the product begins as ``SHARPNESS`` times their
-    cosine. The view is the so weighted mean of the item vectors themselves: the modality says which items of the memory
-    speak for the candidate, and what they say, all users have taught them.
-    """
-
-    def __init__(self, features: FixedFeatures, attention_dim: int, decay: float) -> None:
-        super().__init__(features, heads=1, decay=decay)
-        self.query = nn.Linear(features.dim, attention_dim)
-        self.key = nn.Linear(features.dim, attention_dim, bias=False)  # a bias would be the same for all items
-        with torch.no_grad():
-            axes = principal_axes(features.values, attention_dim)
-            for layer in (self.query, self.key):
-                layer.weight.copy_(axes * (SHARPNESS * attention_dim**0.5) ** 0.5)
-            self.query.bias.zero_()
-        self.output = nn.Identity()
-
-    def queries(self, items: Tensor, vectors: Tensor) -> Tensor:
-        """Return what items ``[...]`` ask with, ``[..., A]``; their item vectors are of no use here."""
-        asked: Tensor = self.query(self._features[0].values[items])
-        return asked
-
-    def values(self, shown: Tensor, vectors: Tensor) -> Tensor:
-        """Return the item vectors."""
-        return vectors
-
-
-class VisualExpert(Expert):
-    """One-head attention: query = the candidate's picture, keys and values = the memory's pictures."""
-
-    def __init__(self, features: FixedFeatures, dim: int, attention_dim: int, dropout: float) -> None:
-        super().__init__(features, heads=1)
-        self.query = nn.Linear(features.dim, attention_dim)
-        self.key = nn.Linear(features.dim, attention_dim)
-        self.value = nn.Linear(features.dim, dim)
-        self.output = nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), SharedDropout(dropout))
-
-    def queries(self, items: Tensor, vectors: Tensor) -> Tensor:
-        """Return what items ``[...]`` ask with, ``[..., A]``; their item vectors are of no use here."""
-        asked: Tensor = self.query(self._features[0].values[items])
-        return asked
-
-
-class SemanticExpert(Expert):
-    """Multi-head attention: query = the candidate's item vector, keys and values = the memory's texts."""
-
-    def __init__(self, features: FixedFeatures, dim: int, attention_dim: int, heads: int, dropout: float) -> None:
-        super().__init__(features, heads)
-        self.query = nn.Linear(dim, attention_dim)
-        self.key = nn.Linear(features.dim, attention_dim)
-        self.value = nn.Linear(features.dim, dim)
-        self.output = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.ReLU(), SharedDropout(dropout))
-
-    def queries(self, items: Tensor, vectors: Tensor) -> Tensor:
-        """Return what items with vectors ``[..., D]`` ask with, ``[..., A]``."""
-        asked: Tensor = self.query(vectors)
-        return asked

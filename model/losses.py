@@ -1,7 +1,7 @@
-"""Losses over the scores of a window: one positive a position and the window's negatives.
+"""Losses over the scores of a window, one positive a position and the window's negatives; and the router's.
 
 Shapes: positive ``[B, L]``, negative ``[B, L, n]`` (-inf where a negative must not count), valid bool ``[B, L]``.
-Each returns the mean over the valid positions, a scalar.
+A ranking loss is the mean over the valid positions, a scalar.
 """
 
 from __future__ import annotations
@@ -41,3 +41,15 @@ def gbce_loss(positive: Tensor, negative: Tensor, valid: Tensor, num_items: int,
 
 def _mean(values: Tensor, valid: Tensor) -> Tensor:
     return (values * valid).sum() / valid.sum().clamp_min(1)
+
+
+def load_balance_loss(weights: Tensor, available: Tensor) -> Tensor:
+    """Return ``sum_e (mean weight of e - 1/E)^2`` over the candidates that every expert has a view of.
+
+    weights ``[..., E]``, available bool ``[..., E]``. Zero where the router had no choice to make.
+    """
+    experts = weights.shape[-1]
+    chosen = available.all(dim=-1, keepdim=True)
+    mean = (weights * chosen).flatten(0, -2).sum(dim=0) / chosen.sum().clamp_min(1)
+    off = (mean - 1.0 / experts).square().sum()
+    return torch.where(chosen.any(), off, torch.zeros_like(off))

@@ -4,7 +4,7 @@ What ``ResidualMoE.rank_scores`` computes, for one user and without training, to
 for every kind of mixture. No torch here.
 
 Shapes: V items (rows 1..V; row 0 is padding), N candidates, L positions, C items of the memory, H heads, E experts
-that exist (0 to 2), D hidden size, F width of a feature.
+that exist, D hidden size, F width of a feature.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmoe.settings import ModelSettings
+from fedmoe.errors import FedMoEError
+from fedmoe.settings import Settings
 
 Floats = NDArray[np.float32]
 Items = NDArray[np.int64]
@@ -37,21 +38,17 @@ class Features(Protocol):
 class Ranker:
     """A trained model that ranks for one user."""
 
-    def __init__(
-        self, settings: ModelSettings, arrays: Mapping[str, Floats], visual: Features | None, text: Features | None
-    ) -> None:
-        """arrays: all parameters, by their names in ``ResidualMoE``."""
-        self._settings = settings
+    def __init__(self, settings: Settings, arrays: Mapping[str, Floats], features: Mapping[str, Features]) -> None:
+        """arrays: all parameters, by their names in ``ResidualMoE``; features: of each modality, by its name.
+
+        Raises FedMoEError for an expert of one's own, of which there is no form in NumPy.
+        """
+        self._settings = settings.model
         self._arrays = arrays
-        self._features: dict[str, tuple[Floats, NDArray[np.bool_]]] = {}
-        for name, features in (("visual", visual), ("text", text)):
-            if features is not None:
-                self._features[name] = _standardised(features), np.asarray(features.present)
-        self._experts = {
-            expert: modality
-            for expert, modality in (("visual", "visual"), ("semantic", "text"))
-            if settings.mixture and modality in self._features
-        }
+        self._features = {name: (_standardised(each), np.asarray(each.present)) for name, each in features.items()}
+        self._experts = {name: settings.expert_of(name) for name in features if settings.model.mixture}
+        if own := [kind for kind in self._experts.values() if ":" in kind]:
+            raise FedMoEError(f"recommendations on the device know the experts of this package, not {own[0]}")
 
     def scores(self, history: Items, candidates: Items) -> Floats:
         """Return the scores ``[N]`` of candidates ``[N]`` as what follows a history of any length, oldest first."""
@@ -107,19 +104,20 @@ class Ranker:
     def _views(self, candidates: Items, vectors: Floats, memory: Items) -> tuple[Floats, NDArray[np.bool_]]:
         """Return the experts' normalised views ``[N, E, D]`` and which of them there are, bool ``[N, E]``."""
         views, available = [], []
-        for expert, modality in self._experts.items():
+        for modality, kind in self._experts.items():
             values, present = self._features[modality]
-            name = f"experts.{expert}"
+            name = f"experts.{modality}"
             usable = (candidates[:, None] != memory) & present[memory] & present[candidates][:, None]
-            if self._settings.experts == "matching":
+            if kind == "matching":
                 view = self._match(candidates, memory, modality, usable, name)
             else:
-                query = self._linear(values[candidates] if expert == "visual" else vectors, f"{name}.query")
+                by_item = kind == "item_attention"
+                query = self._linear(vectors if by_item else values[candidates], f"{name}.query")
                 key, value = (self._linear(values[memory], f"{name}.{part}") for part in ("key", "value"))
-                heads = self._settings.heads if expert == "semantic" else 1
+                heads = self._settings.heads if by_item else 1
                 view = self._norm(_attend(query, key, value, usable, heads), f"{name}.output.0")
-                view = np.maximum(self._linear(view, f"{name}.output.1") if expert == "semantic" else view, 0)
-            views.append(self._norm(view, f"norms.{expert}"))
+                view = np.maximum(self._linear(view, f"{name}.output.1") if by_item else view, 0)
+            views.append(self._norm(view, f"norms.{modality}"))
             available.append(usable.any(axis=1))
         return np.stack(views, axis=1), np.stack(available, axis=1)
 
@@ -189,7 +187,7 @@ def _mixed(views: Floats, weights: Floats) -> Floats:
 
 
 def _standardised(features: Features) -> Floats:
-    """Return the features as ``model.items.FixedFeatures`` has them: centred, each row of norm 1, missing ones zero."""
+    """Return the features as ``FixedFeatures`` has them: centred, each row of norm 1, missing ones zero."""
     values, present = np.asarray(features.values, np.float32), np.asarray(features.present)
     if not present.any():
         return np.zeros_like(values)

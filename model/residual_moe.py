@@ -1,48 +1,44 @@
-"""The residual mixture: ``final = LN(seq) + g * (w_vis * LN(vis) + w_sem * LN(sem))``, scored against the item vector.
+"""The residual mixture: ``final = LN(seq) + g * sum_m w_m * LN(view_m)``, scored against the item vector.
 
-Shapes: B windows, L positions, N candidates, M segments, E experts that exist (0 to 2), D hidden size.
+One expert for each modality m says a view of the candidate; an item-centric router weighs the views, and a learnable
+gate says how strongly they speak. ``final`` depends on the position and the candidate, yet it is never built for every
+pair: its dot product with the item vector ``e_c`` splits into ``seq_t . e_c``, one matrix product, and the experts' own
+products with ``e_c``, which all positions of a segment share. Its norm, for the cosine, splits likewise.
+
+* residual (default): ``final`` as above
+* competitive (the old mixture): ``final = w_seq * LN(seq) + sum_m w_m * LN(view_m)``, without a gate
+* score (score-level): no common representation; each expert scores the candidate by sqrt(D) * cos(view, e_c), and the
+  scores are mixed: ``seq . e_c + g * sum_m w_m * s_m``
+
+Shapes: B windows, L positions, N candidates, M segments, E experts, D hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from model.experts import Expert, MatchingExpert, SemanticExpert, VisualExpert
-from model.fusion import representation_scores, score_level_scores, sequence_scores
-from model.items import FixedFeatures, ItemVectors
-from model.memory import Memory, latest_memory, window_memory
-from model.router import ItemRouter
-from model.sasrec import SASRec
+from fedmoe.modalities import EXPERT
+from fedmoe.settings import ModelSettings
+from model.experts import EXPERTS, Expert, Memory, latest_memory, window_memory
+from model.sasrec import FixedFeatures, ItemVectors, SASRec, SharedDropout
+
+Score = Literal["dot", "cosine"]
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """The model's hyper-parameters; their meaning, ranges and defaults are those of ``settings.ModelSettings``."""
+class Modality:
+    """One modality of a model: its features, the kind of its expert and that one's own arguments, and its LayerNorm."""
 
-    num_items: int
-    dim: int = 64
-    blocks: int = 2
-    heads: int = 2
-    dropout: float = 0.2
-    max_seq_len: int = 50
-    mixture: bool = True
-    item_representation: Literal["id", "id+content"] = "id"
-    fusion: Literal["residual", "competitive", "score"] = "residual"
-    score: Literal["dot", "cosine"] = "dot"
-    experts: Literal["matching", "attention"] = "matching"
-    gate_init: float = 0.5
-    norm_sequence: bool = True
-    norm_visual: bool = True
-    norm_semantic: bool = True
-    attention_dim: int = 64
-    memory_size: int = 50
-    memory_refresh: int = 10
-    memory_decay: float = 5.0
+    features: FixedFeatures
+    expert: str = "matching"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    norm: bool = True
 
 
 @dataclass(frozen=True)
@@ -80,6 +76,37 @@ class Scored:
     views: Views | None
 
 
+class ItemRouter(nn.Module):
+    """An MLP on the candidate's item vector; its softmax weighs the experts."""
+
+    def __init__(self, dim: int, experts: int, dropout: float) -> None:
+        super().__init__()
+        half = max(dim // 2, 1)
+        self.layers = nn.Sequential(
+            nn.Linear(dim, dim),
+            nn.LayerNorm(dim),
+            nn.ReLU(),
+            SharedDropout(dropout),
+            nn.Linear(dim, half),
+            nn.ReLU(),
+            SharedDropout(dropout),
+            nn.Linear(half, experts),
+        )
+
+    def forward(self, vectors: Tensor, available: Tensor) -> Tensor:
+        """Return the weights ``[B, M, N, E]`` for item vectors ``[B, N, D]``.
+
+        available: bool ``[B, M, N, E]``; an expert without a view of the candidate gets 0 and the others sum to 1.
+        Where no expert has one, all weights are 0.
+        """
+        if available.shape[-1] == 1:  # a softmax over one expert is 1, and has no gradient
+            return available.to(vectors.dtype)
+        logits = self.layers(vectors).unsqueeze(1).expand(available.shape)
+        weights = logits.masked_fill(~available, -1e9).softmax(dim=-1)
+        kept: Tensor = weights * available
+        return kept
+
+
 class Gate(nn.Module):
     """The learnable scalar g: how strongly the experts speak."""
 
@@ -89,28 +116,38 @@ class Gate(nn.Module):
 
 
 class ResidualMoE(nn.Module):
-    """SASRec with a residual mixture of a visual and a semantic expert; without features it is SASRec."""
+    """SASRec with a residual mixture of one expert a modality; without modalities it is SASRec."""
 
     def __init__(
-        self, architecture: Architecture, visual: FixedFeatures | None = None, text: FixedFeatures | None = None
+        self, settings: ModelSettings, num_items: int, modalities: Mapping[str, Modality] | None = None
     ) -> None:
         super().__init__()
-        self.architecture = a = architecture
-        self.features = nn.ModuleDict()
-        for name, features in (("visual", visual), ("text", text)):
-            if features is not None:
-                self.features[name] = features
-        self.items = ItemVectors(a.num_items, a.dim, a.item_representation, visual, text)
-        self.backbone = SASRec(a.dim, a.blocks, a.heads, a.dropout, a.max_seq_len)
-        self.norms = nn.ModuleDict({"sequence": _norm(a.dim, a.norm_sequence)})
+        self.settings, self.num_items = settings, num_items
+        modalities = modalities or {}
+        features = {name: each.features for name, each in modalities.items()}
+        self.features = nn.ModuleDict(features)
+        self.items = ItemVectors(num_items, settings.dim, features if settings.item_representation != "id" else {})
+        self.backbone = SASRec(settings.dim, settings.blocks, settings.heads, settings.dropout, settings.max_seq_len)
+        self.norms = nn.ModuleDict({"sequence": _norm(settings.dim, settings.norm_sequence)})
         self.experts = nn.ModuleDict()
-        for name, features in (("visual", visual), ("semantic", text)):
-            if a.mixture and features is not None:
-                self.experts[name] = _expert(name, features, a)
-                self.norms[name] = _norm(a.dim, a.norm_visual if name == "visual" else a.norm_semantic)
-        self.competes = a.fusion == "competitive" and len(self.experts) > 0
-        self.router = ItemRouter(a.dim, len(self.experts) + self.competes, a.dropout) if self.experts else None
-        self.gate = Gate(a.gate_init) if self.experts and not self.competes else None
+        for name, each in modalities.items() if settings.mixture else ():
+            self.experts[name] = EXPERTS.build(each.expert, each.parameters, features=each.features, settings=settings)
+            self.norms[name] = _norm(settings.dim, each.norm)
+        count = len(self.experts)
+        self.competes = settings.fusion == "competitive" and count > 0
+        self.router = ItemRouter(settings.dim, count + self.competes, settings.dropout) if count else None
+        self.gate = Gate(settings.gate_init) if count and not self.competes else None
+
+    def groups(self) -> dict[str, list[nn.Module]]:
+        """Return the submodules of each group of parameters, which is aggregated or kept private as a whole."""
+        return {
+            "embedding": [self.items],
+            "backbone": [self.backbone],
+            **{f"{EXPERT}{name}": [expert] for name, expert in self.experts.items()},
+            "router": [self.router] if self.router is not None else [],
+            "gate": [self.gate] if self.gate is not None else [],
+            "norms": [self.norms],
+        }
 
     def forward(self, context: Tensor, length: int, candidates: Tensor) -> Scored:
         """Score candidates at every position of a window, for training.
@@ -118,8 +155,8 @@ class ResidualMoE(nn.Module):
         context: item ids ``[B, P + L]``: the window's L = length inputs, and before them P earlier items for the
         experts' memory. candidates: item ids ``[B, N]``, the same for all positions.
         """
-        a = self.architecture
-        memory = window_memory(context, length, a.memory_size, a.memory_refresh)
+        s = self.settings
+        memory = window_memory(context, length, s.memory_size, s.memory_refresh)
         return self._score(self.states(context[:, -length:]), candidates, self.item_side(candidates), memory)
 
     def rank_scores(self, context: Tensor, candidates: Tensor, catalogue: ItemSide | None = None) -> Tensor:
@@ -127,10 +164,10 @@ class ResidualMoE(nn.Module):
 
         catalogue: ``item_side`` of the items 0 to V, where it is at hand.
         """
-        a = self.architecture
-        states = self.states(context[:, -a.max_seq_len :])[:, -1:]
+        s = self.settings
+        states = self.states(context[:, -s.max_seq_len :])[:, -1:]
         side = self.item_side(candidates) if catalogue is None else catalogue.of(candidates)
-        return self._score(states, candidates, side, latest_memory(context, a.memory_size)).scores[:, 0]
+        return self._score(states, candidates, side, latest_memory(context, s.memory_size)).scores[:, 0]
 
     def item_side(self, items: Tensor) -> ItemSide:
         """Return what the model makes of items ``[...]`` alone."""
@@ -162,29 +199,83 @@ class ResidualMoE(nn.Module):
         return Views(tuple(views), self.router(side.vectors, stacked), stacked, torch.stack(power, dim=-1))
 
     def _score(self, states: Tensor, candidates: Tensor, side: ItemSide, memory: Memory) -> Scored:
-        a, vectors = self.architecture, side.vectors
+        s, vectors = self.settings, side.vectors
         if self.router is None:
-            return Scored(sequence_scores(states, vectors, a.score), None)
+            return Scored(sequence_scores(states, vectors, s.score), None)
         said = self.expert_views(candidates, side, memory)
         if self.gate is None:
             share, weights = said.weights[..., 0], said.weights[..., 1:]
-            scores = representation_scores(states, vectors, said.views, weights, share, memory, a.score)
-        elif a.fusion == "score":
+            scores = representation_scores(states, vectors, said.views, weights, share, memory, s.score)
+        elif s.fusion == "score":
             weights = self.gate.value * said.weights
-            scores = score_level_scores(states, vectors, said.views, weights, memory, a.score)
+            scores = score_level_scores(states, vectors, said.views, weights, memory, s.score)
         else:
             weights = self.gate.value * said.weights
-            scores = representation_scores(states, vectors, said.views, weights, None, memory, a.score)
+            scores = representation_scores(states, vectors, said.views, weights, None, memory, s.score)
         return Scored(scores, said)
-
-
-def _expert(name: str, features: FixedFeatures, a: Architecture) -> Expert:
-    if a.experts == "matching":
-        return MatchingExpert(features, a.attention_dim, a.memory_decay)
-    if name == "visual":
-        return VisualExpert(features, a.dim, a.attention_dim, a.dropout)
-    return SemanticExpert(features, a.dim, a.attention_dim, a.heads, a.dropout)
 
 
 def _norm(dim: int, on: bool) -> nn.Module:
     return nn.LayerNorm(dim) if on else nn.Identity()
+
+
+def mixed_view(views: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Return ``sum_e w_e * view_e`` ``[B, M, N, D]`` of E views ``[B, M, N, D]`` and weights ``[B, M, N, E]``."""
+    return torch.stack([weights[..., e, None] * view for e, view in enumerate(views)]).sum(dim=0)
+
+
+def sequence_scores(states: Tensor, vectors: Tensor, score: Score) -> Tensor:
+    """Return SASRec's own scores ``[B, L, N]`` of states ``[B, L, D]`` and item vectors ``[B, N, D]``."""
+    return _scored(states @ vectors.transpose(1, 2), states.square().sum(dim=-1, keepdim=True), vectors, score)
+
+
+def representation_scores(
+    states: Tensor,
+    vectors: Tensor,
+    views: Sequence[Tensor],
+    weights: Tensor,
+    share: Tensor | None,
+    memory: Memory,
+    score: Score,
+) -> Tensor:
+    """Return the scores ``[B, L, N]`` of ``final = share * states + sum_e weights_e * views_e``.
+
+    states ``[B, L, D]``, vectors ``[B, N, D]``, views: E of ``[B, M, N, D]``, weights ``[B, M, N, E]`` (times the
+    gate, where there is one), share ``[B, M, N]`` or None for 1.
+    """
+    products = states @ vectors.transpose(1, 2)
+    shares = 1.0 if share is None else memory.by_position(share)
+    agreement = torch.stack([(view * vectors.unsqueeze(1)).sum(dim=-1) for view in views], dim=-1)  # [B, M, N, E]
+    dot = shares * products + memory.by_position((weights * agreement).sum(dim=-1))
+    if score == "dot":
+        return dot
+    auxiliary = mixed_view(views, weights)
+    every = auxiliary.transpose(1, 2) @ states.unsqueeze(1).transpose(2, 3)  # [B, N, M, L]
+    crossed = torch.take_along_dim(every, memory.segment[:, None, None], dim=2).squeeze(2).transpose(1, 2)
+    states_squared = states.square().sum(dim=-1, keepdim=True)
+    own_squared = memory.by_position(auxiliary.square().sum(dim=-1))
+    squared = shares * shares * states_squared + 2 * shares * crossed + own_squared
+    return _scored(dot, squared, vectors, score)
+
+
+def score_level_scores(
+    states: Tensor, vectors: Tensor, views: Sequence[Tensor], weights: Tensor, memory: Memory, score: Score
+) -> Tensor:
+    """Return the scores ``[B, L, N]`` of score-level fusion.
+
+    views: E of ``[B, M, N, D]``, weights ``[B, M, N, E]``: the router's times the gate.
+    """
+    dim, own = vectors.shape[-1], vectors.unsqueeze(1)
+    cosines = torch.stack([functional.cosine_similarity(view, own, dim=-1) for view in views], dim=-1)
+    auxiliary = (weights * cosines).sum(dim=-1) * dim**0.5
+    scores: Tensor = sequence_scores(states, vectors, score) + memory.by_position(auxiliary)
+    return scores
+
+
+def _scored(dot: Tensor, squared_norm: Tensor, vectors: Tensor, score: Score) -> Tensor:
+    """Turn dot products ``[B, L, N]`` into scores; squared_norm: of what was multiplied with ``vectors``."""
+    if score == "dot":
+        return dot
+    norms = squared_norm.clamp_min(1e-12).sqrt() * vectors.norm(dim=-1).clamp_min(1e-6).unsqueeze(1)
+    scaled: Tensor = vectors.shape[-1] ** 0.5 * dot / norms
+    return scaled

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.items import FixedFeatures, ItemVectors
+from fedmoe.errors import FedMoEError
 from model.residual_moe import Gate, ResidualMoE, Scored
-from model.sasrec import Positions
+from model.sasrec import FixedFeatures, ItemVectors, Positions
 
 Module = TypeVar("Module", bound=nn.Module)
 TABLE = "items.ids.weight"
@@ -32,7 +32,10 @@ class StackedModel:
     """A model whose parameters, set by ``load``, are those of C clients. Always in training mode."""
 
     def __init__(self, model: ResidualMoE) -> None:
-        """Copy the layers of ``model``; its parameters and features are shared, not copied."""
+        """Copy the layers of ``model``; its parameters and features are shared, not copied.
+
+        Raises FedMoEError for a layer with parameters that has no stacked form.
+        """
         shared = {id(tensor): tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors}
         self._catalogue: dict[str, tuple[Tensor, Tensor]] = {}
         for name, features in model.features.items():
@@ -173,6 +176,9 @@ def _stacked(module: Module) -> Module:
     for name, child in module.named_children():
         if type(child) in STACKED:
             setattr(module, name, STACKED[type(child)](child))
+        elif any(True for _ in child.parameters(recurse=False)):
+            kinds = ", ".join(kind.__name__ for kind in STACKED)
+            raise FedMoEError(f"layer '{name}' ({type(child).__name__}) does not stack; those that do: {kinds}")
         else:
             _stacked(child)
     return module

@@ -1,9 +1,9 @@
 """``python -m model.verify``: check the five facts of the residual mixture on a small model; exit 1 if one fails.
 
 1. SASRec is the backbone and its output is preserved: without a word from the experts the scores are its own.
-2. The router weighs the two auxiliary experts alone, and its weights sum to 1.
+2. The router weighs the auxiliary experts alone, here two, and its weights sum to 1.
 3. The gate controls how strongly they speak: the scores are linear in it, and it learns.
-4. The fusion is ``final = LN(seq) + g * (w_vis * LN(vis) + w_sem * LN(sem))``, computed here the long way.
+4. The fusion is ``final = LN(seq) + g * sum_m w_m * LN(view_m)``, computed here the long way.
 5. The load-balance loss concerns the two experts and pulls each towards 1/2.
 """
 
@@ -16,28 +16,37 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from model.items import FixedFeatures
-from model.memory import window_memory
-from model.residual_moe import Architecture, ResidualMoE
-from model.router import load_balance_loss
+from fedmoe.settings import ModelSettings
+from model.experts import window_memory
+from model.losses import load_balance_loss
+from model.residual_moe import Modality, ResidualMoE
+from model.sasrec import FixedFeatures
 
 ITEMS, LENGTH = 40, 8
+WIDTHS = {"first": 12, "second": 10}  # of the features of two modalities
 
 
-def small_model(**changes: object) -> ResidualMoE:
-    """Return a small model with both modalities, in evaluation mode; changes: fields of ``Architecture``."""
+def small_model(norm: bool = True, **changes: object) -> ResidualMoE:
+    """Return a small model of two modalities, in evaluation mode.
+
+    norm: whether the experts have a LayerNorm; changes: other values of ``ModelSettings``.
+    """
     fields: dict[str, object] = {
-        "num_items": ITEMS, "dim": 16, "blocks": 2, "max_seq_len": LENGTH, "attention_dim": 8,
-        "memory_size": 8, "memory_refresh": 4, "gate_init": 0.3,
+        "dim": 16, "max_seq_len": LENGTH, "attention_dim": 8, "memory_size": 8, "memory_refresh": 4, "gate_init": 0.3,
     }  # fmt: skip
+    settings = ModelSettings.model_validate(fields | changes)
     generator = torch.Generator().manual_seed(1)
-    features = [
-        FixedFeatures(torch.randn(ITEMS + 1, width, generator=generator).numpy(), (torch.arange(ITEMS + 1) > 0).numpy())
-        for width in (12, 10)
-    ]
+    present = (torch.arange(ITEMS + 1) > 0).numpy()
+    kinds = ("feature_attention", "item_attention") if settings.experts == "attention" else (settings.experts,) * 2
+    modalities = {
+        name: Modality(
+            FixedFeatures(torch.randn(ITEMS + 1, width, generator=generator).numpy(), present), kind, norm=norm
+        )
+        for (name, width), kind in zip(WIDTHS.items(), kinds, strict=True)
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = ResidualMoE(Architecture(**{**fields, **changes}), *features)  # type: ignore[arg-type]
+        model = ResidualMoE(settings, ITEMS, modalities)
         with torch.no_grad():  # as after some training: every part has something to say
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
@@ -103,13 +112,13 @@ def fusion_is_residual() -> bool:
     model = small_model()
     assert model.gate is not None
     states, vectors = model.states(context[:, -LENGTH:]), model.items(candidates)
-    memory = window_memory(context, LENGTH, model.architecture.memory_size, model.architecture.memory_refresh)
+    memory = window_memory(context, LENGTH, model.settings.memory_size, model.settings.memory_refresh)
     said = model.expert_views(candidates, model.item_side(candidates), memory)
     expected = torch.zeros(2, LENGTH, candidates.shape[1])
     for user, position in product(range(2), range(LENGTH)):
-        visual, semantic = (view[user, memory.segment[user, position]] for view in said.views)  # [N, D]
+        first, second = (view[user, memory.segment[user, position]] for view in said.views)  # [N, D]
         weights = said.weights[user, memory.segment[user, position]].unsqueeze(-1)
-        auxiliary = weights[:, 0] * visual + weights[:, 1] * semantic
+        auxiliary = weights[:, 0] * first + weights[:, 1] * second
         final = states[user, position] + model.gate.value * auxiliary
         expected[user, position] = (final * vectors[user]).sum(dim=-1)
     return torch.allclose(model(context, LENGTH, candidates).scores, expected, atol=1e-5)
@@ -127,7 +136,7 @@ FACTS: dict[str, Callable[[], bool]] = {
     "SASRec is the backbone and its output is preserved": backbone_is_preserved,
     "the router weighs two auxiliary experts and its weights sum to 1": router_weighs_two_experts,
     "the gate controls how strongly the experts speak, and learns": gate_controls_the_experts,
-    "final = LN(seq) + g * (w_vis * LN(vis) + w_sem * LN(sem))": fusion_is_residual,
+    "final = LN(seq) + g * sum_m w_m * LN(view_m)": fusion_is_residual,
     "the load-balance loss concerns two experts and pulls each to 1/2": balance_is_towards_one_half,
 }
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Protocol
 
 import numpy as np
 
-from fedmoe.settings import ModelSettings
+from fedmoe.settings import Settings
 
 # Raise it when the code gives parameters of the same names and shapes another meaning.
-FORM = 1
+FORM = 2
 # What changes how a model is trained or used, but not what its parameters mean.
 _FREE = {"gate_init", "dropout", "memory_size", "memory_refresh"}
 
@@ -23,12 +24,31 @@ class Features(Protocol):
     def values(self) -> np.ndarray: ...
 
 
-def model_version(settings: ModelSettings, num_items: int, text: Features | None, visual: Features | None) -> str:
-    """Return a short name of the model's schema, such as ``1-5f0c2ab31d44``; two models differ if their names do."""
+class Interactions(Protocol):
+    """Histories, of which the size of the catalogue alone is looked at."""
+
+    @property
+    def num_items(self) -> int: ...
+
+
+class Catalogue(Protocol):
+    """What tells models apart: the size of the catalogue, and the features of each modality by name."""
+
+    @property
+    def interactions(self) -> Interactions: ...
+    @property
+    def features(self) -> Mapping[str, Features]: ...
+
+
+def model_version(settings: Settings, catalogue: Catalogue) -> str:
+    """Return a short name of the model's schema, such as ``2-5f0c2ab31d44``; two models differ if their names do."""
     schema = {
-        "settings": settings.model_dump(mode="json", exclude=_FREE),
-        "items": num_items,
-        "text": None if text is None else text.values.shape[1],
-        "visual": None if visual is None else visual.values.shape[1],
+        "settings": settings.model.model_dump(mode="json", exclude=_FREE),
+        "items": catalogue.interactions.num_items,
+        "modalities": {
+            name: [each.values.shape[1], settings.expert_of(name), own.norm, own.expert_parameters]
+            for name, each in catalogue.features.items()
+            for own in [settings.named_modalities[name]]
+        },
     }
     return f"{FORM}-{sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()[:12]}"

@@ -16,7 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from rich.console import Console
 from safetensors.numpy import load_file
 
-from data.catalogue_folder import save_catalogue
+from data.dataset import save_catalogue
 from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings, to_run_config
@@ -51,7 +51,7 @@ class Loopback(Grid):
         self.folder, self.session, self.simulated = folder, session, simulated
         self.states: dict[int, RecordDict] = {user: RecordDict() for user in range(USERS)}
         self.settings, _ = load_settings(WORDS)
-        self.dataset = load_dataset(self.settings.data, self.settings.seed)
+        self.dataset = load_dataset(self.settings)
         self.run_config = {**to_run_config(self.settings), "run_dir": str(folder / "run")}
         self.sent: list[Message] = []
         self.received: list[Message] = []

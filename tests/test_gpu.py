@@ -10,7 +10,7 @@ import torch
 
 import sim
 from data.registry import load_dataset
-from data.splits import training_part
+from data.sampling import training_part
 from fedmoe.loading import load_settings
 from fedmoe_client.learning.training import train_locally
 from fedmoe_client.learning.workbench import Workbench
@@ -24,7 +24,7 @@ WORDS = (
 
 def trained(*words: str) -> dict[str, np.ndarray]:
     settings, _ = load_settings([*WORDS, *words])
-    bench = Workbench(settings, load_dataset(settings.data, settings.seed))
+    bench = Workbench(settings, load_dataset(settings))
     assert bench.device.type == settings.simulation.device
     train_locally(bench.model, training_part(bench.dataset.interactions.history(0)), settings, 0, 1)
     return bench.take(bench.names)

@@ -66,7 +66,7 @@ class Nodes(Grid):
 def one_round(strategy: str, *words: str) -> tuple[dict[str, np.ndarray], list[Message], int]:
     """Return the aggregated arrays, the replies and the bytes of the model."""
     settings, _ = load_settings([*WORDS, *words])
-    dataset = load_dataset(settings.data, settings.seed)
+    dataset = load_dataset(settings)
     groups = parameter_groups(settings, dataset)
     start = ArrayRecord({name: Array(array) for name, array in initial_arrays(settings, dataset).items()})
     schedule = AggregationSchedule(groups, 0, list(groups), list(groups))

@@ -11,9 +11,9 @@ from torch import Tensor
 
 import model.sasrec
 from benchmarks.quality.central import CentralPlan, train_centrally
-from data.catalogue import ItemFeatures
-from data.interactions import Interactions
-from data.registry import Dataset
+from data.dataset import Dataset
+from data.features import ItemFeatures
+from data.sampling import Interactions
 from fedmoe.loading import load_settings
 from fedmoe_client.learning.evaluation import Scorer, mean_metrics, popularity_metrics, ranks
 from model.residual_moe import ResidualMoE
@@ -34,7 +34,8 @@ def random_data() -> Dataset:
     interactions = Interactions(items, np.arange(USERS + 1) * LENGTH, users, ids)
     present = np.arange(ITEMS + 1) > 0
     noise = [rng.normal(size=(ITEMS + 1, 8)).astype(np.float32) * present[:, None] for _ in range(2)]
-    return Dataset("random", interactions, None, ItemFeatures(noise[0], present), ItemFeatures(noise[1], present), 0)
+    features = {name: ItemFeatures(each, present) for name, each in zip(("visual", "text"), noise, strict=True)}
+    return Dataset("random", interactions, features)
 
 
 def hit_rate(scorer: Scorer, dataset: Dataset) -> float:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from fedmoe.errors import FedMoEError
 from fedmoe.help import TOPICS, help_text
 from fedmoe.loading import CONFIGS, from_run_config, leaves, load_points, load_settings, to_run_config
-from fedmoe.settings import GROUPS, Settings
+from fedmoe.modalities import GROUPS
+from fedmoe.settings import Settings
 
 REFERENCE_FLAGS = (
     "--num_rounds 30 --client_fraction 0.2 --local_epochs 1 --learning_rate 1e-3 --batch_size 32 --gating_init 0.1 "
@@ -29,7 +30,9 @@ def test_every_flag_of_the_reference_is_understood() -> None:
     assert settings.training.loss == "softmax"
     assert settings.model.gate_init == 0.1
     assert settings.data.data_file == Path("ml100k_ratings_processed.dat")
-    assert settings.data.visual_file == "clip.pt"
+    assert settings.data.dataset == "file"
+    assert settings.modalities["visual"].file == "clip.pt"
+    assert settings.modalities["text"].file == "text.pt"
     assert [warning.split()[0] for warning in warnings] == ["--init_bias_for_sasrec", "--sasrec_bias_value"]
 
 
@@ -111,6 +114,62 @@ def test_another_strategy_starts_without_the_default_ones_parameters() -> None:
     default = Settings().federation.strategy_parameters
     settings, _ = load_settings(["strategy_parameters.eta=0.5"])
     assert settings.federation.strategy_parameters == {**default, "eta": 0.5}
+
+
+def test_a_modality_needs_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("modalities: {audio: {file: audio.npy}, visual: {norm: false}}\n")
+    settings, _ = load_settings([str(path), "modalities.audio.norm=false", "modalities.visual.file=pictures.npy"])
+    assert {name: (own.file, own.norm) for name, own in settings.named_modalities.items()} == {
+        "visual": ("pictures.npy", False),
+        "text": ("titles", True),
+        "audio": ("audio.npy", False),
+    }
+    assert from_run_config(to_run_config(settings)) == settings
+
+
+def test_a_modality_that_is_null_is_gone() -> None:
+    settings, _ = load_settings(["modalities.text=null", "modalities.audio.expert_parameters.width=3"])
+    assert list(settings.named_modalities) == ["visual", "audio"]
+    assert settings.named_modalities["audio"].expert_parameters == {"width": 3}
+    assert from_run_config(to_run_config(settings)) == settings
+    assert load_settings(["text_file=null"])[0].named_modalities["text"].file is None
+
+
+def test_the_references_spellings_are_understood(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        "data: {visual_file: pictures.npy, text_file: texts.npy, item_id_file: ids.txt}\n"
+        "model: {norm_visual: false, norm_semantic: false, experts: attention}\n"
+        "federation: {warmup: all, shared: [embedding, visual_expert, semantic_expert], decoy_rows: 0}\n"
+    )
+    settings, _ = load_settings([str(path), "text_file=noise"])
+    assert {name: (own.file, own.norm) for name, own in settings.named_modalities.items()} == {
+        "visual": ("pictures.npy", False),
+        "text": ("noise", False),
+    }
+    assert [settings.expert_of(name) for name in settings.modalities] == ["feature_attention", "item_attention"]
+    assert settings.federation.shared == ("embedding", "experts.visual", "experts.text")
+    assert list(load_settings(["modalities.semantic.file=noise"])[0].modalities) == ["visual", "text"]
+    assert load_settings(["semantic_expert=matching"])[0].named_modalities["text"].expert == "matching"
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["modalities.audio.fil=a.npy"], "'modalities.audio.fil' - did you mean 'file'"),
+        (["modalities.entropy.file=a.npy"], "a modality's name is a word in lower case"),
+        (["modalities.audio.expert=matchin"], "did you mean 'matching'"),
+        (["shared=[experts.audio]"], "'experts.audio' is no modality's expert: modalities are visual, text"),
+        (["dataset=ml-1m", "data_file=own.csv"], "dataset 'ml-1m' does not read data_file: set dataset to file"),
+        (["item_id_file=ids.txt"], "no modality has a file"),
+        (["users=30"], "set dataset to synthetic"),
+        (["momentum=0.5", "optimizer=adam"], "momentum is for sgd"),
+    ],
+)
+def test_what_another_setting_makes_meaningless_is_an_error(words: list[str], complaint: str) -> None:
+    with pytest.raises(FedMoEError, match=complaint):
+        load_settings(words)
 
 
 @given(st.integers(1, 10**6), st.floats(1e-6, 1e3), st.lists(st.sampled_from(GROUPS), unique=True))

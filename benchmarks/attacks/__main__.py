@@ -79,7 +79,7 @@ def _leaks(base: Settings, clean: Outcome, folder: Path, given: argparse.Namespa
     for name, changes in LEAKS.items():
         print(f"leak: {name}", flush=True)
         settings = settings_of(base, changes, given.seeds[0], folder, "leak")
-        dataset = load_dataset(settings.data, settings.seed)
+        dataset = load_dataset(settings)
         arrays = arrays_of(load_chosen(Path(clean.run_dir), settings, dataset)[0].model)
         found[name] = leak(settings, dataset.interactions, arrays, given.leak_users, given.leak_rounds)
     return found

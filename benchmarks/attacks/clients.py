@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.runs import context_length
-from data.splits import training_part
+from data.sampling import training_part
 from fedmoe.wire import NamedArrays, packed_bytes, to_record, unpack
 from fedmoe_client.app import app as honest
 from fedmoe_client.device.node import node_from

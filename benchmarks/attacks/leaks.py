@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.attacks.clients import TABLE
-from data.interactions import Interactions
-from data.sampling import generator
-from data.splits import training_part
+from data.sampling import Interactions, generator, training_part
 from fedmoe.loading import to_run_config
-from fedmoe.settings import GROUPS, Settings
+from fedmoe.modalities import GROUPS
+from fedmoe.settings import Settings
 from fedmoe.wire import NamedArrays, pack
 from fedmoe_client.device.node import Node
 from fedmoe_client.learning.messages import Task, perform

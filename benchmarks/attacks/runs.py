@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from benchmarks.attacks.clients import Attack
 from benchmarks.runs import Kept, changed, context_length, load_chosen, ranks_of, slug, strategy
-from data.interactions import Interactions
 from data.registry import load_dataset
-from data.sampling import generator
+from data.sampling import Interactions, generator
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import to_run_config
 from fedmoe.settings import EvaluationSettings, Settings
@@ -103,7 +102,7 @@ def outcome(kept: Kept, base: Settings, folder: Path, attack: str, defence: str,
     """Return what becomes of a run under an attack; it is done once and kept."""
     label = f"{attack} against {defence}, seed {seed}"
     settings = settings_of(base, DEFENCES[defence], seed, folder, label)
-    bad = attack_of(attack, load_dataset(settings.data, settings.seed).interactions, seed)
+    bad = attack_of(attack, load_dataset(settings).interactions, seed)
     about = {"settings": settings.model_dump(mode="json", exclude={"save_dir"}), "attack": bad.model_dump()}
     return Outcome(**kept.get(label, about, lambda: asdict(run(settings, bad))))
 
@@ -127,7 +126,7 @@ def cold_item(interactions: Interactions) -> int:
 def run(settings: Settings, attack: Attack) -> Outcome:
     """Run a federation some of whose clients are bad, and measure the model of the server."""
     print(settings.name, flush=True)
-    dataset, run_dir = load_dataset(settings.data, settings.seed), new_run_dir(settings, datetime.now())
+    dataset, run_dir = load_dataset(settings), new_run_dir(settings, datetime.now())
     run_config: dict[str, Any] = {**to_run_config(settings), "run_dir": str(run_dir), "resume": ""}
     run_config["attack"] = attack.model_dump_json()
     users, simulation = dataset.interactions.num_users, settings.simulation

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.runs import context_length, ranks_of
-from data.registry import Dataset, load_dataset
-from data.sampling import generator, packed_windows, sample_negatives
-from data.splits import training_part
+from data.dataset import Dataset
+from data.registry import load_dataset
+from data.sampling import generator, packed_windows, sample_negatives, training_part
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import read_yaml, settings_from
 from fedmoe.settings import Settings
@@ -54,7 +54,7 @@ def run(given: argparse.Namespace) -> None:
     comparison(run_dir)  # a run that has not completed is refused before the training, not after
     plan = CentralPlan(given.epochs or passes(settings), given.batch_size, given.learning_rate)
     print(f"{run_dir}: {plan.epochs} epochs of batches of {plan.batch_size} windows")
-    _, found = train_centrally(settings, load_dataset(settings.data, settings.seed), plan, print)
+    _, found = train_centrally(settings, load_dataset(settings), plan, print)
     add_baseline(run_dir, "central", found)
     print(comparison(run_dir))
     print(f"report: {write_report(run_dir)}")
@@ -85,7 +85,7 @@ def train_centrally(
 
     change: what an experiment does to the new model before it is trained.
     """
-    model = build_model(settings.model, dataset, settings.seed)
+    model = build_model(settings, dataset)
     change(model)
     torch.manual_seed(settings.seed)
     windows = _all_windows(settings, dataset)

@@ -20,8 +20,8 @@ from benchmarks.quality.central import CentralPlan, passes, train_centrally
 from benchmarks.quality.figures import comparison_table, draw, main_table, slice_table, slices_of
 from benchmarks.runs import Kept, Ranks, changed, check_names, job, load_chosen, ranks_of, slug
 from benchmarks.tables import write_page
-from data.catalogue_folder import fingerprints
-from data.registry import Dataset, load_dataset
+from data.dataset import Dataset
+from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import EvaluationSettings, Settings
 from fedmoe_client.learning.evaluation import catalogue_scorer, popularity_scorer
@@ -31,6 +31,7 @@ from sim import simulate
 SAMPLED = EvaluationSettings(protocol="sampled", num_candidates=100)
 _SASREC = {"model.mixture": False, "model.item_representation": "id"}
 _CONTENT = {"model.item_representation": "id+content"}
+NOISE = "federated mixture, noise"  # in place of all feature files
 # A variant's first word is the kind of training; its settings, by their full keys, stand over the command line's.
 VARIANTS: dict[str, dict[str, Any]] = {
     "popularity": {},
@@ -42,7 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "federated mixture": {},
     "federated mixture, id+content": _CONTENT,
     "federated mixture, all shared": {"federation.shared": "all"},
-    "federated mixture, noise": {"data.text_file": "noise", "data.visual_file": "noise"},
+    NOISE: {},
 }
 # What is to be read off the rows, each pair only where both were run: the first over the second.
 COMPARISONS: tuple[tuple[str, str], ...] = (
@@ -94,7 +95,7 @@ def run(given: argparse.Namespace) -> None:
             kinds[name] = [ranks[kind] for ranks in found]
         if any("personal" in ranks and (ranks["personal"] != ranks["full"]).any() for ranks in found):
             rows[f"{name}, personalised"] = [ranks["personal"] for ranks in found]
-    slices = slices_of(load_dataset(base.data, base.seed))
+    slices = slices_of(load_dataset(base))
     draw(rows, slices, base.name, folder / "quality.png")
     parts = [
         main_table(rows, sampled, given.against),
@@ -115,10 +116,10 @@ def variant_ranks(name: str, base: Settings, seed: int, folder: Path, kept: Kept
     print(f"seed {seed}: {name}", flush=True)
     label, kind = f"{slug(name)}-{seed}", name.split()[0]
     settings = settings_of(base, name, seed, folder).model_copy(update={"name": label})
-    dataset = load_dataset(settings.data, settings.seed)
+    dataset = load_dataset(settings)
     histories = sha256(dataset.interactions.items.tobytes() + dataset.interactions.offsets.tobytes()).hexdigest()
     about = {
-        "data": fingerprints(dataset) | {"histories": histories},
+        "data": dataset.fingerprints() | {"histories": histories},
         "plan": asdict(CentralPlan(passes(settings))) if kind == "central" else None,
         "settings": settings.model_dump(mode="json", exclude={"save_dir", "name"}),
     }
@@ -131,11 +132,11 @@ def variant_ranks(name: str, base: Settings, seed: int, folder: Path, kept: Kept
 
 def settings_of(base: Settings, variant: str, seed: int, folder: Path) -> Settings:
     """Return the settings of a variant with a seed."""
-    tree, changes = base.model_dump(mode="json"), dict(VARIANTS[variant])
-    for key in [key for key, value in changes.items() if value == "noise"]:
-        if tree["data"][key.removeprefix("data.")] is None:
-            del changes[key]  # noise takes the place of features; it is none of its own
-    return changed(base, changes, seed=seed, save_dir=str(folder / "runs"))
+    modalities = base.model_dump(mode="json")["modalities"]
+    for each in modalities.values() if variant == NOISE else ():
+        if each is not None and each["file"] is not None:
+            each["file"] = "noise"
+    return changed(base, VARIANTS[variant], modalities=modalities, seed=seed, save_dir=str(folder / "runs"))
 
 
 def _trained(kind: str, settings: Settings, dataset: Dataset) -> dict[str, Ranks]:

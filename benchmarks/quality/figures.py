@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from benchmarks.runs import Ranks
 from benchmarks.tables import bars
-from data.registry import Dataset
-from data.splits import held_out, training_part
+from data.dataset import Dataset
+from data.sampling import held_out, training_part
 from fedmoe_server.report.report import table
 
 Rows = Mapping[str, Sequence[Ranks]]
@@ -110,8 +110,8 @@ def slices_of(dataset: Dataset) -> dict[str, NDArray[np.bool_]]:
         "middle item (20 to 99)": (popularity >= 20) & (popularity < 100),
         "tail item (fewer than 20)": popularity < 20,
     }
-    for name, features in (("a picture", dataset.visual), ("a text", dataset.text)):
-        if features is not None and not features.present[targets].all():
+    for name, features in dataset.features.items():
+        if not features.present[targets].all():
             found[f"item without {name}"] = ~np.asarray(features.present[targets])
     return {name: members for name, members in found.items() if members.any()}
 

@@ -18,7 +18,8 @@ import torch
 
 from benchmarks.quality.figures import Rows, Slices, compared, slices_of
 from benchmarks.runs import Ranks, load_chosen, ranks_of
-from data.registry import Dataset, load_dataset
+from data.dataset import Dataset
+from data.registry import load_dataset
 from data.sampling import generator
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import read_yaml, settings_from
@@ -28,7 +29,7 @@ from fedmoe_client.store.private import NamedArrays, PrivateParameters
 from fedmoe_server.app import aggregation_schedule
 from fedmoe_server.report.report import table
 from fedmoe_server.report.run_folder import SETTINGS, federated_metrics
-from model.groups import parameter_names
+from model.build import parameter_names
 from simulation.flower_runtime import records_from_bytes
 from simulation.ray.client_files import read_clients, read_index
 
@@ -46,7 +47,7 @@ def run(given: argparse.Namespace) -> None:
     """Rank and print the tables."""
     torch.set_num_threads(1)  # users are ranked one by one, which is too little for threads to share
     every = settings_of(given.runs)
-    datasets = [load_dataset(settings.data, settings.seed) for settings in every]
+    datasets = [load_dataset(settings) for settings in every]
     if any(not np.array_equal(datasets[0].interactions.items, each.interactions.items) for each in datasets):
         raise FedMoEError("the runs have other histories: name runs of one data set")
     found = [ranks_of_run(*each) for each in zip(given.runs, every, datasets, strict=True)]

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from benchmarks.speed.report import Report, given_plan
-from data.registry import Dataset, load_dataset
-from data.splits import training_part
+from data.dataset import Dataset
+from data.registry import load_dataset
+from data.sampling import training_part
 from fedmoe.settings import Settings
 from fedmoe_client.learning.batches import WindowBatch
 from fedmoe_client.learning.objective import objective
@@ -29,8 +30,8 @@ def main() -> None:
     torch.manual_seed(0)  # dropout
     settings, _, cohorts = given_plan()
     report = Report()
-    dataset = load_dataset(settings.data, settings.seed)
-    model = build_model(settings.model, dataset, settings.seed)
+    dataset = load_dataset(settings)
+    model = build_model(settings, dataset)
     sizes: Sequence[int] = BATCH_SIZES
     for number, cohort in enumerate(cohorts, start=1):
         windows = joined([client_windows(dataset, settings, number, client) for client in cohort])

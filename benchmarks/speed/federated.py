@@ -30,7 +30,7 @@ from sim import execute
 def main() -> None:
     """Run a plan's rounds."""
     settings, rounds, _ = given_plan()
-    histories = load_dataset(settings.data, settings.seed).interactions
+    histories = load_dataset(settings).interactions
     report = Report()
     app = ServerApp()
 
@@ -45,7 +45,7 @@ def main() -> None:
 
 def _run(grid: Grid, settings: Settings, rounds: int, folder: Path, report: Report) -> None:
     """Do rounds as ``fedmoe_server.app`` does. FedMoEError: a client failed, so the time is worth nothing."""
-    dataset = load_dataset(settings.data, settings.seed)
+    dataset = load_dataset(settings)
     schedule = aggregation_schedule(settings, parameter_groups(settings, dataset))
     directory = ClientDirectory()
     reducing = isinstance(grid, ReducingGrid)

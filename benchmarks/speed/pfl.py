@@ -80,7 +80,7 @@ def main() -> None:
     settings, rounds, cohorts = given_plan()
     torch.set_num_threads(1)
     report, training = Report(), settings.training
-    dataset = load_dataset(settings.data, settings.seed)
+    dataset = load_dataset(settings)
 
     def dataset_of(client: Client) -> UserDataset:
         windows = client_windows(dataset, settings, *client)
@@ -91,7 +91,7 @@ def main() -> None:
         return min(training.max_windows or sys.maxsize, -(-targets // settings.model.max_seq_len))
 
     torch.manual_seed(settings.seed)
-    trained = Trained(build_model(settings.model, dataset, settings.seed), training)
+    trained = Trained(build_model(settings, dataset), training)
     given = {"eta": 0.005, "tau": 1e-6, **settings.federation.strategy_parameters}
     server = torch.optim.Adam(trained.parameters(), float(given["eta"]), betas=(0.9, 0.99), eps=float(given["tau"]))
     clients: list[Client] = [(n, client) for n, cohort in enumerate(cohorts, start=1) for client in cohort]

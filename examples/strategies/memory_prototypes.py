@@ -36,16 +36,15 @@ from torch import Tensor
 
 from benchmarks.quality.central import CentralPlan, train_centrally
 from benchmarks.quality.figures import gain, paired_p
-from data.registry import Dataset, load_dataset
-from data.sampling import generator
-from data.splits import training_part
+from data.dataset import Dataset
+from data.registry import load_dataset
+from data.sampling import generator, training_part
 from fedmoe.loading import load_settings
 from fedmoe.settings import Settings
 from fedmoe_client.learning.evaluation import catalogue_scorer, ranks
-from model.experts import Expert
-from model.items import FixedFeatures
-from model.memory import Memory
+from model.experts import Expert, Memory
 from model.residual_moe import ResidualMoE
+from model.sasrec import FixedFeatures
 
 Vectors = NDArray[np.float32]
 Items = NDArray[np.int32]
@@ -111,8 +110,8 @@ class ExtendedMemory(Expert):
     """
 
     def __init__(self, expert: Expert, slots: Vectors, short: int) -> None:
-        features = copy.deepcopy(expert._features[0])
-        super().__init__(features, expert.heads)
+        features = copy.deepcopy(expert.features)
+        super().__init__(features)
         self.expert, self.short = expert, short
         self.first, self.last = len(features.values), len(features.values) + len(slots)
         features.values = torch.cat([features.values, torch.from_numpy(slots)])
@@ -128,7 +127,7 @@ class ExtendedMemory(Expert):
         own = memory.items.unfold(1, memory.blocks * memory.block, memory.block)  # [B, M, K]
         segments = own.shape[1]
         own = own.flatten(0, 1)
-        open_to = self.expert._features[0].present[own].sum(dim=1, keepdim=True) <= self.short  # [B * M, 1]
+        open_to = self.expert.features.present[own].sum(dim=1, keepdim=True) <= self.short  # [B * M, 1]
         items = torch.cat([own, torch.arange(self.first, self.last) * open_to], dim=1)
         one = Memory(items, torch.zeros_like(items[:, :1]), items.shape[1], 1)
         each = (tensor.repeat_interleave(segments, dim=0) for tensor in (candidates, queries))
@@ -148,9 +147,9 @@ def prototypes(features: FixedFeatures, memories: Sequence[Items], size: int, pl
 
 
 def extend(model: ResidualMoE, kind: Kind, size: int, memories: Sequence[Items], plan: Plan, seed: int) -> None:
-    """Give both experts the slots."""
+    """Give the experts the slots."""
     for name, expert in model.experts.items():
-        features = expert._features[0]
+        features = expert.features
         if kind == "prototypes":
             slots = prototypes(features, memories, size, plan, seed)
         else:
@@ -182,7 +181,7 @@ def line(label: str, found: NDArray[np.float64], other: NDArray[np.float64]) -> 
 def main(words: Sequence[str], plan: Plan = Plan()) -> None:
     """Print the comparison for one seed."""
     settings, _ = load_settings([*words, "experts=attention"])  # a slot has features but no item vector
-    dataset = load_dataset(settings.data, settings.seed)
+    dataset = load_dataset(settings)
     own = cold_ndcg(settings, dataset, "own memory only", 0, plan)
     print(line("own memory only", own, own), flush=True)
     for size in plan.sizes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from data.registry import Dataset
+from data.dataset import Dataset
 from fedmoe.loading import from_run_config
 from fedmoe_client.device.node import Node, Value
 from fedmoe_client.store.folder import ClientStore

@@ -19,7 +19,7 @@ class Node:
     Attributes:
         number: the client's number (``partition-id``), None where it is to draw one of its own.
         history: one user's own history, or a folder of many users'; None: the user ``number`` of the data set.
-        catalogue: folder made by ``data.catalogue_folder``; None: the catalogue of the data set.
+        catalogue: folder made by ``data.dataset``; None: the catalogue of the data set.
         state_dir: folder for all that the client keeps; None: Flower's context, which a crash of the node loses.
         warm: whether a resident process works for this node (only with a ``state_dir``).
     """

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.registry import Dataset
+from data.dataset import Dataset
 from fedmoe.errors import FedMoEError, nearest
 from fedmoe.settings import Settings
 from fedmoe_client.store.folder import ClientStore, State
@@ -114,7 +114,7 @@ def _own_model(store: ClientStore) -> tuple[Dataset, Ranker, State | None]:
     refuse_other(about["identity"], identity_of(settings, dataset))
     private = store.load(private_name(about["identity"]["model"]))
     own = {name: array for name, array in latest_private(private).items() if name in about["private"]}
-    return dataset, Ranker(settings.model, received.arrays | own, dataset.visual, dataset.text), private
+    return dataset, Ranker(settings, received.arrays | own, dataset.features), private
 
 
 def _history(

@@ -11,8 +11,7 @@ from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 from numpy.typing import NDArray
 
-from data.sampling import generator
-from data.splits import Split, training_part
+from data.sampling import Split, generator, training_part
 from fedmoe_client.learning.evaluation import Histories, mean_metrics, metrics_of, model_scorer, ranks
 from fedmoe_client.learning.sub_catalogue import (
     ROWS,

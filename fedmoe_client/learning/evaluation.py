@@ -13,9 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.interactions import Interactions
-from data.sampling import evaluation_candidates
-from data.splits import Split, held_out
+from data.sampling import Interactions, Split, evaluation_candidates, held_out
 from fedmoe.settings import EvaluationSettings
 from model.residual_moe import ItemSide, ResidualMoE
 
@@ -91,7 +89,7 @@ def catalogue_side(model: ResidualMoE) -> ItemSide:
     """Return what a model makes of the items 0 to V, which all users' rankings of the whole catalogue share."""
     model.eval()
     with torch.inference_mode():
-        return model.item_side(torch.arange(model.architecture.num_items + 1, device=next(model.parameters()).device))
+        return model.item_side(torch.arange(model.num_items + 1, device=next(model.parameters()).device))
 
 
 def model_scorer(model: ResidualMoE, catalogue: ItemSide | None = None) -> Scorer:

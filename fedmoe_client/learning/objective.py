@@ -15,9 +15,8 @@ from torch import Tensor
 
 from fedmoe.settings import TrainingSettings
 from fedmoe_client.learning.batches import WindowBatch
-from model.losses import bpr_loss, gbce_loss, softmax_loss
+from model.losses import bpr_loss, gbce_loss, load_balance_loss, softmax_loss
 from model.residual_moe import ResidualMoE, Scored, Views
-from model.router import load_balance_loss
 
 
 class Model(Protocol):
@@ -71,7 +70,7 @@ class Objective:
 
 def objective(model: ResidualMoE, batch: WindowBatch, training: TrainingSettings) -> Objective:
     """Return the losses of one client's batch."""
-    num_items = model.architecture.num_items
+    num_items = model.num_items
     scores = window_scores(model, batch, num_items, training.precision)
     return Objective(*losses_of(scores, num_items, training), scores)
 

@@ -104,7 +104,7 @@ def train_locally(
     Raises FloatingPointError if the loss is not finite.
     """
     device = next(model.parameters()).device
-    steps = draw_steps(items, model.architecture.num_items, settings, client, server_round, device)
+    steps = draw_steps(items, model.num_items, settings, client, server_round, device)
     return train_steps(model, steps, settings.training, server_round, proximal)
 
 

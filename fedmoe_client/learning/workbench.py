@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from data.registry import Dataset
+from data.dataset import Dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import from_run_config
+from fedmoe.modalities import EXPERT, selected
 from fedmoe.settings import Settings
 from fedmoe.wire import unpack
 from fedmoe_client.learning.evaluation import catalogue_side
 from fedmoe_client.learning.sub_catalogue import TABLE
 from fedmoe_client.store.identity import catalogue_stamp, identity_of, item_numbers, own_dataset
-from model.build import build_model
-from model.groups import parameter_names
+from model.build import build_model, parameter_names
 from model.residual_moe import ItemSide, ResidualMoE
 
 
@@ -31,7 +31,7 @@ class Workbench:
         self.settings = settings
         self.dataset = dataset
         self.device = _device(settings)
-        self.model: ResidualMoE = build_model(settings.model, dataset, settings.seed).to(self.device)
+        self.model: ResidualMoE = build_model(settings, dataset).to(self.device)
         self.parameters = dict(self.model.named_parameters())
         self._received: tuple[bytes, list[NDArray[np.float32]]] | None = None
         self._catalogue_side: tuple[list[NDArray[np.float32]], ItemSide] | None = None
@@ -43,8 +43,8 @@ class Workbench:
         return list(self.parameters)
 
     def names_in(self, groups: Collection[str]) -> list[str]:
-        """Return the names of the parameters of some groups, in the model's order."""
-        wanted = {name for group in groups for name in self.groups[group]}
+        """Return the names of the parameters of groups, or of patterns of groups, in the model's order."""
+        wanted = {name for group in selected(groups, self.groups) for name in self.groups[group]}
         return [name for name in self.parameters if name in wanted]
 
     @cached_property
@@ -106,10 +106,9 @@ class Workbench:
 
     @cached_property
     def _item_names(self) -> list[str]:
-        """Names of the parameters that the model needs for items alone: their vectors, and the experts' queries."""
-        modules = [self.model.items, *(expert.get_submodule("query") for expert in self.model.experts.values())]
-        wanted = {id(parameter) for module in modules for parameter in module.parameters()}
-        return [name for name, parameter in self.parameters.items() if id(parameter) in wanted]
+        """Names of the parameters that what the model makes of items alone can depend on: items' and experts'."""
+        groups = (group for group in self.groups if group == "embedding" or group.startswith(EXPERT))
+        return self.names_in(list(groups))
 
     def used(self) -> dict[str, nn.Parameter]:
         """Return the parameters by name as the model has them now: its own, or its part of the item table."""

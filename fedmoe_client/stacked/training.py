@@ -73,7 +73,7 @@ class StackTrainer:
 
     def __init__(self, model: ResidualMoE, training: TrainingSettings) -> None:
         self.training = training
-        self.num_items = model.architecture.num_items
+        self.num_items = model.num_items
         self.experts, self.competes = list(model.experts), model.competes
         self._decayed = decayed(model)
         self._model = StackedModel(model)

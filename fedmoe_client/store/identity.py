@@ -1,6 +1,7 @@
 """Whether a client and the server speak of the same catalogue and the same model. No torch here.
 
-Both describe themselves by ``catalogue``, ``text`` and ``visual`` (hashes of the contents) and ``model`` (the version).
+Both describe themselves by ``catalogue`` and ``NAME-features`` of each modality (hashes of the contents), and by
+``model`` (the version).
 The server's description comes with its query, the first message of a run to a node.
 """
 
@@ -11,23 +12,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data.catalogue_folder import ABOUT, fingerprints, load_catalogue
-from data.registry import Dataset, load_dataset
+from data.dataset import ABOUT, Dataset
+from data.registry import load_catalogue, load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
 from model.version import model_version
 
-WORDS = {
-    "catalogue": "catalogue of items",
-    "text": "text features",
-    "visual": "visual features",
-    "model": "model version",
-}
+FEATURES = "-features"
+WORDS = {"catalogue": "catalogue of items", "model": "model version"}
 
 
 def own_dataset(settings: Settings, catalogue: Path | None) -> Dataset:
     """Return the client's catalogue: the folder's, or else the whole data set of the settings."""
-    return load_dataset(settings.data, settings.seed) if catalogue is None else load_catalogue(catalogue)
+    return load_dataset(settings) if catalogue is None else load_catalogue(settings, catalogue)
 
 
 def catalogue_stamp(catalogue: Path | None) -> tuple[int, int]:
@@ -43,16 +40,18 @@ def catalogue_stamp(catalogue: Path | None) -> tuple[int, int]:
 
 def identity_of(settings: Settings, dataset: Dataset) -> dict[str, str]:
     """Describe a client by the hashes of its catalogue and features, and its model's version."""
-    version = model_version(settings.model, dataset.interactions.num_items, dataset.text, dataset.visual)
-    return fingerprints(dataset) | {"model": version}
+    return dataset.fingerprints() | {"model": model_version(settings, dataset)}
 
 
 def refuse_other(server: Mapping[str, Any], client: Mapping[str, str]) -> None:
     """Raise FedMoEError with the server's and the client's value of the first thing in which they differ."""
-    for key, words in WORDS.items():
-        if key in server and server[key] != client[key]:
+    features = sorted(key for key in server.keys() | client.keys() if key.endswith(FEATURES))
+    for key in ("catalogue", *features, "model"):
+        theirs, own = server.get(key, "none"), client.get(key, "none")
+        if theirs != own:
+            what = WORDS.get(key, key.replace("-", " "))
             raise FedMoEError(
-                f"the client's {words} is not the server's: {server[key]} at the server, {client[key]} at the client - "
+                f"the client's {what} is not the server's: {theirs} at the server, {own} at the client - "
                 "give the node the server's catalogue (catalogue=FOLDER) and settings"
             )
 

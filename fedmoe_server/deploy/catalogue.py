@@ -12,9 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.catalogue_folder import fingerprints, save_catalogue
-from data.item_list import catalogue_from_list
-from data.registry import load_dataset
+from data.dataset import save_catalogue
+from data.registry import catalogue_from_list, load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings
 
@@ -29,15 +28,12 @@ def main(words: Sequence[str]) -> int:
         settings, warnings = load_settings(settings_words)
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        if given.items is None:
-            dataset = load_dataset(settings.data, settings.seed)
-        else:
-            dataset = catalogue_from_list(given.items, settings.data)
+        dataset = load_dataset(settings) if given.items is None else catalogue_from_list(given.items, settings)
         save_catalogue(dataset, given.out)
     except FedMoEError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    marks = ", ".join(f"{name} {mark}" for name, mark in fingerprints(dataset).items())
+    marks = ", ".join(f"{name} {mark}" for name, mark in dataset.fingerprints().items())
     print(f"{given.out}: {dataset.interactions.num_items} items; {marks}")
     return 0
 

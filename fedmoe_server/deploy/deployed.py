@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from data.catalogue_folder import fingerprints
-from data.registry import Dataset
+from data.dataset import Dataset
 from fedmoe.deployment.folder import read_json
 from fedmoe.settings import DeploymentSettings, Settings
 from fedmoe_server.rounds.clients import ClientDirectory
@@ -33,8 +32,7 @@ class Deployed:
 def identity(settings: Settings, dataset: Dataset, done: int) -> dict[str, str | int]:
     """Return what the server is, told to each client before anything else: hashes of the catalogue and the features,
     the model's version, and the round that the run goes on from. A client that differs refuses."""
-    version = model_version(settings.model, dataset.interactions.num_items, dataset.text, dataset.visual)
-    return {**fingerprints(dataset), "model": version, "round": done}
+    return {**dataset.fingerprints(), "model": model_version(settings, dataset), "round": done}
 
 
 def admitted_nodes(clients: Path) -> dict[int, int]:

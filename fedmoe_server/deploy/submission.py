@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,11 @@ def submit(folder: ServerFolder, settings: Settings, resume: Path | None, extra:
 
 def _with_absolute_paths(settings: Settings) -> Settings:
     """Return settings whose data files are found from any folder: the server app works in the one of ``up``."""
-    names = ("data_dir", "data_file", "item_id_file", "visual_file", "text_file")
-    found = {name: Path(value) for name in names if (value := getattr(settings.data, name)) and Path(value).exists()}
     tree = settings.model_dump(mode="json")
-    tree["data"] |= {name: str(path.absolute()) for name, path in found.items()}
+    sections = [tree["data"], *(modality for modality in tree["modalities"].values() if modality)]
+    for section, name in product(sections, ("data_dir", "data_file", "item_id_file", "file")):
+        if section.get(name) and Path(section[name]).exists():
+            section[name] = str(Path(section[name]).absolute())
     return settings_from(tree)
 
 

@@ -18,9 +18,9 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor, nn
 
-from data.catalogue_folder import fingerprints
+from data.dataset import Dataset
 from data.files import write_folder
-from data.registry import Dataset, load_dataset
+from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import read_yaml, settings_from
 from fedmoe.settings import Settings
@@ -66,8 +66,8 @@ def export(run_dir: Path, out: Path) -> Export:
     if out.exists():
         raise FedMoEError(f"{out} exists already - name another folder with --out, or remove it")
     settings = settings_from(read_yaml(str(run_dir / SETTINGS)))
-    dataset = load_dataset(settings.data, settings.seed)
-    model = build_model(settings.model, dataset, settings.seed)
+    dataset = load_dataset(settings)
+    model = build_model(settings, dataset)
     number = _load_best(run_dir, model)
     model.eval()
     problems: list[str | None] = []
@@ -117,8 +117,7 @@ def _load_best(run_dir: Path, model: ResidualMoE) -> int:
 
 def _marks(settings: Settings, dataset: Dataset) -> dict[str, str]:
     """Return what tells models and catalogues apart, as clients are told."""
-    version = model_version(settings.model, dataset.interactions.num_items, dataset.text, dataset.visual)
-    return fingerprints(dataset) | {"model": version}
+    return dataset.fingerprints() | {"model": model_version(settings, dataset)}
 
 
 def _save_program(model: ResidualMoE, path: Path) -> str | None:
@@ -126,19 +125,18 @@ def _save_program(model: ResidualMoE, path: Path) -> str | None:
 
     Returns why there is none, if exporting fails or the program gives other scores than the model.
     """
-    a = model.architecture
-    length = max(a.max_seq_len, a.memory_size)
+    length = max(model.settings.max_seq_len, model.settings.memory_size)
     ranking = Ranking(model).eval()
     batch, count = torch.export.Dim("batch", min=1), torch.export.Dim("candidates", min=1)
     try:
         with torch.no_grad():
             program = torch.export.export(
-                ranking, _example(a.num_items, 2, length, 5), dynamic_shapes=({0: batch}, {0: batch, 1: count})
+                ranking, _example(model.num_items, 2, length, 5), dynamic_shapes=({0: batch}, {0: batch, 1: count})
             )
             torch.export.save(program, path)
             again = torch.export.load(path).module()
             for shape in ((1, 7), (3, 4)):
-                example = _example(a.num_items, shape[0], length, shape[1])
+                example = _example(model.num_items, shape[0], length, shape[1])
                 torch.testing.assert_close(again(*example), ranking(*example), atol=TOLERANCE, rtol=TOLERANCE)
     # torch.export raises a dozen unrelated types for what it cannot express; the weights are exported all the same.
     except Exception as error:

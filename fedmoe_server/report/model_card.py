@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.registry import Dataset
+from data.dataset import Dataset
 from fedmoe.errors import FedMoEError
-from fedmoe.settings import GROUPS, Settings
+from fedmoe.modalities import GROUPS, selected
+from fedmoe.settings import Settings
 from fedmoe_server.report.progress import number
 from fedmoe_server.report.report import ranked_among, table
 from fedmoe_server.report.run_folder import Splits, baselines_of, federated_metrics, read_result
@@ -50,10 +51,9 @@ def model_card(
 
 
 def _experts(settings: Settings, dataset: Dataset) -> str:
-    names = [name for name, found in (("visual", dataset.visual), ("semantic", dataset.text)) if found is not None]
-    if not settings.model.mixture or not names:
+    if not settings.model.mixture or not dataset.features:
         return "no experts"
-    return f"a {settings.model.fusion} mixture of a {' and a '.join(names)} expert"
+    return f"a {settings.model.fusion} mixture of experts ({', '.join(dataset.features)})"
 
 
 def _rounds(run_dir: Path) -> str:
@@ -77,7 +77,7 @@ def _figures(run_dir: Path, settings: Settings) -> str:
 
 
 def _private(settings: Settings) -> str:
-    private = [group for group in GROUPS if group not in settings.federation.shared]
+    private = [group for group in GROUPS if not selected(settings.federation.shared, [group])]
     if not private:
         return ""
     return (

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from fedmoe.errors import FedMoEError, nearest
+from fedmoe.modalities import selected
 
 
 class AggregationSchedule:
@@ -14,7 +15,7 @@ class AggregationSchedule:
     groups: group -> names of its parameters; a group that the model does not have is an empty list. A parameter
         belongs to exactly one group.
     warmup_rounds: rounds of the warm-up, 0 or more.
-    warmup, shared: names of groups.
+    warmup, shared: names of groups, or patterns such as ``experts.*``, which may match none.
 
     Raises FedMoEError for an unknown group, a parameter in two groups, and a phase that would aggregate nothing.
     """
@@ -39,12 +40,12 @@ class AggregationSchedule:
 
     def _checked(self, key: str, wanted: Sequence[str]) -> tuple[str, ...]:
         for group in wanted:
-            if group not in self.groups:
+            if "*" not in group and group not in self.groups:
                 raise FedMoEError(
                     f"federation.{key}: unknown group '{group}'{nearest(group, self.groups)}; "
                     f"groups are {_listed(self.groups)}"
                 )
-        return tuple(group for group in self.groups if group in wanted)
+        return tuple(selected(wanted, self.groups))
 
     def shared_groups(self, server_round: int) -> list[str]:
         """Names of the groups aggregated in this round (counted from 1), in the order of ``groups``."""

@@ -48,7 +48,7 @@ def test_a_push_moves_the_target_alone_and_whole_tables_come_of_rows() -> None:
 
 def test_a_promotion_raises_the_target() -> None:
     settings, _ = load_settings(TINY)
-    dataset = load_dataset(settings.data, settings.seed)
+    dataset = load_dataset(settings)
     bench = Workbench(settings, dataset)
     arrays = initial_arrays(settings, dataset)
     attack = Attack(kind="promote", clients=(1, 2, 3), target=7, strength=2.0)

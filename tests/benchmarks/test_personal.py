@@ -44,7 +44,7 @@ def run_folder(folder: Path, words: Sequence[str], completed: bool = True) -> st
 def test_own_parameters_rank_as_the_clients_did(compared: Compared, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = compared.run_dir
     settings = settings_from(read_yaml(str(run_dir / "settings.yaml")))
-    dataset = load_dataset(settings.data, settings.seed)
+    dataset = load_dataset(settings)
     found = ranks_of_run(run_dir, settings, dataset)
     clients = [rank for rank in read_client_ranks(run_dir) if rank.split == "test"]
     assert found[SERVER].tolist() == [rank.common for rank in clients]

@@ -83,8 +83,8 @@ def test_synthetic_users_of_different_seeds_are_not_paired(capsys: pytest.Captur
 
 def test_noise_takes_the_place_of_the_features_that_are_there(tmp_path: Path) -> None:
     base, _ = load_settings(["visual_file=null"])
-    found = settings_of(base, "federated mixture, noise", 1, tmp_path).data
-    assert (found.text_file, found.visual_file) == ("noise", None)
+    found = settings_of(base, "federated mixture, noise", 1, tmp_path).modalities
+    assert (found["text"].file, found["visual"].file) == ("noise", None)
 
 
 def test_an_unknown_variant_is_named(capsys: pytest.CaptureFixture[str]) -> None:

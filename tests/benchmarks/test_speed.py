@@ -137,7 +137,7 @@ def test_the_windows_are_those_that_the_client_trains_on(monkeypatch: pytest.Mon
         return real_objective(model, batch, training)  # type: ignore[arg-type]
 
     monkeypatch.setattr("fedmoe_client.learning.training.objective", watched)
-    model = build_model(settings.model, dataset, settings.seed)
+    model = build_model(settings, dataset)
     items = dataset.interactions.history(3)[:-2]
     train_locally(model, items, settings, 3, 5)
     ours, theirs = central.client_windows(dataset, settings, 5, 3), central.joined(trained)

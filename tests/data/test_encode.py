@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data import encode
-from data.catalogue import load_features
+from data.features import load_features
 from fedmoe.errors import FedMoEError
 
 

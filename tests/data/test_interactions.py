@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.interactions import Codes, Interactions, from_events, id_order, without_short_users
+from data.interactions import Codes, from_events, id_order, without_short_users
+from data.sampling import Interactions
 from fedmoe.errors import FedMoEError
 
 IDS = st.sampled_from(["1", "2", "10", "33", "x"])
@@ -40,12 +39,6 @@ def test_without_times_the_file_order_stays() -> None:
     assert interactions.history(1).tolist() == [2, 3]
 
 
-def test_extra_catalogue_ids_are_numbered_in_their_place() -> None:
-    interactions, _ = from_events(np.array([1, 1]), np.array([30, 10]), None, 1, catalogue=["20", "10", "4"])
-    assert interactions.item_ids.tolist() == ["", "4", "10", "20", "30"]
-    assert interactions.history(0).tolist() == [4, 2]
-
-
 def test_codes_with_unused_names_give_the_same_as_plain_columns() -> None:
     plain, _ = from_events(np.array(["b", "a", "b"]), np.array(["y", "y", "x"]), None, 1)
     users = Codes(np.array(["z", "b", "a"]), np.array([1, 2, 1], np.int32))
@@ -54,6 +47,12 @@ def test_codes_with_unused_names_give_the_same_as_plain_columns() -> None:
     assert dropped == 0  # 'z' never occurs
     for name in ("items", "offsets", "user_ids", "item_ids"):
         np.testing.assert_array_equal(getattr(coded, name), getattr(plain, name))
+
+
+def test_ids_sort_by_value_once_the_other_names_are_gone() -> None:
+    interactions, dropped = from_events(np.array(["a", "a", "b"]), np.array(["10", "9", "x"]), None, 2)
+    assert dropped == 1 and interactions.item_ids.tolist() == ["", "9", "10"]
+    assert interactions.history(0).tolist() == [2, 1]
 
 
 def test_integer_ids_sort_by_value_and_others_as_strings() -> None:
@@ -94,26 +93,9 @@ def test_numbering_does_not_depend_on_the_order_of_the_file(events: list[tuple[s
     np.testing.assert_array_equal(first.item_ids, second.item_ids)
 
 
-def test_saved_histories_open_as_memory_maps(tmp_path: Path) -> None:
-    interactions, _ = from_events(np.array([1, 1, 2]), np.array([5, 6, 5]), None, 1)
-    interactions.save(tmp_path / "folder")
-    loaded = Interactions.load(tmp_path / "folder")
-    assert isinstance(loaded.items, np.memmap) and not loaded.items.flags.writeable
-    assert type(loaded.history(0)) is np.ndarray
-    assert [loaded.history(user).tolist() for user in range(2)] == [[1, 2], [1]]
-    assert loaded.item_ids.tolist() == ["", "5", "6"]
-    assert (loaded.num_users, loaded.num_items) == (2, 2)
-
-
-def test_damaged_or_unfitting_histories_are_refused(tmp_path: Path) -> None:
-    interactions, _ = from_events(np.array([1, 1, 2]), np.array([5, 6, 5]), None, 1)
-    interactions.save(tmp_path)
-    np.save(tmp_path / "items.npy", np.array([1], np.int32))
+def test_unfitting_histories_are_refused() -> None:
     with pytest.raises(FedMoEError, match="do not fit together: 2 users, 3 offsets up to 3, 1 items"):
-        Interactions.load(tmp_path)
-    (tmp_path / "items.npy").write_bytes(b"junk")
-    with pytest.raises(FedMoEError, match=r"the histories cannot be read \(.*\) - make them again"):
-        Interactions.load(tmp_path)
+        Interactions(np.ones(1, np.int32), np.array([0, 2, 3]), np.array(["1", "2"]), np.array(["", "5"]))
 
 
 def test_an_unknown_user_is_refused() -> None:

@@ -11,9 +11,11 @@ from data.sampling import (
     PackedWindows,
     evaluation_candidates,
     generator,
+    held_out,
     items_of_a_round,
     packed_windows,
     sample_negatives,
+    training_part,
 )
 from fedmoe.errors import FedMoEError
 
@@ -195,3 +197,26 @@ def test_what_a_round_costs_each_user() -> None:
     assert items_of_a_round(offsets, 10, "all", 2).tolist() == [5, 20, 5]
     assert items_of_a_round(offsets, 10, "all", 0).tolist() == [5, 40, 5]
     assert items_of_a_round(offsets, 10, "latest", 2).tolist() == [5, 10, 5]
+
+
+HISTORY = np.array([4, 8, 1, 9, 2], np.int32)
+
+
+def test_the_last_item_is_tested_and_the_one_before_validates() -> None:
+    assert training_part(HISTORY).tolist() == [4, 8, 1]
+    context, target = held_out(HISTORY, "validation")
+    assert (context.tolist(), target) == ([4, 8, 1], 9)
+    context, target = held_out(HISTORY, "test")
+    assert (context.tolist(), target) == ([4, 8, 1, 9], 2)
+
+
+def test_the_shortest_history() -> None:
+    assert training_part(HISTORY[:3]).tolist() == [4]
+    assert held_out(HISTORY[:3], "validation")[0].tolist() == [4]
+
+
+def test_what_cannot_be_split_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 items cannot be split"):
+        held_out(HISTORY[:2], "test")
+    with pytest.raises(ValueError, match="not 'train'"):
+        held_out(HISTORY, "train")  # type: ignore[arg-type]

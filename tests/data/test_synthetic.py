@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.catalogue import ItemFeatures
-from data.interactions import Interactions
+from data.features import ItemFeatures
+from data.sampling import Interactions
 from data.synthetic import MIN_LENGTH, planted_clusters, synthetic
 from fedmoe.settings import SyntheticSettings
 
@@ -36,12 +36,12 @@ def steps(interactions: Interactions) -> tuple[np.ndarray, np.ndarray]:
 )
 @settings(deadline=None, max_examples=50)
 def test_any_settings_give_a_sound_data_set(sizes: SyntheticSettings, seed: int) -> None:
-    interactions, visual, text = synthetic(sizes, seed)
+    interactions, own = synthetic(sizes, seed)
     assert (interactions.num_users, interactions.num_items) == (sizes.users, sizes.items)
     assert interactions.items.dtype == np.int32
     assert interactions.items.min() >= 1 and interactions.items.max() <= sizes.items
     assert np.diff(interactions.offsets).min() >= MIN_LENGTH
-    for features in (visual, text):
+    for features in (make() for make in own.values()):
         assert features.values.shape == (sizes.items + 1, sizes.feature_dim)
         assert features.values.dtype == np.float32
         assert int((~features.present[1:]).sum()) == round(sizes.missing * sizes.items)
@@ -50,14 +50,14 @@ def test_any_settings_give_a_sound_data_set(sizes: SyntheticSettings, seed: int)
 
 def test_the_same_seed_gives_the_same_data_and_another_seed_does_not() -> None:
     sizes = SyntheticSettings()
-    (first, first_visual, _), (again, again_visual, _), (other, _, _) = (synthetic(sizes, seed) for seed in (1, 1, 2))
+    (first, first_own), (again, again_own), (other, _) = (synthetic(sizes, seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.items, again.items)
-    np.testing.assert_array_equal(first_visual.values, again_visual.values)
+    np.testing.assert_array_equal(first_own["visual"]().values, again_own["visual"]().values)
     assert not np.array_equal(first.items[:50], other.items[:50])
 
 
 def test_mean_length() -> None:
-    interactions, _, _ = synthetic(SyntheticSettings(users=20_000, mean_length=30.0), 0)
+    interactions, _ = synthetic(SyntheticSettings(users=20_000, mean_length=30.0), 0)
     assert len(interactions.items) / 20_000 == pytest.approx(30.0, rel=0.01)
 
 
@@ -71,7 +71,7 @@ def test_the_share_of_steps_to_the_next_cluster(structure: float) -> None:
 
 
 def test_without_structure_all_items_are_equally_popular() -> None:
-    interactions, _, _ = synthetic(SyntheticSettings(users=5000, items=50, structure=0.0), 0)
+    interactions, _ = synthetic(SyntheticSettings(users=5000, items=50, structure=0.0), 0)
     shares = np.bincount(interactions.items, minlength=51)[1:] / len(interactions.items)
     np.testing.assert_allclose(shares, 1 / 50, atol=0.002)
 
@@ -101,7 +101,7 @@ def own_cluster_share(features: ItemFeatures, clusters: np.ndarray) -> float:
 
 def test_both_modalities_tell_the_cluster_and_differ() -> None:
     sizes = SyntheticSettings(items=600)
-    _, visual, text = synthetic(sizes, 0)
+    visual, text = (make() for make in synthetic(sizes, 0)[1].values())
     clusters = planted_clusters(sizes, 0)
     assert own_cluster_share(visual, clusters) > 0.95
     assert own_cluster_share(text, clusters) > 0.95

@@ -112,7 +112,7 @@ class Federation:
         from fedmoe.loading import load_settings
 
         settings = load_settings(SMALL)[0]
-        known = load_dataset(settings.data, settings.seed).interactions
+        known = load_dataset(settings).interactions
         for user in range(self.clients):
             items = known.item_ids[known.history(user)]
             self.history(user).write_text("".join(f"{item}\n" for item in items), encoding="utf-8")

@@ -14,7 +14,7 @@ from real_processes import ROOT, SMALL, final_arrays, records, simulated
 from fedmoe.deployment.ports import listens, parse_address
 from fedmoe.wire import unpack
 from fedmoe_client.store.folder import ClientStore
-from model.groups import parameter_names
+from model.build import parameter_names
 
 pytestmark = pytest.mark.deployment
 PRIVATE = ("router", "gate", "norms")
@@ -104,7 +104,7 @@ def private_names(names: set[str]) -> set[str]:
     from model.build import build_model
 
     settings = load_settings(SMALL)[0]
-    groups = parameter_names(build_model(settings.model, load_dataset(settings.data, settings.seed), settings.seed))
+    groups = parameter_names(build_model(settings.model, load_dataset(settings), settings.seed))
     found = {name for group in PRIVATE for name in groups[group]}
     assert found
     assert found < names

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord
 
-from data.registry import Dataset, load_dataset
+from data.dataset import Dataset
+from data.registry import load_dataset
 from fedmoe.loading import load_settings, to_run_config
-from fedmoe.settings import GROUPS
+from fedmoe.modalities import GROUPS
 from fedmoe.wire import packed_bytes, to_record
 from fedmoe_client.device.node import node_from
 from fedmoe_client.learning.messages import Task, perform
@@ -21,7 +22,7 @@ WORDS = (
     "dataset=synthetic users=12 data.synthetic.items=40 dim=8 attention_dim=8 blocks=1 max_seq_len=6 memory_size=6 "
     "memory_refresh=3 num_negatives=5 max_windows=0 learning_rate=0.5 batch_size=1 checkpoint_every=3"
 ).split()
-SHARED = ["embedding", "backbone", "visual_expert", "semantic_expert"]
+SHARED = ["embedding", "backbone", "experts.*"]
 PRIVATE = [group for group in GROUPS if group not in SHARED]
 USER = 3
 
@@ -38,7 +39,7 @@ class Deployment:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.settings = load_settings(self.words)[0]
         self.run_config = to_run_config(self.settings)
-        self.dataset: Dataset = load_dataset(self.settings.data, self.settings.seed)
+        self.dataset: Dataset = load_dataset(self.settings)
         self.state_dir, self.history = self.folder / "state", self.folder / "history.txt"
         self.write_history(self.dataset.interactions.history(self.user))
 

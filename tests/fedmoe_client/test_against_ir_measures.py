@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ir_measures import Qrel, ScoredDoc, Success, nDCG
 
-from data.interactions import Interactions
+from data.sampling import Interactions
 from fedmoe.settings import EvaluationSettings
 from fedmoe_client.learning.evaluation import mean_metrics, ranks
 

@@ -13,7 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedmoe.failures import FailureKind
 from fedmoe.loading import load_settings, to_run_config
-from fedmoe.settings import GROUPS
+from fedmoe.modalities import GROUPS
 from fedmoe.wire import packed_bytes, to_record, unpack
 from fedmoe_client.app import app
 from fedmoe_client.learning.client import FedMoEClient
@@ -26,7 +26,7 @@ WORDS = (
     "memory_refresh=3 num_negatives=5 max_windows=0 learning_rate=0.5 batch_size=1 item_updates=dense"
 ).split()
 RUN_CONFIG = to_run_config(load_settings(WORDS)[0])
-SHARED = ["embedding", "backbone", "visual_expert", "semantic_expert"]
+SHARED = ["embedding", "backbone", "experts.*"]
 PRIVATE = [group for group in GROUPS if group not in SHARED]
 
 
@@ -113,7 +113,7 @@ def test_evaluation_is_personal_and_global(bench: Workbench, server: list[np.nda
     assert any(personal)
 
 
-@pytest.mark.parametrize("name", ["items.ids.weight", "experts.visual.query.weight", "experts.semantic.query.bias"])
+@pytest.mark.parametrize("name", ["items.ids.weight", "experts.visual.query.weight", "experts.text.query.bias"])
 def test_what_is_kept_of_the_catalogue_follows_the_arrays(bench: Workbench, name: str) -> None:
     assert name in bench._item_names
     rng = np.random.default_rng(0)

@@ -11,10 +11,10 @@ from deployed_client import PRIVATE, SHARED, USER, WORDS, Deployment
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from data.catalogue_folder import save_catalogue
+from data.dataset import save_catalogue
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings
-from fedmoe.settings import GROUPS
+from fedmoe.modalities import GROUPS
 from fedmoe.wire import packed_bytes, unpack
 from fedmoe_client.app import app
 from fedmoe_client.device.joining import join
@@ -140,11 +140,12 @@ def test_a_client_of_another_catalogue_or_model_refuses_with_both(deployment: De
     node = node_from(deployment.node())
     for key, words in (
         ("catalogue", "catalogue of items"),
-        ("text", "text features"),
-        ("visual", "visual features"),
+        ("text-features", "text features"),
+        ("visual-features", "visual features"),
+        ("audio-features", "audio features"),
         ("model", "model version"),
     ):
-        own = server[key]
+        own = server.get(key, "none")
         with pytest.raises(FedMoEError, match=f"{words} is not the server's: abc at the server, {own} at the client"):
             join({**server, key: "abc"}, node, deployment.run_config, "run", "1")
     assert not (deployment.state_dir / "server.json").exists()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.interactions import Interactions
+from data.sampling import Interactions
 from fedmoe.settings import EvaluationSettings
 from fedmoe_client.learning.evaluation import (
     mean_metrics,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data.registry import load_dataset
-from data.splits import training_part
+from data.sampling import training_part
 from fedmoe.loading import load_settings
 from fedmoe_client.learning.objective import window_scores
 from fedmoe_client.learning.training import draw_steps, train_steps
@@ -24,7 +24,7 @@ WORDS = (
 
 def bench_of(precision: str) -> Workbench:
     settings, _ = load_settings([*WORDS, f"precision={precision}"])
-    return Workbench(settings, load_dataset(settings.data, settings.seed))
+    return Workbench(settings, load_dataset(settings))
 
 
 def steps_of(bench: Workbench, user: int) -> Any:

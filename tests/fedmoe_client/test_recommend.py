@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from deployed_client import SHARED, USER, Deployment
 
-from data.catalogue_folder import save_catalogue
+from data.dataset import save_catalogue
 from fedmoe.errors import FedMoEError
 from fedmoe_client.device.forget import main as forget
 from fedmoe_client.device.node import node_from

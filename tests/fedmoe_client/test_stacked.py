@@ -13,7 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings, to_run_config
-from fedmoe.settings import GROUPS
+from fedmoe.modalities import GROUPS
 from fedmoe.wire import packed_bytes, to_record, unpack
 from fedmoe_client.app import app
 from fedmoe_client.learning.training import LocalSteps
@@ -28,7 +28,7 @@ WORDS = (
     "dataset=synthetic users=14 data.synthetic.items=40 dim=8 attention_dim=8 blocks=1 max_seq_len=6 memory_size=6 "
     "memory_refresh=3 num_negatives=5 learning_rate=0.5 dropout=0"
 ).split()
-SHARED = ["embedding", "backbone", "visual_expert", "semantic_expert"]
+SHARED = ["embedding", "backbone", "experts.*"]
 CASES = [
     "clip_norm=0.2",
     "item_representation=id local_epochs=2 batch_size=2",

@@ -13,9 +13,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from data.registry import load_dataset
-from data.splits import training_part
+from data.sampling import training_part
 from fedmoe.loading import load_settings
-from fedmoe.settings import GROUPS
+from fedmoe.modalities import GROUPS
 from fedmoe_client.learning.batches import WindowBatch
 from fedmoe_client.learning.client import FedMoEClient
 from fedmoe_client.learning.sub_catalogue import (
@@ -40,7 +40,7 @@ SMALL = (
 
 def bench_of(*words: str) -> Workbench:
     settings, _ = load_settings([*SMALL, *words])
-    return Workbench(settings, load_dataset(settings.data, settings.seed))
+    return Workbench(settings, load_dataset(settings))
 
 
 def batch(context: Any, targets: Any, negatives: Any) -> WindowBatch:

@@ -39,8 +39,8 @@ def small() -> Callable[..., tuple[Settings, ResidualMoE, np.ndarray]]:
         from data.registry import load_dataset
 
         settings, _ = load_settings([*SMALL, *words])
-        dataset = load_dataset(settings.data, settings.seed)
-        model = build_model(settings.model, dataset, settings.seed)
+        dataset = load_dataset(settings)
+        model = build_model(settings, dataset)
         return settings, model, np.array(dataset.interactions.history(0))
 
     return make
@@ -141,12 +141,12 @@ def test_metrics_name_gate_and_router(small) -> None:  # type: ignore[no-untyped
     settings, model, items = small()
     outcome = train_locally(model, items, settings, 0, 1)
     assert outcome.weight == len(items) - 1
-    assert outcome.metrics["router-visual"] + outcome.metrics["router-semantic"] == pytest.approx(1.0)
+    assert outcome.metrics["router-visual"] + outcome.metrics["router-text"] == pytest.approx(1.0)
     assert 0 < outcome.metrics["router-entropy"] <= 1
     assert outcome.metrics["view-visual"] > 0
     assert set(outcome.metrics) == {
-        *("loss", "balance-loss", "gate", "gate-gradient", "router-visual", "router-semantic", "router-entropy"),
-        *("view-visual", "view-semantic"),
+        *("loss", "balance-loss", "gate", "gate-gradient", "router-visual", "router-text", "router-entropy"),
+        *("view-visual", "view-text"),
     }
     settings, model, items = small("mixture=false")
     assert set(train_locally(model, items, settings, 0, 1).metrics) == {"loss"}

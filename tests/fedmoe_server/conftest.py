@@ -14,7 +14,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from rich.console import Console
 
-from fedmoe.settings import GROUPS, Settings
+from fedmoe.modalities import GROUPS
+from fedmoe.settings import Settings
 from fedmoe.wire import packed_bytes, to_record, unpack
 from fedmoe_server.report.run_folder import CHECKPOINTS
 from fedmoe_server.report.tracking import Tracker
@@ -104,7 +105,7 @@ class FakeGrid(Grid):
             "loss": float(np.square(new["item"]).mean()),
             "gate": float(arrays["gate"]),
             "router-visual": 0.4,
-            "router-semantic": 0.6,
+            "router-text": 0.6,
         }
         return {
             "arrays": to_record(new),

@@ -192,5 +192,5 @@ def test_data_files_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytes
     given = settings_from({"data": {"dataset": "file", "data_file": "clicks.csv", "visual_file": "missing.npy"}})
     sent = submission._with_absolute_paths(given)
     assert sent.data.data_file == tmp_path / "clicks.csv"
-    assert (sent.data.visual_file, sent.data.text_file) == ("missing.npy", "titles")
+    assert (sent.modalities["visual"].file, sent.modalities["text"].file) == ("missing.npy", "titles")
     assert sent.model_copy(update={"data": given.data}) == given

@@ -19,7 +19,7 @@ def records(count: int = 40, validation: Any = lambda n: 0.1 + 0.001 * min(n, 30
     for number in range(1, count + 1):
         numbers = {
             "loss": 1.0, "gate": 0.1 + 0.01 * number, "gate-gradient": 0.01, "router-visual": 0.4,
-            "router-semantic": 0.6, "router-entropy": 0.9, "view-visual": 0.5, "view-semantic": 0.5,
+            "router-text": 0.6, "router-entropy": 0.9, "view-visual": 0.5, "view-text": 0.5,
         }  # fmt: skip
         numbers |= {name.replace("_", "-"): value for name, value in train.items()}
         evaluated = {"ndcg@10": validation(number)} if number % 5 == 0 else None
@@ -48,7 +48,7 @@ def test_a_healthy_run_gets_no_advice() -> None:
         (records(gate=-0.2), result(), "gate is negative", "features"),
         (records(gate=3.0), result(), "gate is large", "training.clip_gate"),
         (records(view_visual=0.0), result(), "visual expert says nothing", "features"),
-        (records(router_semantic=0.01), result(), "router has left the semantic expert", "training.balance_weight"),
+        (records(router_text=0.01), result(), "router has left the text expert", "training.balance_weight"),
     ],
 )
 def test_each_sign_has_its_advice(run: Any, end: Any, sign: str, remedy: str) -> None:

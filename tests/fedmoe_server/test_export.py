@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import yaml
 from safetensors.numpy import load_file
 
 import fedmoe_server.deploy.catalogue
-from data.catalogue_folder import fingerprints, load_catalogue
-from data.registry import Dataset, load_dataset
+from data.dataset import Dataset, load_catalogue
+from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings
 from fedmoe.settings import Settings
@@ -36,8 +35,8 @@ WORDS = (
 def make_run(folder: Path, fakes: Any) -> tuple[Settings, Dataset, dict[str, np.ndarray]]:
     """Write what a completed run leaves behind; return the best arrays."""
     settings, _ = load_settings(WORDS)
-    dataset = load_dataset(settings.data, settings.seed)
-    arrays = arrays_of(build_model(settings.model, dataset, seed=9))
+    dataset = load_dataset(settings)
+    arrays = arrays_of(build_model(settings.model_copy(update={"seed": 9}), dataset))
     state = LoopState(list_arrays(arrays), round=3)
     state.judge(0.2)
     state.arrays = list_arrays({name: np.asarray(array + 1) for name, array in arrays.items()})
@@ -63,7 +62,7 @@ def test_the_best_model_is_exported_with_card_settings_and_program(
     found = load_file(out / WEIGHTS)
     assert {name: array.tobytes() for name, array in found.items()} == {n: a.tobytes() for n, a in arrays.items()}
 
-    model = build_model(settings.model, dataset, settings.seed)
+    model = build_model(settings, dataset)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(found[name]))
@@ -80,7 +79,7 @@ def test_the_best_model_is_exported_with_card_settings_and_program(
         "round 3",
         "router, gate, norms stayed",
         "model.pt2",
-        *fingerprints(dataset).values(),
+        *dataset.fingerprints().values(),
     ):
         assert words in card
     assert main([str(tmp_path / "run")]) == 2
@@ -129,15 +128,16 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 
 def test_a_catalogue_holds_the_items_and_no_history(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings, _ = load_settings(WORDS)
-    dataset = load_dataset(settings.data, settings.seed)
+    dataset = load_dataset(settings)
     out = tmp_path / "catalogue"
     assert fedmoe_server.deploy.catalogue.main([*WORDS, "--out", str(out)]) == 0
     assert "40 items" in capsys.readouterr().out
     found = load_catalogue(out)
     assert found.interactions.num_users == 0
     assert found.interactions.num_items == 40
-    assert fingerprints(found) == fingerprints(dataset)
-    assert not any("interactions" in path.name or "offsets" in path.name for path in out.rglob("*"))
+    assert found.fingerprints() == dataset.fingerprints()
+    sizes = [np.load(out / f"{name}.npy").size for name in ("items", "offsets", "user_ids")]
+    assert sizes == [0, 1, 0]  # nobody's history
     assert fedmoe_server.deploy.catalogue.main([*WORDS, "--out", str(out)]) == 2
     assert fedmoe_server.deploy.catalogue.main(["nun_rounds=3", "--out", str(out)]) == 2
     assert "did you mean" in capsys.readouterr().err
@@ -153,13 +153,11 @@ def test_a_catalogue_is_made_of_a_list_where_there_are_no_histories(
     words = ["--items", str(items), f"visual_file={tmp_path / 'pictures.npy'}", "--out", str(tmp_path / "catalogue")]
     assert fedmoe_server.deploy.catalogue.main(words) == 0
     settings, _ = load_settings(["dataset=catalogue", f"data_dir={tmp_path / 'catalogue'}"])
-    found = load_dataset(settings.data, settings.seed)
+    found = load_dataset(settings)
     assert found.interactions.item_ids.tolist() == ["", "3", "20", "100"]
     assert found.titles == ["", "Babe (1995), Comedy", "Heat (1995), Action, Crime", ""]
-    assert found.text is not None
-    assert found.text.present.tolist() == [False, True, True, False]
-    assert found.visual is not None
-    assert found.visual.present.tolist() == [False, True, True, True]
+    assert found.features["text"].present.tolist() == [False, True, True, False]
+    assert found.features["visual"].present.tolist() == [False, True, True, True]
     capsys.readouterr()
     for content, complaint in (
         ("1\n1\n", "line 2: item 1 is there already"),
@@ -185,15 +183,3 @@ def test_a_damaged_catalogue_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FedMoEError, match="text features have 41 rows, the catalogue has 2"):
         load_catalogue(tmp_path / "catalogue")
     assert settings.name == "small"
-
-
-def test_one_changed_feature_changes_the_fingerprint(tmp_path: Path) -> None:
-    settings, _ = load_settings(WORDS)
-    dataset = load_dataset(settings.data, settings.seed)
-    assert dataset.text is not None
-    values = np.array(dataset.text.values)
-    values[5, 2] += 1e-6
-    changed = fingerprints(replace(dataset, text=type(dataset.text)(values, dataset.text.present)))
-    before = fingerprints(dataset)
-    assert {name for name in before if before[name] != changed[name]} == {"text"}
-    assert fingerprints(replace(dataset, text=None))["text"] == "none"

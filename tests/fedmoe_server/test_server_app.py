@@ -13,7 +13,8 @@ from flwr.app import Context, RecordDict
 
 import fedmoe_server.app as server_app
 from fedmoe.errors import FedMoEError
-from fedmoe.settings import GROUPS, Settings
+from fedmoe.modalities import GROUPS
+from fedmoe.settings import Settings
 from fedmoe_server.rounds.checkpoints import find_checkpoint, load_checkpoint
 
 Interactions = namedtuple("Interactions", "num_users num_items")
@@ -24,7 +25,7 @@ Dataset = namedtuple("Dataset", "interactions dropped_users")
 def prepared(fakes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = {name: array.numpy() for name, array in fakes.model_arrays().items()}
     groups = {group: fakes.PARAMETERS.get(group, []) for group in GROUPS}
-    monkeypatch.setattr(server_app, "load_dataset", lambda data, seed: Dataset(Interactions(10, 5), 2))
+    monkeypatch.setattr(server_app, "load_dataset", lambda settings: Dataset(Interactions(10, 5), 2))
     monkeypatch.setattr(server_app, "initial_arrays", lambda settings, dataset: arrays)
     monkeypatch.setattr(server_app, "parameter_groups", lambda settings, dataset: groups)
 

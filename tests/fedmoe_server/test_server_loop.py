@@ -39,7 +39,7 @@ def test_a_run_does_its_rounds_and_writes_one_line_each(fakes: Any, tmp_path: Pa
     assert [r["validation"] is not None for r in records] == [False, True] * 3
     assert records[2]["clients"] == 5 and records[2]["failed"] == []
     assert "gate" in records[1]["shared"] and "gate" not in records[2]["shared"]
-    assert {"loss", "gate", "router-visual", "router-semantic"} <= set(records[0]["train"])
+    assert {"loss", "gate", "router-visual", "router-text"} <= set(records[0]["train"])
     assert result.rounds == 6 and not result.stopped_early
     assert {kind: set(metrics) for kind, metrics in result.test.items()} == {
         kind: {"hr@10", "ndcg@10"} for kind in ("personalised", "global")

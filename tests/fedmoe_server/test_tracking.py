@@ -26,7 +26,7 @@ def record(number: int, validation: dict[str, float] | None = None, **other: Any
         "phase": "main",
         "shared": ("embedding",),
         "clients": 188,
-        "train": {"loss": 4.5, "gate": 0.125, "router-visual": 0.25, "router-semantic": 0.75},
+        "train": {"loss": 4.5, "gate": 0.125, "router-visual": 0.25, "router-text": 0.75},
         "validation": validation,
         "best": validation is not None,
         "bytes_down": 1000,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from model.experts import SHARPNESS, MatchingExpert
-from model.items import FixedFeatures, principal_axes
-from model.memory import Memory
+from fedmoe.settings import ModelSettings
+from model.experts import SHARPNESS, MatchingExpert, Memory
+from model.sasrec import FixedFeatures, principal_axes
 
 # Four items with features of length 1 and mean 0: 1 and 3, and 2 and 4, are opposites.
 FEATURES = FixedFeatures(
@@ -17,7 +17,7 @@ FEATURES = FixedFeatures(
 
 def view_of(candidate: int, items: list[int], decay: float) -> torch.Tensor:
     """The view of an expert for which the vector of item i is (i, 0): its first entry."""
-    expert = MatchingExpert(FEATURES, attention_dim=2, decay=decay)
+    expert = MatchingExpert(FEATURES, ModelSettings(attention_dim=2, memory_decay=decay))
     memory = Memory(torch.tensor([items]), torch.zeros(1, 1, dtype=torch.int64), len(items), 1)
     candidates = torch.tensor([[candidate]])
     vectors = torch.stack([memory.items, torch.zeros_like(memory.items)], dim=-1).float()
@@ -42,7 +42,7 @@ def test_recent_items_count() -> None:
 
 
 def test_what_the_memory_says_trains_the_items() -> None:
-    expert = MatchingExpert(FEATURES, attention_dim=2, decay=5.0)
+    expert = MatchingExpert(FEATURES, ModelSettings(attention_dim=2, memory_decay=5.0))
     memory = Memory(torch.tensor([[1, 2]]), torch.zeros(1, 1, dtype=torch.int64), 2, 1)
     candidates, vectors = torch.tensor([[4]]), torch.ones(1, 2, 3, requires_grad=True)
     expert(candidates, expert.queries(candidates, torch.zeros(1, 1, 3)), memory, vectors)[0].sum().backward()

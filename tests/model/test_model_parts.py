@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmoe.errors import FedMoEError
-from model.experts import attend, usable_memory
-from model.groups import parameter_names
-from model.losses import bpr_loss, gbce_loss, softmax_loss
-from model.memory import Memory, latest_memory, window_memory
-from model.router import ItemRouter, load_balance_loss
+from model.build import parameter_names
+from model.experts import Memory, attend, latest_memory, usable_memory, window_memory
+from model.losses import bpr_loss, gbce_loss, load_balance_loss, softmax_loss
+from model.residual_moe import ItemRouter
 from model.sasrec import SASRec, attention_mask
 from model.verify import small_model
 
@@ -159,9 +158,9 @@ def test_the_model_is_drawn_from_the_seed_alone() -> None:
     from model.build import initial_arrays, parameter_groups
 
     settings, _ = load_settings(["dataset=synthetic", "users=20", "dim=8", "attention_dim=8"])
-    dataset = load_dataset(settings.data, settings.seed)
+    dataset = load_dataset(settings)
     first = initial_arrays(settings, dataset)
     torch.rand(5)
     second = initial_arrays(settings, dataset)
     assert all(np.array_equal(first[name], second[name]) for name in first)
-    assert set(parameter_groups(settings, dataset)["visual_expert"]) <= set(first)
+    assert set(parameter_groups(settings, dataset)["experts.visual"]) <= set(first)

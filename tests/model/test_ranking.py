@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from data.catalogue import ItemFeatures
-from fedmoe.settings import ModelSettings
-from model.items import FixedFeatures
+from data.dataset import Dataset, nobody
+from data.features import ItemFeatures
+from fedmoe.settings import Settings
+from model.build import build_model
 from model.ranking import Ranker
-from model.residual_moe import Architecture, ResidualMoE
+from model.residual_moe import ResidualMoE
 
 ITEMS, LENGTH, MEMORY = 40, 6, 8
 FUSIONS = ("residual", "competitive", "score")
@@ -64,19 +65,19 @@ class Pair:
 
 
 def pair(visual: ItemFeatures | None, text: ItemFeatures | None, **changes: Any) -> Pair:
-    settings = ModelSettings(
-        dim=8, attention_dim=4, max_seq_len=LENGTH, memory_size=MEMORY, memory_refresh=4, **changes
-    )
+    sizes = {"dim": 8, "attention_dim": 4, "max_seq_len": LENGTH, "memory_size": MEMORY, "memory_refresh": 4}
+    settings = Settings.model_validate({"seed": 5, "model": {**sizes, **changes}})
+    given = {"visual": visual, "text": text}
+    known = {name: found for name, found in given.items() if found is not None}
+    model = build_model(settings, Dataset("random", nobody(np.arange(ITEMS + 1).astype(str)), known)).eval()
     torch.manual_seed(5)
-    fixed = [None if found is None else FixedFeatures(found.values, found.present) for found in (visual, text)]
-    model = ResidualMoE(Architecture(num_items=ITEMS, **settings.model_dump()), *fixed).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # as if trained: no zeros and ones are left
             parameter.add_(0.3 * torch.randn_like(parameter))
             if name == "items.ids.weight":
                 parameter[0] = 0
     arrays = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
-    return Pair(model, Ranker(settings, arrays, visual, text))
+    return Pair(model, Ranker(settings, arrays, known))
 
 
 @pytest.mark.parametrize("changes", CHANGES, ids=str)

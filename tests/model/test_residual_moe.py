@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedmoe.settings import ModelSettings
 from model import verify
-from model.items import CONTENT_LENGTH, FixedFeatures
-from model.memory import window_memory
-from model.residual_moe import Architecture, ResidualMoE
+from model.build import parameter_names
+from model.experts import window_memory
+from model.residual_moe import Modality, ResidualMoE
+from model.sasrec import CONTENT_LENGTH, FixedFeatures
 from model.verify import ITEMS, LENGTH, small_batch, small_model
 
 FUSIONS = ("residual", "competitive", "score")
@@ -32,7 +34,7 @@ def test_verify_exits_1_if_a_fact_fails(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def sasrec_scores(mixture: ResidualMoE, context: Tensor, candidates: Tensor) -> Tensor:
-    sasrec = small_model(mixture=False, score=mixture.architecture.score)
+    sasrec = small_model(mixture=False, score=mixture.settings.score)
     sasrec.load_state_dict({name: mixture.state_dict()[name] for name in sasrec.state_dict()})
     return sasrec(context, LENGTH, candidates).scores
 
@@ -49,7 +51,7 @@ def test_gate_0_is_sasrec_to_the_last_bit(fusion: str, score: str) -> None:
 
 def long_way(model: ResidualMoE, context: Tensor, candidates: Tensor) -> Tensor:
     """Scores by the formulas of the reference, one position and one candidate at a time."""
-    a = model.architecture
+    a = model.settings
     states, vectors = model.states(context[:, -LENGTH:]), model.items(candidates)
     memory = window_memory(context, LENGTH, a.memory_size, a.memory_refresh)
     said = model.expert_views(candidates, model.item_side(candidates), memory)
@@ -116,7 +118,7 @@ def test_ranking_uses_the_same_scores_as_training(experts: str) -> None:
 def test_ranking_is_the_same_with_the_catalogue_at_hand(fusion: str) -> None:
     model = small_model(fusion=fusion, item_representation="id+content")
     context, candidates = small_batch()
-    catalogue = model.item_side(torch.arange(model.architecture.num_items + 1))
+    catalogue = model.item_side(torch.arange(model.num_items + 1))
     torch.testing.assert_close(
         model.rank_scores(context, candidates, catalogue), model.rank_scores(context, candidates), atol=1e-6, rtol=1e-5
     )
@@ -137,23 +139,23 @@ def features(width: int, without: list[int]) -> FixedFeatures:
     return FixedFeatures(torch.randn(ITEMS + 1, width).numpy(), present.numpy())
 
 
-def model_with(visual: FixedFeatures | None, text: FixedFeatures | None) -> ResidualMoE:
+def model_with(**modalities: FixedFeatures) -> ResidualMoE:
     torch.manual_seed(0)
-    sizes = {"dim": 16, "max_seq_len": LENGTH, "attention_dim": 8, "memory_size": 8, "memory_refresh": 4}
-    return ResidualMoE(Architecture(ITEMS, **sizes), visual, text).eval()
+    sizes = ModelSettings(dim=16, max_seq_len=LENGTH, attention_dim=8, memory_size=8, memory_refresh=4)
+    return ResidualMoE(sizes, ITEMS, {name: Modality(each) for name, each in modalities.items()}).eval()
 
 
 def test_one_modality_missing_gives_the_other_all_the_weight() -> None:
     context, candidates = small_batch()
-    model = model_with(None, features(10, []))
-    assert list(model.experts) == ["semantic"]
+    model = model_with(second=features(10, []))
+    assert list(model.experts) == ["second"]
     said = model(context, LENGTH, candidates).views
     torch.testing.assert_close(said.weights, said.available.float())
 
 
 def test_both_modalities_missing_is_sasrec() -> None:
     context, candidates = small_batch()
-    model, with_text = model_with(None, None), model_with(None, features(10, []))
+    model, with_text = model_with(), model_with(second=features(10, []))
     assert not model.experts
     assert model.router is None
     assert model.gate is None
@@ -163,10 +165,10 @@ def test_both_modalities_missing_is_sasrec() -> None:
     assert torch.equal(model(context, LENGTH, candidates).scores, with_text(context, LENGTH, candidates).scores)
 
 
-def test_an_item_without_a_picture_is_left_to_the_semantic_expert() -> None:
+def test_an_item_without_a_modality_is_left_to_the_other_expert() -> None:
     context, _ = small_batch()
     candidates = torch.tensor([[5, 6], [5, 6]])
-    said = model_with(features(12, [5]), features(10, [])).forward(context, LENGTH, candidates).views
+    said = model_with(first=features(12, [5]), second=features(10, [])).forward(context, LENGTH, candidates).views
     spoken = said.available[0, :, 0]
     assert not spoken[:, 0].any()
     torch.testing.assert_close(said.weights[0, :, 0, 1], spoken[:, 1].float())
@@ -176,7 +178,7 @@ def test_an_item_without_a_picture_is_left_to_the_semantic_expert() -> None:
 def test_an_item_without_any_modality_has_sasrecs_score() -> None:
     context, _ = small_batch()
     candidates = torch.tensor([[5, 6], [5, 6]])
-    model = model_with(features(12, [5]), features(10, [5]))
+    model = model_with(first=features(12, [5]), second=features(10, [5]))
     scores = model(context, LENGTH, candidates).scores
     with torch.no_grad():
         model.gate.value.zero_()
@@ -185,12 +187,35 @@ def test_an_item_without_any_modality_has_sasrecs_score() -> None:
     assert not torch.equal(scores[:, :, 1], without[:, :, 1])
 
 
-@pytest.mark.parametrize("norm", ["norm_sequence", "norm_visual", "norm_semantic"])
-def test_each_layer_norm_can_be_switched_off(norm: str) -> None:
-    model = small_model(**{norm: False})
-    names = [name for name, _ in model.named_parameters() if name.startswith("norms.")]
-    assert len(names) == 4
-    assert not any(norm.removeprefix("norm_") in name for name in names)
+def test_each_layer_norm_can_be_switched_off() -> None:
+    modalities = {name: Modality(features(4, []), norm=name != "second") for name in ("first", "second")}
+    names = [name for name, _ in ResidualMoE(ModelSettings(dim=8), ITEMS, modalities).norms.named_parameters()]
+    assert names == ["sequence.weight", "sequence.bias", "first.weight", "first.bias"]
+    names = [name for name, _ in small_model(norm_sequence=False).norms.named_parameters()]
+    assert names == ["first.weight", "first.bias", "second.weight", "second.bias"]
+
+
+def test_three_modalities_share_the_router() -> None:
+    context, candidates = small_batch()
+    model = model_with(first=features(12, []), second=features(10, [5]), third=features(3, [6]))
+    said = model(context, LENGTH, candidates).views
+    assert said.weights.shape[-1] == 3
+    torch.testing.assert_close(
+        said.weights.sum(dim=-1)[said.available.any(dim=-1)],
+        torch.ones(()).expand(int(said.available.any(dim=-1).sum())),
+    )
+    groups = parameter_names(model)
+    assert list(groups) == [
+        "embedding",
+        "backbone",
+        "experts.first",
+        "experts.second",
+        "experts.third",
+        "router",
+        "gate",
+        "norms",
+    ]
+    assert all(groups.values())
 
 
 def test_id_and_content_starts_new_items_near_similar_ones() -> None:
@@ -199,7 +224,7 @@ def test_id_and_content_starts_new_items_near_similar_ones() -> None:
     values[2] = values[1] + 0.01
     text = FixedFeatures(values, np.arange(ITEMS + 1) > 0)
     torch.manual_seed(0)
-    model = ResidualMoE(Architecture(ITEMS, dim=16, item_representation="id+content"), text=text)
+    model = ResidualMoE(ModelSettings(dim=16, item_representation="id+content"), ITEMS, {"first": Modality(text)})
     with torch.no_grad():
         model.items.ids.weight.zero_()
     vectors = model.items(torch.arange(ITEMS + 1))

@@ -5,7 +5,7 @@ import pytest
 from fedmoe.errors import FedMoEError
 from strategies import AggregationSchedule
 
-GROUPS = {"embedding": ["e"], "backbone": ["b1", "b2"], "visual_expert": [], "gate": ["g"]}
+GROUPS = {"embedding": ["e"], "backbone": ["b1", "b2"], "experts.one": [], "gate": ["g"]}
 
 
 def test_the_product_order_shares_all_and_then_a_part() -> None:
@@ -28,7 +28,17 @@ def test_without_warmup_the_first_round_is_shared() -> None:
 
 
 def test_a_group_without_parameters_may_be_named() -> None:
-    assert AggregationSchedule(GROUPS, 0, [], ["visual_expert", "gate"]).shared_names(1) == ["g"]
+    assert AggregationSchedule(GROUPS, 0, [], ["experts.one", "gate"]).shared_names(1) == ["g"]
+
+
+def test_a_pattern_names_several_groups_or_none() -> None:
+    groups = {**GROUPS, "experts.two": ["t"]}
+    assert AggregationSchedule(groups, 0, [], ["gate", "experts.*"]).shared_groups(1) == [
+        "experts.one",
+        "gate",
+        "experts.two",
+    ]
+    assert AggregationSchedule({"gate": ["g"]}, 0, [], ["gate", "experts.*"]).shared_groups(1) == ["gate"]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +48,7 @@ def test_a_group_without_parameters_may_be_named() -> None:
         (GROUPS, 0, [], ["router"], "federation.shared: unknown group 'router'; groups are embedding, backbone"),
         ({"a": ["w"], "b": ["w"]}, 0, [], ["a"], "parameter 'w' is in 2 groups"),
         (GROUPS, 0, ["gate"], [], "federation.shared: these groups hold no parameter"),
-        (GROUPS, 3, ["visual_expert"], ["gate"], "federation.warmup: these groups hold no parameter"),
+        (GROUPS, 3, ["experts.one"], ["gate"], "federation.warmup: these groups hold no parameter"),
         (GROUPS, 3, ["gate"], [], "federation.shared: these groups hold no parameter"),
     ],
 )

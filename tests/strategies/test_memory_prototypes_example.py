@@ -70,14 +70,14 @@ def test_nobody_sends_a_centre(example: ModuleType) -> None:
 
 def test_short_memories_alone_see_the_slots(example: ModuleType) -> None:
     settings, _ = load_settings([*WORDS, "experts=attention"])
-    dataset = load_dataset(settings.data, settings.seed)
+    dataset = load_dataset(settings)
     contexts = torch.arange(1, 31).repeat(2, 1)
     contexts[0, :27] = 0  # 3 items
     candidates = torch.arange(31, 41).repeat(2, 1)
     memories = [dataset.interactions.history(user) for user in range(dataset.interactions.num_users)]
 
     def scores(kind: str, size: int) -> torch.Tensor:
-        model = build_model(settings.model, dataset, settings.seed).eval()
+        model = build_model(settings, dataset).eval()
         if kind:
             example.extend(model, kind, size, memories, example.Plan(), settings.seed)
         with torch.inference_mode():

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from data.catalogue import ItemFeatures, load_features
+from data.features import ItemFeatures, load_features, principal_components
 from fedmoe.errors import FedMoEError
 
 ITEM_IDS = np.array(["", "2", "3", "5"])
@@ -91,7 +91,7 @@ def test_counts_that_do_not_match_show_both(tmp_path: Path) -> None:
 def test_bad_id_files(tmp_path: Path) -> None:
     path = write(tmp_path / "f.npy", TABLE[:3])
     ids = tmp_path / "ids.txt"
-    with pytest.raises(FedMoEError, match=r"ids.txt: cannot be read.*data.item_id_file"):
+    with pytest.raises(FedMoEError, match=r"ids.txt: cannot be read.*item_id_file"):
         load_features(path, ITEM_IDS, ids)
     ids.write_text("2\n3\n2\n")
     with pytest.raises(FedMoEError, match="item 2 is on line 1 and line 3"):
@@ -151,3 +151,33 @@ def test_features_check_themselves() -> None:
         ItemFeatures(np.zeros((3, 2), np.float32), np.zeros(2, np.bool_))
     with pytest.raises(ValueError, match="row 0 is the padding"):
         ItemFeatures(np.zeros((2, 2), np.float32), np.ones(2, np.bool_))
+
+
+def drawn(width: int = 6, items: int = 20) -> ItemFeatures:
+    values = np.random.default_rng(1).normal(size=(items + 1, width)).astype(np.float32)
+    present = np.arange(items + 1) % 4 != 0
+    return ItemFeatures(values * present[:, None], present)
+
+
+def test_narrow_features_and_dim_0_are_left_alone() -> None:
+    given = drawn()
+    assert principal_components(given, 6) is given
+    assert principal_components(given, 0) is given
+
+
+def test_components_are_those_of_the_singular_value_decomposition() -> None:
+    given = drawn()
+    found = principal_components(given, 3)
+    rows = given.values[given.present].astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    left, sizes, _ = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(found.values[given.present]), np.abs(left * sizes)[:, :3], atol=1e-6)
+    assert (found.values[~given.present] == 0).all()
+    assert found.present is given.present
+
+
+def test_signs_do_not_depend_on_the_order_of_the_items() -> None:
+    given = drawn()
+    order = np.concatenate([[0], 1 + np.random.default_rng(2).permutation(20)])
+    shuffled = principal_components(ItemFeatures(given.values[order], given.present[order]), 3)
+    np.testing.assert_allclose(shuffled.values, principal_components(given, 3).values[order], atol=1e-6)

@@ -1,4 +1,4 @@
-"""Item features, such as embeddings of pictures or texts, matched to the catalogue row by row."""
+"""Item features, such as embeddings of pictures or texts: read, matched to the catalogue row by row, reduced."""
 
 from __future__ import annotations
 
@@ -37,6 +37,33 @@ class ItemFeatures:
     def dim(self) -> int:
         """Width of a feature."""
         return int(self.values.shape[1])
+
+
+def noise(rows: int, dim: int, rng: np.random.Generator) -> ItemFeatures:
+    """Return features of every item that say nothing about it, to see what real ones are worth."""
+    present = np.arange(rows) > 0
+    drawn = rng.normal(size=(rows, dim)).astype(np.float32)
+    return ItemFeatures(drawn * present[:, None], present)
+
+
+def principal_components(features: ItemFeatures, dim: int) -> ItemFeatures:
+    """Return the features' ``dim`` leading principal components; narrower features, and dim 0, are left as they are.
+
+    Rows are scaled to length 1 first, so that no item counts for more than another. A component's sign, which is
+    arbitrary, is chosen such that its largest weight is positive: every machine gets the same features.
+    """
+    if dim == 0 or features.dim <= dim:
+        return features
+    rows = features.values[features.present].astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows -= rows.mean(axis=0)
+    _, vectors = np.linalg.eigh(rows.T @ rows)  # eigenvalues ascend
+    components = vectors[:, ::-1][:, :dim]
+    largest = np.abs(components).argmax(axis=0)
+    components = components * np.sign(components[largest, np.arange(dim)])
+    values = np.zeros((len(features.values), dim), np.float32)
+    values[features.present] = rows @ components
+    return ItemFeatures(values, features.present)
 
 
 def load_features(path: Path, item_ids: NDArray[np.str_], item_id_file: Path | None = None) -> ItemFeatures:
@@ -136,7 +163,7 @@ def _rows_by_id(path: Path, count: int, item_ids: NDArray[np.str_], id_file: Pat
     try:
         lines = id_file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise FedMoEError(f"{id_file}: cannot be read ({error}) - data.item_id_file names the rows' items") from error
+        raise FedMoEError(f"{id_file}: cannot be read ({error}) - item_id_file names the rows' items") from error
     if len(lines) != count:
         raise FedMoEError(
             f"{path} has {count} rows but {id_file} has {len(lines)} lines - line k must be the id of row k"
@@ -155,7 +182,7 @@ def _rows_by_id(path: Path, count: int, item_ids: NDArray[np.str_], id_file: Pat
 
 def _rows_by_number(path: Path, table: NDArray[Any], item_ids: NDArray[np.str_]) -> NDArray[np.int64]:
     """Return ``[num_items + 1]``, the row of each item or -1, from the ids as numbers."""
-    remedy = f"put a file {DEFAULT_ID_FILE} beside it, or set data.item_id_file: line k holds the item id of row k"
+    remedy = f"put a file {DEFAULT_ID_FILE} beside it, or set item_id_file: line k holds the item id of row k"
     try:
         numbers = item_ids[1:].astype(np.int64)
     except (ValueError, OverflowError):

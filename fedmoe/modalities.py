@@ -1,0 +1,131 @@
+"""The modalities of the items and the groups of the parameters, as the settings name them.
+
+A modality has a name, features and an expert. Its expert's parameters are the group ``experts.NAME``. The names
+``visual`` and ``text`` are those of the reference document, whose spellings are understood too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from fedmoe.errors import nearest
+from fedmoe.section import Section
+
+TITLES = "titles"
+NOISE = "noise"
+EXPERT = "experts."
+GROUPS = ("embedding", "backbone", f"{EXPERT}*", "router", "gate", "norms")
+KINDS = ("matching", "attention", "feature_attention", "item_attention")
+# The reference's expert of this name asks with the candidate's item vector, the others with its features.
+ITEM_ATTENTION = ("text",)
+# The reference's spellings, and what they are here.
+SPELLINGS = {
+    "data.visual_file": "modalities.visual.file",
+    "data.text_file": "modalities.text.file",
+    "model.norm_visual": "modalities.visual.norm",
+    "model.norm_semantic": "modalities.text.norm",
+    "model.visual_expert": "modalities.visual.expert",
+    "model.semantic_expert": "modalities.text.expert",
+}
+GONE = (("federation", "decoy_rows"),)
+_NAMES = {"semantic": "text"}
+_GROUPS = {"visual_expert": "experts.visual", "semantic_expert": "experts.text", "experts.semantic": "experts.text"}
+_RESERVED = ("sequence", "entropy")  # the backbone's norm and share, and a metric of the router
+
+
+def _known_kind(kind: str) -> str:
+    if kind not in KINDS and ":" not in kind:
+        raise ValueError(f"must be {', '.join(KINDS)}, or package.module:Class{nearest(kind, KINDS)}")
+    return kind
+
+
+Kind = Annotated[str, AfterValidator(_known_kind)]
+
+
+class ModalitySettings(Section):
+    """One modality of the items."""
+
+    file: str | None = Field(
+        None,
+        description="features: a .npy, .pt or .safetensors file; titles: made from titles and genres; noise; "
+        "null: those that the data set itself has under this name, if any. Default of text: titles",
+    )
+    item_id_file: Path | None = Field(
+        None, description="line k holds the item id of row k of the file; default: data.item_id_file"
+    )
+    norm: bool = Field(True, description="LayerNorm on the expert's view")
+    expert: Kind | None = Field(None, description="kind of expert; default: model.experts")
+    expert_parameters: dict[str, Any] = Field({}, description="arguments of an expert of your own")
+
+    @property
+    def path(self) -> Path | None:
+        """The feature file, where the features come from one."""
+        return None if self.file in (None, TITLES, NOISE) else Path(str(self.file))
+
+
+def _known_name(name: str) -> str:
+    if not name.isidentifier() or not name.islower() or name in _RESERVED:
+        raise ValueError(f"a modality's name is a word in lower case, and not {' or '.join(_RESERVED)}")
+    return name
+
+
+def _completed(given: Any) -> Any:
+    """Add the modalities that are there by default, which come first, and the default values of what is given."""
+    if not isinstance(given, Mapping):
+        return given
+    named = {_NAMES.get(str(name), str(name)): value for name, value in given.items()}
+    defaults: dict[str, dict[str, Any]] = {"visual": {}, "text": {"file": TITLES}}
+    return {
+        name: defaults.get(name, {}) | value if isinstance(value, dict) else value
+        for name, value in (defaults | named).items()
+    }
+
+
+Modalities = Annotated[
+    dict[Annotated[str, AfterValidator(_known_name)], ModalitySettings | None], BeforeValidator(_completed)
+]
+
+
+def respelled(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree of settings with the reference's spellings of a modality's keys replaced by ours.
+
+    A setting of earlier versions that is gone, and was off, is left out: files of earlier runs can be read.
+    """
+    tree = dict(tree)
+    for section, key in GONE:
+        if isinstance(tree.get(section), dict) and not tree[section].get(key):
+            tree[section] = {other: kept for other, kept in tree[section].items() if other != key}
+    for old, new in SPELLINGS.items():
+        section, key = old.split(".")
+        _, name, field = new.split(".")
+        if isinstance(tree.get(section), dict) and key in tree[section]:
+            value = tree[section][key]
+            tree[section] = {other: kept for other, kept in tree[section].items() if other != key}
+            named = tree.get("modalities", {})
+            if isinstance(named, dict) and isinstance(named.get(name, {}), dict):
+                tree["modalities"] = named | {name: {field: value} | named.get(name, {})}
+    return tree
+
+
+def _known_group(group: str) -> str:
+    group = _GROUPS.get(group, group)
+    if not selected([group], GROUPS) and not group.startswith(EXPERT):
+        raise ValueError(f"unknown group: groups are {', '.join(GROUPS)}{nearest(group, GROUPS)}")
+    return group
+
+
+def _all_groups(given: Any) -> Any:
+    return GROUPS if given == "all" else given
+
+
+Groups = Annotated[tuple[Annotated[str, AfterValidator(_known_group)], ...], BeforeValidator(_all_groups)]
+
+
+def selected(patterns: Collection[str], groups: Iterable[str]) -> list[str]:
+    """Return the groups that one of the patterns, such as ``experts.*``, matches, in their own order."""
+    return [group for group in groups if any(fnmatchcase(group, pattern) for pattern in patterns)]
