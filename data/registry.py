@@ -21,9 +21,10 @@ from data.interactions import from_events, without_short_users
 from data.sampling import generator
 from data.synthetic import synthetic
 from data.titles import film_of, read_item_list, title_features
+from fedmoe.data_settings import DataSettings
 from fedmoe.errors import FedMoEError
 from fedmoe.modalities import NOISE, TITLES
-from fedmoe.settings import DataSettings, Settings
+from fedmoe.settings import Settings
 
 _FORM = 3  # part of the cache's key; a change of what is parsed, or how, must change it
 _NOISE_WIDTH = 128  # where features are not reduced

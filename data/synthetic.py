@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data.features import ItemFeatures
 from data.interactions import offsets_of
 from data.sampling import Interactions, generator
-from fedmoe.settings import SyntheticSettings
+from fedmoe.data_settings import SyntheticSettings
 
 MIN_LENGTH = 5
 VISUAL_NOISE = 0.5  # standard deviations of the noise; a prototype's components have 1

@@ -34,9 +34,9 @@ Train SASRec with a residual mixture of experts, one for each modality of the it
 
 {topics}
 
-Other spellings: {aliases};
---use_negative_sampling true|false chooses training.loss. A run leaves its settings, metrics, checkpoints, plots and
-report.md in runs/<time>-<name>/. Exit status: 0 done, 2 something for you to put right."""
+{spellings}
+A run leaves its settings, metrics, checkpoints, plots and report.md in runs/<time>-<name>/. Exit status: 0 done, 2
+something for you to put right."""
 
 
 def help_text(topics: list[str]) -> str:
@@ -49,7 +49,11 @@ def help_text(topics: list[str]) -> str:
         configs=", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("sweep-"))),
         sweeps=", ".join(sorted(path.stem for path in CONFIGS.glob("sweep-*.yaml"))),
         topics="\n".join(f"    {topic:<12}{text}" for topic, text in TOPICS.items()),
-        aliases=", ".join(f"--{alias} is {key}" for alias, key in ALIASES.items()),
+        spellings=textwrap.fill(
+            f"Other spellings: {', '.join(f'--{alias} is {key}' for alias, key in ALIASES.items())}; "
+            "--use_negative_sampling true|false chooses training.loss.",
+            116,
+        ),
     )
 
 

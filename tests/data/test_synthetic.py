@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data.features import ItemFeatures
 from data.sampling import Interactions
 from data.synthetic import MIN_LENGTH, planted_clusters, synthetic
-from fedmoe.settings import SyntheticSettings
+from fedmoe.data_settings import SyntheticSettings
 
 
 def steps(interactions: Interactions) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,72 @@
+"""The settings of a run's data: which histories, and how they and the items' features are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedmoe.section import Count, CountOrZero, Section
+
+
+class SyntheticSettings(Section):
+    """The seeded synthetic data set, with planted sequential, visual and textual structure."""
+
+    users: Count = Field(200, description="number of users")
+    items: Annotated[int, Field(ge=10)] = Field(300, description="number of items in the catalogue")
+    mean_length: Annotated[float, Field(ge=5)] = Field(30.0, description="mean history length, items")
+    structure: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.8, description="share of steps that follow the planted structure; 0: the next item is random"
+    )
+    clusters: Annotated[int, Field(ge=2)] = Field(12, description="number of planted groups of items")
+    feature_dim: Annotated[int, Field(ge=2)] = Field(32, description="width of the visual and text features")
+    missing: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.05, description="share of items without a picture, and without text"
+    )
+
+
+class DataSettings(Section):
+    """Which histories and item features a run uses."""
+
+    dataset: Literal["ml-100k", "ml-1m", "synthetic", "file", "catalogue"] = Field(
+        "ml-100k",
+        description="data set by name; 'file' for data_file; 'catalogue': items without histories, in data_dir, for a "
+        "server of real clients",
+    )
+    data_dir: Path | None = Field(None, description="folder of the data files; default: the cache folder")
+    data_file: Path | None = Field(None, description="own histories: a path, or a name inside data_dir")
+    data_format: Literal["auto", "sequences", "ratings", "inter", "csv", "parquet"] = Field(
+        "auto", description="format of data_file; auto: by its ending and its first line"
+    )
+    user_column: str = Field("user_id", description="name of the user column (csv, parquet)")
+    item_column: str = Field("item_id", description="name of the item column (csv, parquet)")
+    time_column: str | None = Field("timestamp", description="name of the time column; null: file order")
+    feature_dim: CountOrZero = Field(
+        64, description="features wider than this are reduced to so many principal components; 0: never"
+    )
+    item_id_file: Path | None = Field(
+        None, description="line k holds the item id of row k of the feature files; default: item_ids.txt beside them"
+    )
+    min_items: Annotated[int, Field(ge=4)] = Field(5, description="users with fewer are dropped; two are held out")
+    synthetic: SyntheticSettings = SyntheticSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_histories_are_a_data_set(cls, given: Any) -> Any:
+        """Who names a file of histories, and no data set, means these."""
+        if isinstance(given, dict) and given.get("data_file") is not None:
+            return {"dataset": "file"} | given
+        return given
+
+    @model_validator(mode="after")
+    def _what_is_named_is_read(self) -> Self:
+        if self.dataset == "file" and self.data_file is None:
+            raise ValueError("dataset 'file' needs data_file: the path of your histories")
+        if self.dataset != "file" and self.data_file is not None:
+            raise ValueError(f"dataset '{self.dataset}' does not read data_file: set dataset to file, or leave one out")
+        if self.dataset == "catalogue" and self.data_dir is None:
+            raise ValueError("dataset 'catalogue' needs data_dir: a folder made by 'fedmoe_server catalogue'")
+        if self.dataset != "synthetic" and self.synthetic != SyntheticSettings():
+            raise ValueError(f"dataset '{self.dataset}' has no use for data.synthetic: set dataset to synthetic")
+        return self
