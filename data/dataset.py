@@ -117,9 +117,12 @@ def open_dataset(folder: Path, what: str, remedy: str) -> Dataset:
             for name in about["modalities"]
         }
         rows = len(interactions.item_ids)
-        for name, each in {"titles": about["titles"], **{n: f.values for n, f in features.items()}}.items():
+        for name, each in {
+            "titles": about["titles"],
+            **{f"{name} features": each.values for name, each in features.items()},
+        }.items():
             if each is not None and len(each) != rows:
-                raise ValueError(f"{name} has {len(each)} rows, the catalogue has {rows}")
+                raise ValueError(f"{name} have {len(each)} rows, the catalogue has {rows}")
         return Dataset(str(about["name"]), interactions, features, about["titles"], about["dropped_users"])
     except (FedMoEError, OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         raise FedMoEError(f"{what} {folder} cannot be read ({error}) - {remedy}") from error

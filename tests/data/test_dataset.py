@@ -48,7 +48,7 @@ def test_a_catalogue_holds_nobodys_history(tmp_path: Path) -> None:
     [
         ("items.npy", np.array([1], np.int32), "do not fit together: 2 users, 3 offsets up to 3, 1 items"),
         ("items.npy", None, "cannot be read"),
-        ("item_ids.npy", np.array(["", "5"]), "titles has 3 rows, the catalogue has 2"),
+        ("item_ids.npy", np.array(["", "5"]), "titles have 3 rows, the catalogue has 2"),
     ],
 )
 def test_a_damaged_folder_is_refused(tmp_path: Path, file: str, content: np.ndarray | None, complaint: str) -> None:

@@ -180,6 +180,6 @@ def test_a_damaged_catalogue_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FedMoEError, match="cannot be read"):
         load_catalogue(tmp_path / "nowhere")
     np.save(tmp_path / "catalogue" / "item_ids.npy", np.array(["", "1"]))
-    with pytest.raises(FedMoEError, match="text features have 41 rows, the catalogue has 2"):
+    with pytest.raises(FedMoEError, match="visual features have 41 rows, the catalogue has 2"):
         load_catalogue(tmp_path / "catalogue")
     assert settings.name == "small"
