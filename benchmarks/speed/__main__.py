@@ -89,7 +89,7 @@ def _made(case: Case, cache: Path) -> dict[str, Any]:
     """Make the data set of a case, which all engines then find in the cache; return what it is, and the seconds."""
     settings = job(case.words)
     begun = time.time()
-    found = load_dataset(settings.data, settings.seed, cache).interactions
+    found = load_dataset(settings, cache).interactions
     about = {"dataset": settings.data.dataset, "users": found.num_users, "items": found.num_items}
     return {**about, "interactions": len(found.items), "seconds": time.time() - begun}
 

@@ -13,7 +13,7 @@ from benchmarks.quality.__main__ import main
 WORDS = (
     "name=tiny dataset=synthetic data.synthetic.users=30 data.synthetic.items=400 dim=8 attention_dim=8 blocks=1 "
     "max_seq_len=8 memory_size=8 memory_refresh=4 num_negatives=10 num_rounds=4 client_fraction=0.5 warmup_rounds=1 "
-    "learning_rate=1.0 seed=1 hosts=1 shared=[backbone,visual_expert,semantic_expert]"
+    "learning_rate=1.0 seed=1 hosts=1 shared=[backbone,experts.*]"
 ).split()
 
 

@@ -129,7 +129,7 @@ def test_a_misspelt_engine_case_or_folder_is_named(tmp_path: Path, capsys: pytes
 
 def test_the_windows_are_those_that_the_client_trains_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings, _ = load_settings([*TINY, "data.synthetic.users=6", "batch_size=2"])
-    dataset = load_dataset(settings.data, settings.seed, tmp_path)
+    dataset = load_dataset(settings, tmp_path)
     trained: list[WindowBatch] = []
 
     def watched(model: object, batch: WindowBatch, training: object) -> object:
