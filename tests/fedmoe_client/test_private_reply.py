@@ -12,7 +12,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from data.registry import load_dataset
 from fedmoe.loading import from_run_config, to_run_config
-from fedmoe.settings import GROUPS, Settings
+from fedmoe.modalities import GROUPS
+from fedmoe.settings import Settings
 from fedmoe.wire import NamedArrays, to_record
 from fedmoe_client.app import app
 from fedmoe_client.device.node import node_from
@@ -107,7 +108,7 @@ def test_noise_of_a_bare_flower_run_does_not_come_from_the_seed() -> None:
     bare: dict[str, Any] = {"config": "", "overrides": words, "settings": "", "simulated": False}
     settings = from_run_config(bare)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    arrays = initial_arrays(settings, load_dataset(settings.data, settings.seed))
+    arrays = initial_arrays(settings, load_dataset(settings))
     asked = ConfigRecord({"shared": list(GROUPS), "server-round": 1, "noise_deviation": 1.0})
 
     def reply(run_config: dict[str, Any]) -> bytes:
