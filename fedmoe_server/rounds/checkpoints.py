@@ -16,13 +16,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
@@ -31,13 +31,14 @@ from safetensors.numpy import load_file, save_file
 
 from data.files import sync
 from fedmoe.errors import FedMoEError
-from fedmoe_server.rounds.record import Best, LoopState, RoundRecord
+from fedmoe_server.rounds.record import Best, LoopState, RoundRecord, list_arrays
 from strategies import load_state_arrays, state_arrays
 
 FORMAT = 1
 INDEX = "checkpoint.json"
 CLIENTS = "clients"
 NAME = "round-{:06d}"
+T = TypeVar("T")
 NamedArrays = dict[str, NDArray[Any]]
 
 
@@ -109,7 +110,10 @@ class CheckpointStore:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             _write(partial, state, state_arrays(strategy), grid)
-            self._publish(partial, target)
+            if target.exists():
+                _remove(target)
+            os.replace(partial, target)
+            sync(self.folder)
         except (OSError, SafetensorError, FedMoEError) as error:
             raise FedMoEError(f"checkpoint {target} cannot be written: {error}") from error
         finally:  # what is published is there no more
@@ -123,12 +127,6 @@ class CheckpointStore:
         for path in _finished(self.folder):
             if path.name > NAME.format(number):
                 _remove(path)
-
-    def _publish(self, partial: Path, target: Path) -> None:
-        if target.exists():
-            _remove(target)
-        os.replace(partial, target)
-        sync(self.folder)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -159,20 +157,19 @@ def load_checkpoint(path: Path, arrays: ArrayRecord) -> Checkpoint:
     index = _read_index(path)
     _same_model(path, index["schema"], _schema(arrays))
     for name, digest in index["files"].items():
-        _verify(path / name, digest)
-    best = index["best"]
+        if _read(path / name, _digest) != digest:
+            raise FedMoEError(f"checkpoint file {path / name} is corrupt (its checksum differs); {_other(path)}")
     state = LoopState(
-        arrays=_record(path, "arrays", list(arrays)),
+        arrays=list_arrays(_load(path / "arrays.safetensors", list(arrays))),
         round=index["round"],
-        best=None
-        if best is None
-        else Best(best["round"], best["score"], dict(_record(path, "best", list(arrays)).items())),
         stalled=index["stalled"],
         history=[RoundRecord.from_json(record) for record in index["history"]],
     )
-    strategy = _load(path / "strategy.safetensors")
-    ordered = {name: strategy[name] for name in index["strategy"]}
-    return Checkpoint(path, state, ordered, path / CLIENTS if index["clients"] else None)
+    if (best := index["best"]) is not None:
+        best_arrays = list_arrays(_load(path / "best.safetensors", list(arrays)))
+        state.best = Best(best["round"], best["score"], dict(best_arrays.items()))
+    strategy = _load(path / "strategy.safetensors", index["strategy"])
+    return Checkpoint(path, state, strategy, path / CLIENTS if index["clients"] else None)
 
 
 def _write(folder: Path, state: LoopState, strategy: Mapping[str, NDArray[Any]], grid: Grid) -> None:
@@ -207,28 +204,23 @@ def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)
 
 
-def _load(path: Path) -> NamedArrays:
+def _load(file: Path, order: Sequence[str]) -> NamedArrays:
+    """Load a file of arrays in an order, which safetensors does not keep."""
+    arrays = _read(file, load_file)
+    return {name: arrays[name] for name in order}
+
+
+def _read(file: Path, reader: Callable[[Path], T]) -> T:
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise FedMoEError(f"checkpoint file {path} cannot be read: {error}") from error
-
-
-def _record(path: Path, name: str, order: list[str]) -> ArrayRecord:
-    """Load a file of arrays as an ArrayRecord in the model's order, which safetensors does not keep."""
-    arrays = _load(path / f"{name}.safetensors")
-    return ArrayRecord({key: Array(arrays[key]) for key in order})
+        return reader(file)
+    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+        raise FedMoEError(f"checkpoint file {file} cannot be read: {error}; {_other(file.parent)}") from error
 
 
 def _read_index(path: Path) -> dict[str, Any]:
     file = path / INDEX
-    try:
-        index = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(index, dict):
-            raise ValueError("not a table")
-        stated = index.pop("digest", None)
-    except (OSError, ValueError) as error:
-        raise FedMoEError(f"checkpoint file {file} cannot be read: {error}; {_other(path)}") from error
+    index: dict[str, Any] = _read(file, lambda file: dict(json.loads(file.read_text(encoding="utf-8")).items()))
+    stated = index.pop("digest", None)
     if index.get("format") != FORMAT:
         raise FedMoEError(f"checkpoint file {file} has format {index.get('format')!r}, this version reads {FORMAT}")
     if stated != _index_digest(index):
@@ -258,15 +250,6 @@ def _same_model(path: Path, theirs: list[list[Any]], ours: list[list[Any]]) -> N
 
 def _shape(entry: list[Any] | None) -> str:
     return "no array" if entry is None else f"shape {tuple(entry[0])} of {entry[1]}"
-
-
-def _verify(file: Path, digest: str) -> None:
-    try:
-        actual = _digest(file)
-    except OSError as error:
-        raise FedMoEError(f"checkpoint file {file} cannot be read: {error}; {_other(file.parent)}") from error
-    if actual != digest:
-        raise FedMoEError(f"checkpoint file {file} is corrupt (its checksum differs); {_other(file.parent)}")
 
 
 def _other(path: Path) -> str:
