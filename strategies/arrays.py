@@ -13,8 +13,18 @@ from flwr.app import Array, ArrayRecord
 ROWS = "/rows"  # NAME/rows are the ids of the rows that are sent of the table NAME; the client's side knows it too
 
 
-class _OnDemand(Array):
-    """An array that makes its bytes when somebody asks. Not to be made itself."""
+class Valued(Array):
+    """An array that holds its values, to be read only; ``numpy`` copies them."""
+
+    values: np.ndarray
+
+    def __init__(self, values: np.ndarray) -> None:
+        # Array's own constructor sorts out the many ways to call it, which takes longer than all else here.
+        self.__dict__.update(dtype=values.dtype.name, shape=values.shape, stype="numpy.ndarray", values=values)
+
+    def numpy(self) -> np.ndarray:
+        """Return the values, as an array of one's own to write into."""
+        return self.values.copy()
 
     @property
     def data(self) -> bytes:  # type: ignore[override]  # who writes to an array's bytes makes an array
@@ -28,21 +38,7 @@ class _OnDemand(Array):
         return deflated
 
 
-class Valued(_OnDemand):
-    """An array that holds its values, to be read only; ``numpy`` copies them."""
-
-    values: np.ndarray
-
-    def __init__(self, values: np.ndarray) -> None:
-        # Array's own constructor sorts out the many ways to call it, which takes longer than all else here.
-        self.__dict__.update(dtype=values.dtype.name, shape=values.shape, stype="numpy.ndarray", values=values)
-
-    def numpy(self) -> np.ndarray:
-        """Return the values, as an array of one's own to write into."""
-        return self.values.copy()
-
-
-class TableRows(_OnDemand):
+class TableRows(Valued):
     """The rows ``rows [R, ...]`` at ``ids`` int64 ``[R]`` (ascending, distinct) of a table, the others ``server``'s."""
 
     ids: np.ndarray
@@ -62,7 +58,7 @@ class TableRows(_OnDemand):
 
 def values_of(array: Array) -> np.ndarray:
     """Return the values of an array, to be read only."""
-    return array.values if isinstance(array, Valued) else array.numpy()
+    return array.values if type(array) is Valued else array.numpy()
 
 
 def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol, runtime_checkable
 
-from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedmoe.errors import FedMoEError
@@ -119,20 +119,17 @@ class PackedMean:
 
 def packed(messages: Iterable[Message]) -> list[Message]:
     """Return messages as they go on the wire. A record or a content that several share is still shared."""
-    records: dict[int, ArrayRecord] = {}
-    contents: dict[int, RecordDict] = {}
-    found = []
-    for message in messages:
-        if message.has_content():
-            content = message.content
-            arrays = content.array_records.get(ARRAYS)
-            if arrays is not None and id(arrays) not in records:
-                records[id(arrays)] = to_record({name: values_of(array) for name, array in arrays.items()})
-            if arrays is not None and id(content) not in contents:
-                contents[id(content)] = RecordDict({**dict(content.items()), ARRAYS: records[id(arrays)]})
-            message = _with(message, contents.get(id(content), content))
-        found.append(message)
-    return found
+    given = list(messages)
+    holding = [each for each in given if each.has_content() and ARRAYS in each.content]
+    contents = {id(message.content): message.content for message in holding}
+    named = {id(content[ARRAYS]): content.array_records[ARRAYS] for content in contents.values()}
+    records = {key: to_record({name: values_of(array) for name, array in each.items()}) for key, each in named.items()}
+    changed = {
+        key: RecordDict({**dict(content.items()), ARRAYS: records[id(content[ARRAYS])]})
+        for key, content in contents.items()
+    }
+    on_the_wire = {id(message): _with(message, changed[id(message.content)]) for message in holding}
+    return [on_the_wire.get(id(message), message) for message in given]
 
 
 def unpacked(reply: Message) -> Message:
