@@ -11,12 +11,13 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.attacks.leaks import Leak, leak
+from benchmarks.attacks.leaks import leak
 from benchmarks.attacks.runs import ATTACKS, DEFENCES, LEAKS, SHORT, Outcome, meets, outcome, settings_of
 from benchmarks.runs import Kept, check_names, exit_status, job, load_chosen
 from benchmarks.tables import bars, write_page
@@ -28,6 +29,10 @@ from model.build import arrays_of
 
 Grid = Mapping[tuple[str, str], Sequence[Outcome]]
 """(defence, attack) -> one outcome a seed; each defence has the attack "none"."""
+DAMAGE = """HR@10 on test of the server's model over all users; ER@10: share of the honest users who never met the
+promoted item and have it in their top 10. Means over seeds."""
+TOLD = """AUC of "did this user meet this item", mean over users; .5 is chance. Server: from a user's replies. Public:
+from the mean of the cohort, which is all that others ever see."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -49,77 +54,49 @@ def _measure(given: argparse.Namespace, words: str) -> None:
     base = job(given.settings, SHORT)
     folder: Path = given.folder / base.name
     kept = Kept(folder)
-    cells = [(defence, attack) for defence in given.defences for attack in dict.fromkeys(["none", *given.attacks])]
-    outcomes = {
-        (defence, attack): [outcome(kept, base, folder, attack, defence, seed) for seed in given.seeds]
-        for defence, attack in cells
-        if meets(defence, attack)
-    }
-    leaks: dict[str, Leak] = {}
-    if given.leak_users:
-        clean = outcome(kept, base, folder, "none", "defaults", given.seeds[0])
-        leaks = _leaks(base, clean, folder, given)
+    outcomes: dict[tuple[str, str], list[Outcome]] = {}
+    for cell in product(given.defences, dict.fromkeys(["none", *given.attacks])):
+        if meets(*cell):
+            outcomes[cell] = [outcome(kept, base, folder, *cell, seed) for seed in given.seeds]
+    parts = []
     if outcomes:
-        _draw(outcomes, folder / "attacks.png")
-    parts = [
-        outcome_table(outcomes),
-        "![damage and defence](attacks.png)" if outcomes else "",
-        leak_table(leaks),
-    ]
-    write_page(
-        folder / "attacks.md", f"# {base.name}: attacks and leaks\n\n    python -m benchmarks.attacks {words}", parts
-    )
+        draw(outcomes, folder / "attacks.png")
+        parts = ["## Damage and defence", DAMAGE, outcome_table(outcomes), "![damage and defence](attacks.png)"]
+    if given.leak_users:
+        clean = outcome(kept, base, folder, "defaults", "none", given.seeds[0])
+        if clean.error:
+            raise FedMoEError(f"there is no clean model to look for leaks with: {clean.error}")
+        parts += ["## What updates tell", TOLD, _leaks(base, Path(clean.run_dir), folder, given)]
+    head = f"# {base.name}: attacks and leaks\n\n    python -m benchmarks.attacks {words}"
+    write_page(folder / "attacks.md", head, parts)
 
 
-def _leaks(base: Settings, clean: Outcome, folder: Path, given: argparse.Namespace) -> dict[str, Leak]:
-    """Return what clients leak that train on the clean model."""
-    if clean.error:
-        raise FedMoEError(f"there is no clean model to look for leaks with: {clean.error}")
-    found = {}
+def _leaks(base: Settings, clean: Path, folder: Path, given: argparse.Namespace) -> str:
+    """Return what clients leak that train on the model of a clean run, a line for each setting and score."""
+    rows = []
     for name, changes in LEAKS.items():
         print(f"leak: {name}", flush=True)
         settings = settings_of(base, changes, given.seeds[0], folder, "leak")
         dataset = load_dataset(settings)
-        arrays = arrays_of(load_chosen(Path(clean.run_dir), settings, dataset)[0].model)
-        found[name] = leak(settings, dataset.interactions, arrays, given.leak_users, given.leak_rounds)
-    return found
+        arrays = arrays_of(load_chosen(clean, settings, dataset)[0].model)
+        found = leak(settings, dataset.interactions, arrays, given.leak_users, given.leak_rounds)
+        rows += [[name, score, *(f"{auc:.3f}" for auc in aucs)] for score, aucs in found.items()]
+    return table(["setting", "score", "server, one round", "server, all rounds", "public"], rows, (0, 1))
 
 
 def outcome_table(outcomes: Grid) -> str:
     """Return HR@10, its difference from the clean run of the first defence in points, and ER@10."""
-    if not outcomes:
-        return ""
     clean = _mean(next(iter(outcomes.values())), "hit_rate")
     rows = []
-    for names, found in outcomes.items():
+    for cell, found in outcomes.items():
         failed = [outcome.error for outcome in found if outcome.error]
         rate, shown = _mean(found, "hit_rate"), _mean(found, "exposure")
         figures = [f"{rate:.4f}", f"{100 * (rate - clean):+.1f}", f"{shown:.4f}"]
-        rows.append([*names, *([f"run failed: {failed[0]}", "", ""] if failed else figures)])
-    about = (
-        "HR@10 on test of the server's model over all users; ER@10: share of the honest users who never met the "
-        "promoted item and have it in their top 10. Means over seeds."
-    )
-    made = table(["defence", "attack", "HR@10", "points from clean", "ER@10"], rows, (0, 1))
-    return f"## Damage and defence\n\n{about}\n\n{made}"
+        rows.append([*cell, *([f"run failed: {failed[0]}", "", ""] if failed else figures)])
+    return table(["defence", "attack", "HR@10", "points from clean", "ER@10"], rows, (0, 1))
 
 
-def leak_table(leaks: Mapping[str, Leak]) -> str:
-    """Return the AUCs, a line for each setting and score."""
-    rows = [
-        [name, score, *(f"{each[score]:.3f}" for each in (found.server_once, found.server_all, found.public))]
-        for name, found in leaks.items()
-        for score in found.server_once
-    ]
-    about = (
-        'AUC of "did this user meet this item", mean over users; .5 is chance. Server: from a user\'s replies. Public: '
-        "from the mean of the cohort, which is all that others ever see."
-    )
-    made = table(["setting", "score", "server, one round", "server, all rounds", "public"], rows, (0, 1))
-    return f"## What updates tell\n\n{about}\n\n{made}" if rows else ""
-
-
-def _draw(outcomes: Grid, path: Path) -> None:
+def draw(outcomes: Grid, path: Path) -> None:
     """Draw HR@10 for every attack and ER@10 for every promotion, a bar for each defence; no bar where none was run."""
     defences, attacks = (list(dict.fromkeys(names)) for names in zip(*outcomes, strict=True))
     figure = Figure(figsize=(14, 5.5), layout="constrained")

@@ -67,15 +67,9 @@ def train(message: Message, context: Context) -> Message:
 
 
 @app.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate honestly."""
-    reply: Message = honest(message, context)
-    return reply
-
-
 @app.query()
-def query(message: Message, context: Context) -> Message:
-    """Say honestly which client this is."""
+def answer(message: Message, context: Context) -> Message:
+    """Evaluate, and say which client this is, honestly."""
     reply: Message = honest(message, context)
     return reply
 
@@ -102,15 +96,13 @@ def promotion(bench: Workbench, sent: NamedArrays, attack: Attack) -> NDArray[np
     bench.model.eval()
     histories = [training_part(bench.dataset.interactions.history(client)) for client in attack.clients]
     length = context_length(bench.settings)
-    contexts = np.zeros((len(histories), length), np.int64)
-    for row, items in zip(contexts, histories, strict=True):
-        recent = items[-length:]
-        row[length - len(recent) :] = recent
+    recent = [items[-length:].astype(np.int64) for items in histories]
+    contexts = torch.from_numpy(np.stack([np.pad(items, (length - len(items), 0)) for items in recent]))
     counts = np.bincount(np.concatenate(histories), minlength=bench.dataset.interactions.num_items + 1)
     counts[attack.target] = 0
     rivals = np.argsort(-counts, kind="stable")[:RIVALS]
     candidates = torch.from_numpy(np.tile(np.concatenate([[attack.target], rivals[rivals > 0]]), (len(contexts), 1)))
-    scores = bench.model.rank_scores(torch.from_numpy(contexts), candidates)
+    scores = bench.model.rank_scores(contexts, candidates)
     share = torch.log_softmax(scores, dim=1)[:, 0].mean()
     (gradient,) = torch.autograd.grad(share, [bench.parameters[TABLE]])
     direction = gradient[attack.target].numpy()

@@ -6,8 +6,7 @@ that is sent to the next. Users are measured one by one, over all items of the c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -27,21 +26,15 @@ from fedmoe_server.rounds.privacy import noise_of
 Changes = NDArray[np.floating]
 """How replies change the item table, ``[rounds, V + 1, D]``; row 0 is padding."""
 Scores = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Leak:
-    """AUC by score: for the server after one round and after all, and for others from a cohort's mean."""
-
-    server_once: dict[str, float]
-    server_all: dict[str, float]
-    public: dict[str, float]
+Score = Callable[[Changes], Scores]
 
 
 def leak(
     settings: Settings, interactions: Interactions, arrays: dict[str, NDArray[np.float32]], users: int, rounds: int
-) -> Leak:
+) -> dict[str, list[float]]:
     """Return what ``users`` clients leak that train on the model ``arrays`` in ``rounds`` rounds.
+
+    By score: the AUC for the server after one round, after all of them, and for others from a cohort's mean.
 
     Where the settings ask for privacy, the clients do what they would in a run of these settings.
     """
@@ -52,16 +45,13 @@ def leak(
     if settings.privacy.on and settings.privacy.side == "server":
         deviation = noise_of(settings) * settings.privacy.update_norm / users
         mean = mean + generator(settings.seed, "leak noise").normal(0.0, deviation, mean.shape)
-    everyone = [mean[None]] * len(cohort)
-    return Leak(_aucs([change[:1] for change in changes], met), _aucs(changes, met), _aucs(everyone, met))
+    seen = ([change[:1] for change in changes], changes, [mean[None]] * users)
+    return {score.__name__: [_mean_auc(score, each, met) for each in seen] for score in (touched, norm, sign)}
 
 
-def _aucs(changes: Sequence[Changes], met: Sequence[NDArray[np.bool_]]) -> dict[str, float]:
-    """Return the means over users, by score."""
-    return {
-        name: float(np.mean([auc(score(change)[1:], known) for change, known in zip(changes, met, strict=True)]))
-        for name, score in SCORES.items()
-    }
+def _mean_auc(score: Score, changes: Sequence[Changes], met: Sequence[NDArray[np.bool_]]) -> float:
+    """Return the mean over users."""
+    return float(np.mean([auc(score(change)[1:], known) for change, known in zip(changes, met, strict=True)]))
 
 
 def _changes(settings: Settings, interactions: Interactions, sent: NamedArrays, user: int, rounds: int) -> Changes:
@@ -120,6 +110,3 @@ def sign(changes: Changes) -> Scores:
     common = directions.sum(axis=0)
     cosines = directions @ common / max(float(np.linalg.norm(common)), 1e-12)
     return np.where(norms[:, 0] > 0, -cosines, -1.0).astype(np.float64)
-
-
-SCORES = {"touched": touched, "norm": norm, "sign": sign}

@@ -98,7 +98,7 @@ def settings_of(base: Settings, changes: Mapping[str, Any], seed: int, folder: P
     return changed(base, changes, seed=seed, save_dir=str(folder / "runs"), name=slug(name))
 
 
-def outcome(kept: Kept, base: Settings, folder: Path, attack: str, defence: str, seed: int) -> Outcome:
+def outcome(kept: Kept, base: Settings, folder: Path, defence: str, attack: str, seed: int) -> Outcome:
     """Return what becomes of a run under an attack; it is done once and kept."""
     label = f"{attack} against {defence}, seed {seed}"
     settings = settings_of(base, DEFENCES[defence], seed, folder, label)

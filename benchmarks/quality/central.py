@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
@@ -11,21 +12,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from benchmarks.runs import context_length, ranks_of
+from benchmarks.runs import ranks_of
 from data.dataset import Dataset
 from data.registry import load_dataset
-from data.sampling import generator, packed_windows, sample_negatives, training_part
+from data.sampling import Split, generator, packed_windows, sample_negatives, training_part
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import read_yaml, settings_from
 from fedmoe.settings import Settings
 from fedmoe_client.learning.batches import WindowBatch, with_earlier_items
-from fedmoe_client.learning.evaluation import catalogue_scorer, mean_metrics, split_metrics
+from fedmoe_client.learning.evaluation import catalogue_scorer, mean_metrics
 from fedmoe_client.learning.objective import objective
 from fedmoe_server.report.report import comparison, write_report
 from fedmoe_server.report.run_folder import RESULT, SETTINGS, add_baseline
 from model.build import build_model
 from model.residual_moe import ResidualMoE
+
+Items = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -88,16 +92,24 @@ def train_centrally(
     model = build_model(settings, dataset)
     change(model)
     torch.manual_seed(settings.seed)
-    windows = _all_windows(settings, dataset)
+
+    def metrics(split: Split) -> dict[str, float]:
+        return mean_metrics(ranks_of(catalogue_scorer(model), settings, dataset, split), settings.evaluation.cutoffs)
+
+    windows, users, seen = _all_windows(settings, dataset)
     optimizer = torch.optim.Adam(model.parameters(), lr=plan.learning_rate)
-    steps = plan.epochs * -(-len(windows.users) // plan.batch_size)
+    steps = plan.epochs * -(-len(users) // plan.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + cos(pi * min(step / steps, 1.0))))
-    best, best_state = -1.0, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    best, best_state = -1.0, deepcopy(model.state_dict())
     for epoch in range(1, plan.epochs + 1):
         model.train()
         losses = []
-        for batch in _batches(windows, dataset, settings, plan.batch_size, epoch):
+        rng = generator(settings.seed, "central", epoch)
+        order = rng.permutation(len(users))
+        for chosen in np.split(order, range(plan.batch_size, len(order), plan.batch_size)):
+            negatives = _negatives(rng, settings, dataset, [seen[user] for user in users[chosen]])
             optimizer.zero_grad()
+            batch = WindowBatch(windows.context[chosen], windows.targets[chosen], negatives)
             losses_of_batch = objective(model, batch, settings.training)
             losses_of_batch.total.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.training.clip_norm or torch.inf)
@@ -105,29 +117,17 @@ def train_centrally(
             schedule.step()
             losses.append(float(losses_of_batch.ranking.detach()))
         if epoch % plan.evaluate_every == 0 or epoch == plan.epochs:
-            ranks = ranks_of(catalogue_scorer(model), settings, dataset, "validation")
-            found = mean_metrics(ranks, settings.evaluation.cutoffs)
+            found = metrics("validation")
             figures = f"HR@10 {found['hr@10']:.4f}  NDCG@10 {found['ndcg@10']:.4f}"
             progress(f"epoch {epoch}/{plan.epochs}  loss {np.mean(losses):.4f}  {figures}")
             if found["ndcg@10"] > best:
-                best = found["ndcg@10"]
-                best_state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+                best, best_state = found["ndcg@10"], deepcopy(model.state_dict())
     model.load_state_dict(best_state)
-    scorer, length = catalogue_scorer(model), context_length(settings)
-    return model, split_metrics(scorer, dataset.interactions, settings.evaluation, settings.seed, length)
+    return model, {"validation": metrics("validation"), "test": metrics("test")}
 
 
-@dataclass(frozen=True)
-class _Windows:
-    """context ``[W, P + L]``, targets ``[W, L]``, users ``[W]``; seen: each user's training items, sorted."""
-
-    context: NDArray[np.int64]
-    targets: NDArray[np.int64]
-    users: NDArray[np.int64]
-    seen: list[NDArray[np.int32]]
-
-
-def _all_windows(settings: Settings, dataset: Dataset) -> _Windows:
+def _all_windows(settings: Settings, dataset: Dataset) -> tuple[WindowBatch, NDArray[np.int64], list[Items]]:
+    """Return the windows of all users, without negatives; whose each is; and each user's training items, sorted."""
     contexts, targets, users, seen = [], [], [], []
     earlier = settings.model.memory_size if settings.model.mixture else 0
     for user in range(dataset.interactions.num_users):
@@ -137,20 +137,13 @@ def _all_windows(settings: Settings, dataset: Dataset) -> _Windows:
         targets.append(windows.targets)
         users.append(np.full(len(windows), user))
         seen.append(np.unique(items))
-    return _Windows(
-        np.concatenate(contexts).astype(np.int64), np.concatenate(targets).astype(np.int64), np.concatenate(users), seen
-    )
+    context, target = (torch.from_numpy(np.concatenate(parts).astype(np.int64)) for parts in (contexts, targets))
+    return WindowBatch(context, target, None), np.concatenate(users), seen
 
 
-def _batches(windows: _Windows, dataset: Dataset, settings: Settings, size: int, epoch: int) -> Iterator[WindowBatch]:
-    rng = generator(settings.seed, "central", epoch)
+def _negatives(rng: np.random.Generator, settings: Settings, dataset: Dataset, seen: list[Items]) -> Tensor | None:
+    """Return the negatives ``[B, n]`` of a batch whose users have met these items."""
+    if settings.training.loss == "softmax":
+        return None
     items, count = dataset.interactions.num_items, settings.training.num_negatives
-    order = rng.permutation(len(windows.users))
-    for chosen in np.split(order, range(size, len(order), size)):
-        negatives = None
-        if settings.training.loss != "softmax":
-            drawn = [sample_negatives(rng, items, windows.seen[user], count) for user in windows.users[chosen]]
-            negatives = torch.from_numpy(np.stack(drawn).astype(np.int64))
-        yield WindowBatch(
-            torch.from_numpy(windows.context[chosen]), torch.from_numpy(windows.targets[chosen]), negatives
-        )
+    return torch.from_numpy(np.stack([sample_negatives(rng, items, met, count) for met in seen]).astype(np.int64))

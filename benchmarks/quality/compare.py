@@ -86,15 +86,16 @@ def run(given: argparse.Namespace) -> None:
         )
     folder = given.folder / base.name
     kept = Kept(folder)
+    names = [name for name in VARIANTS if name in {given.against, *given.variants}]
+    found = {name: [variant_ranks(name, base, seed, folder, kept) for seed in given.seeds] for name in names}
     rows: dict[str, list[Ranks]] = {}
-    sampled: dict[str, list[Ranks]] = {}
-    validation: dict[str, list[Ranks]] = {}
-    for name in (name for name in VARIANTS if name in {given.against, *given.variants}):
-        found = [variant_ranks(name, base, seed, folder, kept) for seed in given.seeds]
-        for kind, kinds in (("full", rows), ("sampled", sampled), ("validation", validation)):
-            kinds[name] = [ranks[kind] for ranks in found]
-        if any("personal" in ranks and (ranks["personal"] != ranks["full"]).any() for ranks in found):
-            rows[f"{name}, personalised"] = [ranks["personal"] for ranks in found]
+    for name, seeds in found.items():
+        rows[name] = [ranks["full"] for ranks in seeds]
+        if any("personal" in ranks and (ranks["personal"] != ranks["full"]).any() for ranks in seeds):
+            rows[f"{name}, personalised"] = [ranks["personal"] for ranks in seeds]
+    sampled, validation = (
+        {name: [ranks[kind] for ranks in seeds] for name, seeds in found.items()} for kind in ("sampled", "validation")
+    )
     slices = slices_of(load_dataset(base))
     draw(rows, slices, base.name, folder / "quality.png")
     parts = [

@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.runs import Kept, check_names, exit_status, job
 from benchmarks.speed.cases import DEFAULT_ENGINES, ENGINES, Case, Plan, cases, plan_of, smoke_cases
-from benchmarks.speed.page import Figures
+from benchmarks.speed.page import page
 from benchmarks.speed.process import EngineFailed, Result, run
 from benchmarks.tables import page_text, replaced
 from data.registry import load_dataset
@@ -33,7 +33,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--engines", nargs="+", default=list(DEFAULT_ENGINES), help=f"of {', '.join(ENGINES)}")
     parser.add_argument("--cases", nargs="+", help="names of cases (ml-1m, ml-100k, synthetic-943-604 ...)")
     parser.add_argument("--repeats", type=int, default=5, help="0: only write the page (default: %(default)s)")
-    parser.add_argument("--data-dir", type=Path, help="folder of ml-1m and ml-100k; default: synthetic stand-ins")
+    parser.add_argument("--data-dir", type=Path, help="folder that holds ml-1m and ml-100k; default: they are fetched")
     parser.add_argument("--pfl-python", type=Path, help="an interpreter that has torch, pfl, pydantic and pyyaml")
     parser.add_argument("--folder", type=Path, help="where results and pictures are kept; default: runs/speed")
     parser.add_argument("--page", type=Path, help="a page whose figures are replaced, as docs/performance.md")
@@ -51,7 +51,7 @@ def _run(given: argparse.Namespace, command: str) -> bool:
     if given.smoke:
         everything, given.repeats = smoke_cases(given.engines), 1
     check_names(given.cases or (), [case.name for case in everything], "case")
-    page = None if given.page is None else page_text(given.page)
+    text = None if given.page is None else page_text(given.page)
     chosen = [case for case in everything if given.cases is None or case.name in given.cases]
     data, kept = Kept(given.folder / "data"), Kept(given.folder)
     left_out: dict[str, str] = {}
@@ -68,12 +68,13 @@ def _run(given: argparse.Namespace, command: str) -> bool:
             except EngineFailed as error:  # the others' hours should not be lost with it
                 failed[label] = str(error)
                 print(f"{label}  failed: {error}", flush=True)
-    figures = Figures(data.results(), [Result(**found) for found in kept.results().values()])
-    made = figures.text(left_out | failed, command, given.folder if page is None else given.page.parent)
-    if page is None:
-        print(made)
+    results = [Result(**found) for found in kept.results().values()]
+    folder = given.folder if given.page is None else given.page.parent
+    figures = page(data.results(), results, left_out | failed, command, folder)
+    if text is None:
+        print(figures)
     else:
-        given.page.write_text(replaced(page, made), encoding="utf-8")
+        given.page.write_text(replaced(text, figures), encoding="utf-8")
     return not failed
 
 
@@ -87,11 +88,11 @@ def _plans(case: Case, data: Kept, given: argparse.Namespace, left_out: dict[str
 
 def _made(case: Case, cache: Path) -> dict[str, Any]:
     """Make the data set of a case, which all engines then find in the cache; return what it is, and the seconds."""
-    settings = job(case.words)
+    settings = job(case.words.split())
     begun = time.time()
     found = load_dataset(settings, cache).interactions
-    about = {"dataset": settings.data.dataset, "users": found.num_users, "items": found.num_items}
-    return {**about, "interactions": len(found.items), "seconds": time.time() - begun}
+    sizes = {"users": found.num_users, "items": found.num_items, "interactions": len(found.items)}
+    return {**sizes, "seconds": time.time() - begun}
 
 
 def _measured(plan: Plan, given: argparse.Namespace, repeat: int) -> dict[str, Any]:

@@ -24,27 +24,20 @@ ENGINES: Mapping[str, Mapping[str, Any]] = {
     "pfl": {},
 }
 DEFAULT_ENGINES = ("flower", "ray", "vectorized", "central", "pfl")
-ALONE = ("central", "pfl")  # they get the cohorts in their plan, since no strategy of ours chooses them
+OURS = ("ray", "vectorized")  # that take part in the sweep
 WARM_ROUNDS = {"flower": 1}  # one of Flower's takes as long as twenty of the others', which do three
+JOBS = {"ml-1m": 604, "ml-100k": 94}  # configs, and a tenth of their users
 USERS = (943, 6040, 100_000, 1_000_000)  # of the sweep, in rounds of the first cohort
 COHORTS = (604, 100, 2000)  # of the sweep with the most users
 
 # No evaluation, no checkpoint, and the phase in which a job spends nine tenths of its rounds: after the warm-up.
-_TIMED = ("federation.warmup_rounds=0", "federation.evaluate_every=0", "federation.checkpoint_every=0")
-_SWEEP = ("name=sweep", "dataset=synthetic", "data.synthetic.items=2000", "data.synthetic.mean_length=30", *_TIMED)
-_CATALOGUE = (
-    "name=catalogue",
-    "dataset=synthetic",
-    "data.synthetic.items=100000",
-    "data.synthetic.users=6040",
-    *_TIMED,
-)
-# Users, items and mean length of the real data set, for the stand-in where the files are not at hand.
-_SHAPES = {"ml-1m": (6040, 3416, 165), "ml-100k": (943, 1682, 106)}
+_TIMED = "federation.warmup_rounds=0 federation.evaluate_every=0 federation.checkpoint_every=0"
+_SWEEP = f"name=sweep dataset=synthetic data.synthetic.items=2000 data.synthetic.mean_length=30 {_TIMED}"
+_CATALOGUE = f"name=catalogue dataset=synthetic data.synthetic.items=100000 data.synthetic.users=6040 {_TIMED}"
 TINY = (
     "name=tiny dataset=synthetic data.synthetic.items=60 data.synthetic.mean_length=12 dim=8 attention_dim=8 blocks=1 "
     "max_seq_len=8 memory_size=8 memory_refresh=4 num_negatives=10"
-).split()
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ class Case:
     """name: in tables and results; words: settings, as of ``sim.py``; clients: of a round; engines: that take part."""
 
     name: str
-    words: tuple[str, ...]
+    words: str
     clients: int
     engines: tuple[str, ...]
 
@@ -74,42 +67,36 @@ class Plan:
 
 def cases(engines: Sequence[str], data_dir: Path | None = None) -> list[Case]:
     """Return all cases: the two MovieLens jobs, the sweep over users and cohorts, and the large catalogue."""
-    found = [Case(name, _job(name, data_dir), round(_SHAPES[name][0] / 10), tuple(engines)) for name in _SHAPES]
-    swept = tuple(engine for engine in engines if engine not in ("flower", *ALONE))
+    found = []
+    for name, clients in JOBS.items():
+        folder = None if data_dir is None else (data_dir / name).resolve()
+        if folder is not None and not folder.is_dir():
+            raise FedMoEError(f"--data-dir: {folder} is no folder - name the folder that holds ml-1m and ml-100k")
+        words = f"{name} {_TIMED}" if folder is None else f"{name} data.data_dir={folder} {_TIMED}"
+        found.append(Case(name, words, clients, tuple(engines)))
+    ours = tuple(engine for engine in OURS if engine in engines)
     for users in USERS:
-        for cohort in COHORTS if users == max(USERS) else COHORTS[:1]:
-            words = (*_SWEEP, f"data.synthetic.users={users}")
-            found.append(Case(f"synthetic-{users}-{cohort}", words, cohort, swept))
-    both = tuple(engine for engine in ("ray", "vectorized") if engine in engines)
-    both += ("ray, dense",) if "ray" in both else ()
-    return [*found, Case("catalogue-100000", _CATALOGUE, 32, both)]
+        for clients in COHORTS if users == max(USERS) else COHORTS[:1]:
+            words = f"{_SWEEP} data.synthetic.users={users}"
+            found.append(Case(f"synthetic-{users}-{clients}", words, clients, ours))
+    return [*found, Case("catalogue-100000", _CATALOGUE, 32, (*ours, "ray, dense") if "ray" in ours else ours)]
 
 
 def smoke_cases(engines: Sequence[str]) -> list[Case]:
     """Return one tiny job and a tiny sweep, which show within a minute that all of it works."""
-    fast = tuple(engine for engine in engines if engine not in ("flower", *ALONE))[:1]  # enough to see the sweep work
+    ours = tuple(engine for engine in OURS if engine in engines)[:1]  # one is enough to see the sweep work
     return [
-        Case("ml-1m", (*TINY, "data.synthetic.users=40"), 8, tuple(engines)),
-        Case("synthetic-80-8", (*TINY, "data.synthetic.users=80"), 8, fast),
+        Case("ml-1m", f"{TINY} data.synthetic.users=40", 8, tuple(engines)),
+        Case("synthetic-80-8", f"{TINY} data.synthetic.users=80", 8, ours),
     ]
-
-
-def _job(name: str, data_dir: Path | None) -> tuple[str, ...]:
-    if data_dir is None:
-        shape = zip(("users", "items", "mean_length"), _SHAPES[name], strict=True)
-        words = [f"data.synthetic.{key}={value}" for key, value in shape]
-        return (name, "dataset=synthetic", "data.synthetic.feature_dim=128", *words, *_TIMED)
-    folder = data_dir / name
-    if not folder.is_dir():
-        raise FedMoEError(f"--data-dir: {folder} is no folder - name the folder that holds ml-1m and ml-100k")
-    return (name, f"data.data_dir={folder.resolve()}", *_TIMED)
 
 
 def plan_of(case: Case, engine: str, users: int) -> Plan:
     """Return the plan of one engine for a case with so many users."""
     clients, rounds = min(case.clients, users), 1 + WARM_ROUNDS.get(engine, 3)
-    settings = changed(job(case.words), {**ENGINES[engine], "federation.client_fraction": clients / users})
+    changes = {**ENGINES[engine], "federation.client_fraction": clients / users}
+    settings = changed(job(case.words.split()), changes)
     # Those that the strategy draws for these rounds.
-    cohorts = [sample_clients(settings.seed, "cohort", n, range(users), clients) for n in range(1, rounds + 1)]
-    tree = settings.model_dump(mode="json")
-    return Plan(case.name, engine, tree, clients, rounds, cohorts if engine in ALONE else [])
+    drawn = [sample_clients(settings.seed, "cohort", n, range(users), clients) for n in range(1, rounds + 1)]
+    cohorts = drawn if engine in ("central", "pfl") else []
+    return Plan(case.name, engine, settings.model_dump(mode="json"), clients, rounds, cohorts)

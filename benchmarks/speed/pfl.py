@@ -25,8 +25,7 @@ from pfl.metrics import Metrics
 from pfl.model.pytorch import PyTorchModel
 from torch import Tensor, nn
 
-from benchmarks.speed.central import client_windows
-from benchmarks.speed.report import Report, given_plan
+from benchmarks.speed.work import Report, client_windows, given_plan
 from data.registry import load_dataset
 from fedmoe.settings import TrainingSettings
 from fedmoe_client.learning.batches import WindowBatch

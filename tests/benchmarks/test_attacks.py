@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.attacks.__main__ import leak_table, main, outcome_table
+from benchmarks.attacks.__main__ import main, outcome_table
 from benchmarks.attacks.clients import TABLE, Attack, promotion, pushed, scaled
 from benchmarks.attacks.leaks import auc, norm, sign, touched
 from benchmarks.attacks.runs import DEFENCES, LEAKS, SHORT, Outcome, attack_of, cold_item, exposure, meets, settings_of
@@ -104,7 +104,7 @@ def test_every_run_has_valid_settings_and_the_same_bad_clients(tmp_path: Path) -
     assert base.federation.strategy_parameters == {"eta": 0.02, "tau": 1e-6}
     for name, changes in (DEFENCES | LEAKS).items():
         assert settings_of(base, changes, 7, tmp_path, name).seed == 7
-    interactions = load_dataset(load_settings(TINY)[0].data, 42).interactions
+    interactions = load_dataset(load_settings(TINY)[0]).interactions
     first = attack_of("x1000", interactions, 3)
     assert len(first.clients) == 4
     assert first.clients == attack_of("sign flip x5", interactions, 3).clients
@@ -146,7 +146,6 @@ def test_the_table_shows_failed_runs_and_means() -> None:
     assert "| defaults | none | 0.2000 | +0.0 | 0.0100 |" in table
     assert "| defaults | x1000 | run failed: no \\| model |" in table
     assert "| none | promotion | 0.1500 | -5.0 | 0.0500 |" in table
-    assert outcome_table({}) == leak_table({}) == ""
 
 
 def test_an_unknown_defence_is_named(capsys: pytest.CaptureFixture[str]) -> None:
