@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +30,12 @@ from fedmoe.loading import from_run_config
 from fedmoe.settings import Settings
 from fedmoe_server.deploy.deployed import Deployed, identity, progress_log
 from fedmoe_server.report.report import write_report
-from fedmoe_server.report.run_folder import CHECKPOINTS, bytes_needed, check_run_dir, new_run_dir
+from fedmoe_server.report.run_folder import CHECKPOINTS, PRIVACY, bytes_needed, check_run_dir, new_run_dir, write_json
 from fedmoe_server.report.tracking import Tracker
 from fedmoe_server.rounds.checkpoints import Checkpoint, CheckpointStore, SavingGrid, find_checkpoint, load_checkpoint
 from fedmoe_server.rounds.clients import ClientDirectory
 from fedmoe_server.rounds.exchange import ReducingGrid
 from fedmoe_server.rounds.loop import ServerLoop
-from fedmoe_server.rounds.privacy import PrivacyLedger, private, secret_of, spent_before
 from fedmoe_server.rounds.record import LoopState, list_arrays
 from model.build import initial_arrays, parameter_groups
 from strategies import (
@@ -43,10 +43,14 @@ from strategies import (
     Cohorts,
     OutlierClipping,
     PartialAggregation,
+    PrivacyLedger,
     PrivateUpdates,
     ServerLearningRate,
     build_strategy,
     needs_every_reply,
+    private,
+    secret_of,
+    spent_before,
     state_arrays,
 )
 from strategies.layers.guards import NUM_EXAMPLES
@@ -97,7 +101,7 @@ def run(
     arrays = initial_arrays(settings, dataset)
     schedule = aggregation_schedule(settings, parameter_groups(settings, dataset))
     directory = ClientDirectory() if deployed is None else deployed.directory(settings.deployment)
-    strategy, partial, updates = layered_strategy(
+    strategy, aggregation, updates = layered_strategy(
         settings, schedule, directory, deployed is not None, isinstance(grid, ReducingGrid)
     )
     state_arrays(strategy)  # a strategy that no checkpoint could hold is refused now, not at the first checkpoint
@@ -111,9 +115,10 @@ def run(
     folder = run_dir or _default_run_dir(settings, source)
     ledger = None
     if updates is not None:
+        before = None if source is None else source.resolve().parent.parent / PRIVACY
         entries = [record.privacy for record in state.history if record.privacy]
-        spent = spent_before(source, entries, deployed is not None)
-        ledger = PrivacyLedger(folder, settings, updates, spent)
+        spent = spent_before(before, entries, deployed is not None)
+        ledger = PrivacyLedger(settings, updates, partial(write_json, folder / PRIVACY), spent)
     going_on = source is not None and source.resolve().parent.parent == folder.resolve()
     check_run_dir(folder, _bytes_needed(settings, dataset, arrays, schedule, grid), resuming=going_on)
     store = CheckpointStore(folder / CHECKPOINTS)
@@ -126,7 +131,7 @@ def run(
     if deployed is not None:
         directory.announce = identity(settings, dataset, state.round)
     deadline = None if deployed is None else settings.deployment.round_deadline or None
-    loop = ServerLoop(grid, strategy, partial, schedule, settings, directory, tracker, store, deadline, ledger)
+    loop = ServerLoop(grid, strategy, aggregation, schedule, settings, directory, tracker, store, deadline, ledger)
     with _quiet_flower(), _failure_recorded(tracker):
         known = str(dataset.interactions.num_users) if deployed is None else "the connected"
         tracker.note(_headline(settings, dataset, state, folder, known))
@@ -160,11 +165,11 @@ def layered_strategy(
     if settings.privacy.on:
         drawn_from = secret_of(settings, deployed)
         inner = updates = private(inner, settings, drawn_from)
-    partial = PartialAggregation(
+    aggregation = PartialAggregation(
         inner, schedule, settings.federation.guards.max_examples, settings.federation.min_reply_fraction
     )
-    cohorts = Cohorts(partial, settings.federation.client_fraction, drawn_from, directory.client_ids)
-    return cohorts, partial, updates
+    cohorts = Cohorts(aggregation, settings.federation.client_fraction, drawn_from, directory.client_ids)
+    return cohorts, aggregation, updates
 
 
 def _path(value: object) -> Path | None:

@@ -27,8 +27,9 @@ from strategies.layers.partial import PartialAggregation
 from strategies.layers.reply_mean import ReplyMean, counts_of
 from strategies.layers.schedule import AggregationSchedule
 from strategies.needs import needs_every_reply
-from strategies.privacy.accounting import Release, epsilon_of, noise_for
-from strategies.privacy.updates import PrivateUpdates
+from strategies.privacy.accountant import Release, epsilon_of, noise_for
+from strategies.privacy.ledger import PrivacyLedger, privacy_section, read_ledger, spent_before
+from strategies.privacy.rule import PrivateUpdates, noise_of, private, secret_of
 from strategies.rules.registry import STRATEGIES, WRAPPERS, build_strategy
 from strategies.rules.robust_rows import RobustRows
 from strategies.rules.row_wise import RowWise
@@ -44,6 +45,7 @@ __all__ = [
     "Layer",
     "OutlierClipping",
     "PartialAggregation",
+    "PrivacyLedger",
     "PrivateUpdates",
     "Refusal",
     "Release",
@@ -61,7 +63,13 @@ __all__ = [
     "load_state_arrays",
     "needs_every_reply",
     "noise_for",
+    "noise_of",
+    "privacy_section",
+    "private",
+    "read_ledger",
     "sample_clients",
+    "secret_of",
+    "spent_before",
     "state_arrays",
     "weight_key",
 ]

@@ -21,7 +21,7 @@ from fedmoe.wire import NamedArrays, pack
 from fedmoe_client.device.node import Node
 from fedmoe_client.learning.messages import Task, perform
 from fedmoe_client.learning.private_reply import METRICS_KEY, NOISE_KEY, NORM_KEY, ROWS, noise_stream, private_reply
-from fedmoe_server.rounds.privacy import noise_of
+from strategies import noise_of
 
 Changes = NDArray[np.floating]
 """How replies change the item table, ``[rounds, V + 1, D]``; row 0 is padding."""

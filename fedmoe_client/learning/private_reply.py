@@ -1,6 +1,6 @@
 """What differential privacy asks of a client before its reply leaves: a clipped update, noise, and no metrics.
 
-The server asks for it in the message's config (see ``strategies.privacy.updates``): ``clipping_norm``, the largest L2
+The server asks for it in the message's config (see ``strategies.privacy.rule``): ``clipping_norm``, the largest L2
 norm of the update over all shared parameters together; ``noise_deviation``, of each number; and ``metrics``. The first
 name is Flower's, so that its wrappers with clipping on the client's side work too; Flower's own client mods cannot,
 they want all parameters back.

@@ -19,9 +19,9 @@ from fedmoe_server.report.client_ranks import read_client_ranks
 from fedmoe_server.report.diagnosis import findings, guard_table, signs
 from fedmoe_server.report.plots import BASELINE_LABEL, draw_gate, draw_loss, draw_ranking
 from fedmoe_server.report.progress import duration, number
-from fedmoe_server.report.run_folder import SETTINGS, Run, Splits, baselines_of, federated_metrics, read_run
-from fedmoe_server.rounds.privacy import privacy_section
+from fedmoe_server.report.run_folder import PRIVACY, SETTINGS, Run, Splits, baselines_of, federated_metrics, read_run
 from fedmoe_server.rounds.record import Failure, Metrics
+from strategies import privacy_section, read_ledger
 
 REPORT = "report.md"
 PLOTS = {
@@ -49,7 +49,7 @@ def write_report(run_dir: Path) -> Path:
         _diagnosis(run),
         _personalisation(run_dir),
         _pictures(drawn, run.settings),
-        privacy_section(run_dir),
+        privacy_section(read_ledger(run_dir / PRIVACY)),
         _cost(run),
         _failures(run),
         _guards(run),

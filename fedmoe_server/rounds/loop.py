@@ -27,7 +27,6 @@ from fedmoe_server.report.tracking import Tracker
 from fedmoe_server.rounds.checkpoints import CheckpointStore
 from fedmoe_server.rounds.clients import ClientDirectory
 from fedmoe_server.rounds.exchange import ReducingGrid, exchange, name_failures, reduced_exchange, too_few
-from fedmoe_server.rounds.privacy import PrivacyLedger
 from fedmoe_server.rounds.record import (
     SELECTION_METRIC,
     Clipped,
@@ -39,7 +38,7 @@ from fedmoe_server.rounds.record import (
     Sender,
     split_global,
 )
-from strategies import AggregationSchedule, Cohorts, PartialAggregation, ReplyMean, clippings
+from strategies import AggregationSchedule, Cohorts, PartialAggregation, PrivacyLedger, ReplyMean, clippings
 
 LARGEST_NORM = 1e300  # JSON has no infinity
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from dp_accounting import dp_event, rdp
 
 from fedmoe.errors import FedMoEError
 from strategies import Release, epsilon_of, noise_for
-from strategies.privacy import accounting
+from strategies.privacy import accountant
 
 
 def directly(noise: float, rate: float, rounds: int, delta: float) -> float:
@@ -53,7 +53,7 @@ def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ImportError(name)
         return real(name, *rest)
 
-    accounting._epsilon.cache_clear()
+    accountant._epsilon.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(FedMoEError, match=r"pip install 'fedmoe\[privacy\]'"):
         epsilon_of([Release(1.0, 0.5)], 1e-5)

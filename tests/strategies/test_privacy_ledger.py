@@ -1,8 +1,9 @@
-"""A private run: its noise, its ledger, and that it stops when the budget is spent."""
+"""A private run's noise and its ledger: what is spent, when it is enough, what a resumed run goes on with."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,16 @@ from dp_accounting import dp_event, rdp
 
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
-from fedmoe_server.rounds.privacy import PrivacyLedger, noise_of, privacy_section, private, secret_of, spent_before
-from strategies import build_strategy
+from strategies import (
+    PrivacyLedger,
+    build_strategy,
+    noise_of,
+    privacy_section,
+    private,
+    read_ledger,
+    secret_of,
+    spent_before,
+)
 
 
 def settings_of(rounds: int = 20, fraction: float = 0.1, **privacy: Any) -> Settings:
@@ -21,7 +30,10 @@ def settings_of(rounds: int = 20, fraction: float = 0.1, **privacy: Any) -> Sett
 
 
 def ledger_of(folder: Path, settings: Settings, spent: Any = ()) -> PrivacyLedger:
-    return PrivacyLedger(folder, settings, private(build_strategy("fedavg", {}), settings, 1), spent)
+    def save(document: Mapping[str, Any]) -> None:
+        (folder / "privacy.json").write_text(json.dumps(document))
+
+    return PrivacyLedger(settings, private(build_strategy("fedavg", {}), settings, 1), save, spent)
 
 
 def directly(noise: float, rate: float, rounds: int) -> float:
@@ -69,12 +81,12 @@ def test_a_resumed_run_goes_on_with_what_was_spent(tmp_path: Path) -> None:
     settings = settings_of(noise_multiplier=1.0)
     ledger = ledger_of(tmp_path, settings)
     entries = [ledger.spend(number) for number in range(1, 6)]
-    checkpoint = tmp_path / "checkpoints" / "round-00003"
+    file = tmp_path / "privacy.json"
     # A simulation repeats rounds 4 and 5; real clients may answer otherwise, so there they stay paid.
-    simulated = ledger_of(tmp_path, settings, spent_before(checkpoint, entries[:3], deployed=False))
+    simulated = ledger_of(tmp_path, settings, spent_before(file, entries[:3], deployed=False))
     assert simulated.spend(4)["epsilon"] == entries[3]["epsilon"]
     ledger.spend(6)
-    real = ledger_of(tmp_path, settings, spent_before(checkpoint, entries[:3], deployed=True))
+    real = ledger_of(tmp_path, settings, spent_before(file, entries[:3], deployed=True))
     assert len(real.rounds) == 6
     assert spent_before(None, [], deployed=True) == []
 
@@ -86,34 +98,16 @@ def test_real_clients_do_not_learn_where_the_noise_comes_from() -> None:
 
 
 def test_the_report_says_what_was_spent(tmp_path: Path) -> None:
-    assert privacy_section(tmp_path) == ""
+    file = tmp_path / "privacy.json"
+    assert privacy_section(read_ledger(file)) == ""
     ledger = ledger_of(tmp_path, settings_of(rounds=40, epsilon=8.0, metrics="exact"))
     for number in range(1, 25):
         ledger.spend(number)
-    section = privacy_section(tmp_path)
+    section = privacy_section(read_ledger(file))
     assert f"epsilon {ledger.rounds[-1]['epsilon']:.3f} of a budget of 8, at delta 1e-05; 24 rounds" in section
     assert "which the clients sent as they are" in section
     assert section.count("\n| ") <= 13
     assert "| 24 |" in section
-
-
-def test_the_loop_stops_at_the_budget(fakes: Any, tmp_path: Path) -> None:
-    """The last round that the budget allows is evaluated and kept like the last one of all."""
-    from dataclasses import replace
-
-    from fedmoe_server.rounds.record import LoopState
-
-    grid = fakes.FakeGrid(40)
-    settings = fakes.make_settings(num_rounds=9, client_fraction=0.5, evaluate_every=50)
-    private_settings = settings.model_copy(update={"privacy": settings_of(epsilon=5.0, noise_multiplier=1.2).privacy})
-    loop = fakes.make_loop(grid, tmp_path, settings)
-    ledger = ledger_of(tmp_path, private_settings)
-    state = LoopState(fakes.model_arrays())
-    result = replace(loop, ledger=ledger).run(state)
-    assert result.stopped_early
-    assert 1 < result.rounds < 9
-    assert not ledger.allows_another()
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert records[-1]["validation"] is not None
-    assert [record["privacy"]["round"] for record in records] == list(range(1, result.rounds + 1))
-    assert list((tmp_path / "checkpoints").iterdir())
+    file.write_text("no JSON")
+    with pytest.raises(FedMoEError, match="privacy.json is not readable JSON"):
+        read_ledger(file)

@@ -29,6 +29,7 @@ Adaptive clipping spends a part of the noise on the noisy share b of clients wit
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 from zlib import crc32
@@ -45,9 +46,11 @@ from flwr.serverapp.strategy import (
 )
 
 from fedmoe.errors import FedMoEError
+from fedmoe.settings import Settings
 from strategies.layers.guards import metrics_of
 from strategies.layers.layer import Layer, Round, chain, weight_key
 from strategies.needs import refuse_comparing
+from strategies.privacy.accountant import noise_for
 from strategies.updates import Vector, norm_of, update_of, vector_of, with_arrays
 
 NORM_KEY = "clipping_norm"  # in the config of a message: the client clips its update (Flower's name)
@@ -62,6 +65,7 @@ FLOWERS_PRIVACY = (
 )
 LEAST_COHORT = 10  # expected clients of a round: with fewer, noise is all that is left
 EMPTY_CHANCE = 1e-8  # that a round is without any client, which nothing can be made of
+SECRET_BITS = 96
 
 
 class PrivateUpdates(Layer):
@@ -213,3 +217,38 @@ class PrivateUpdates(Layer):
                 if isinstance(value, int | float) and name not in (*kept, BIT_KEY):
                     kept[name] = float(np.mean([record[name] for record in records]))
         return kept
+
+
+def noise_of(settings: Settings) -> float:
+    """Return the noise multiplier of a private run: as given, or the one with which all rounds cost epsilon."""
+    privacy, federation = settings.privacy, settings.federation
+    if privacy.noise_multiplier is not None:
+        return privacy.noise_multiplier
+    assert privacy.epsilon is not None  # one of the two is what makes the run private
+    return noise_for(privacy.epsilon, privacy.delta, federation.client_fraction, federation.num_rounds)
+
+
+def secret_of(settings: Settings, deployed: bool) -> int:
+    """Return what cohorts and noise are drawn from: the seed in a simulation, so that it can be repeated.
+
+    Real clients are told the seed with the settings, and whoever knows it could take the noise away; there it is drawn
+    anew by the operating system, and never written down.
+    """
+    return secrets.randbits(SECRET_BITS) if deployed else settings.seed
+
+
+def private(strategy: Strategy, settings: Settings, key: int) -> PrivateUpdates:
+    """Return ``strategy`` behind the mechanism that the settings describe."""
+    privacy = settings.privacy
+    return PrivateUpdates(
+        strategy,
+        noise=noise_of(settings),
+        norm=privacy.update_norm,
+        rate=settings.federation.client_fraction,
+        key=key,
+        clipping=privacy.clipping,
+        side=privacy.side,
+        metrics=privacy.metrics,
+        quantile=privacy.norm_quantile,
+        norm_rate=privacy.norm_rate,
+    )
