@@ -18,14 +18,12 @@ Usual order of the layers: ``Cohorts(PartialAggregation(OutlierClipping(ServerLe
 with privacy, ``PrivateUpdates`` stands between the second and the third.
 """
 
-from strategies.layers.cohort import Cohorts, sample_clients
+from strategies.layers.course import Cohorts, ServerLearningRate, sample_clients
 from strategies.layers.guards import Guard, Refusal
-from strategies.layers.layer import Layer, Round, Stateless, chain, weight_key
-from strategies.layers.learning_rate import ServerLearningRate
+from strategies.layers.layer import AggregationSchedule, Layer, Round, Stateless, chain, weight_key
 from strategies.layers.outliers import Clipping, OutlierClipping, clippings
 from strategies.layers.partial import PartialAggregation
 from strategies.layers.reply_mean import ReplyMean, counts_of
-from strategies.layers.schedule import AggregationSchedule
 from strategies.needs import needs_every_reply
 from strategies.privacy.accountant import Release, epsilon_of, noise_for
 from strategies.privacy.ledger import PrivacyLedger, privacy_section, read_ledger, spent_before

@@ -11,7 +11,6 @@ those still there and widened with zeros, their value in a fresh strategy.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import PurePath
@@ -26,8 +25,7 @@ from strategies.layers.layer import Round, chain
 
 Shapes = Mapping[str, tuple[int, ...]]
 MODEL = "current_arrays"  # Flower's name for a strategy's copy of the model: taken anew, not widened with zeros
-_CALLABLE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
-_SETTINGS = (str, bytes, *_CALLABLE, Enum, PurePath, Round)
+_SETTINGS = (str, bytes, Enum, PurePath, Round, Strategy)
 
 
 def state_arrays(strategy: Strategy) -> dict[str, np.ndarray]:
@@ -75,7 +73,7 @@ def _own_state(part: Strategy) -> Iterator[tuple[str, Any]]:
             yield f"state_dict/dict/000000/array/{name}", value
         return
     for attribute, value in sorted(vars(part).items()):
-        if value is None or isinstance(value, (*_SETTINGS, Strategy)) or callable(value):
+        if value is None or isinstance(value, _SETTINGS) or callable(value):
             continue
         entries = _entries(value)
         if entries is None:
@@ -176,13 +174,15 @@ def _model(value: Any, shared: ArrayRecord) -> Any:
 
 
 def _fitted(value: Any, old: Shapes, shared: ArrayRecord) -> Any:
+    """Return what becomes of an attribute's value; None if it is not kept by parameter."""
+    zeros = {name: np.zeros(array.shape, array.dtype) for name, array in shared.items()}
     if isinstance(value, ArrayRecord) and value.keys() == old.keys():
-        return ArrayRecord({name: value.get(name) or Array(_zeros(array)) for name, array in shared.items()})
+        return ArrayRecord({name: value.get(name) or Array(zero) for name, zero in zeros.items()})
     if isinstance(value, dict) and value.keys() == old.keys() and _match(list(value.values()), list(old.values())):
-        return {name: value[name] if name in value else _zeros(array) for name, array in shared.items()}
+        return {name: value.get(name, zero) for name, zero in zeros.items()}
     if isinstance(value, list) and value and _match(value, list(old.values())):
         by_name = dict(zip(old, value, strict=True))
-        return [by_name[name] if name in by_name else _zeros(array) for name, array in shared.items()]
+        return [by_name.get(name, zero) for name, zero in zeros.items()]
     return None
 
 
@@ -192,7 +192,3 @@ def _match(values: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> bool:
         isinstance(value, np.ndarray | np.generic) and value.shape == shape
         for value, shape in zip(values, shapes, strict=True)
     )
-
-
-def _zeros(array: Array) -> np.ndarray:
-    return np.zeros(array.shape, dtype=array.dtype)

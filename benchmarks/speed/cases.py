@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.runs import changed, job
 from fedmoe.errors import FedMoEError
-from strategies.layers.cohort import sample_clients
+from strategies.layers.course import sample_clients
 
 # What an engine's name means: settings over those of the case. Empty: no federation, or not this project's.
 ENGINES: Mapping[str, Mapping[str, Any]] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -20,13 +20,15 @@ from flwr.serverapp.strategy import Strategy
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
-from strategies.layers.layer import Stateless
+from strategies.layers.course import grid_of_nodes
+from strategies.layers.layer import AggregationSchedule, Stateless
 from strategies.layers.partial import PartialAggregation
-from strategies.layers.schedule import AggregationSchedule
 from strategies.state import load_state_arrays
 
 CLIENTS = 8
 FIRST_NODE = 1000
+# It lists the nodes and can do no more; the trial hands the messages over itself.
+NODES = grid_of_nodes(cast(Grid, None), range(FIRST_NODE, FIRST_NODE + CLIENTS))
 WARMUP_ROUNDS = 2
 ROUNDS = 4
 GROUPS = {
@@ -85,7 +87,6 @@ class Trial:
         self.probe = _Probe(strategy)
         self.partial = PartialAggregation(self.probe, schedule())
         self.arrays = start_arrays() if arrays is None else arrays
-        self.grid = _Grid()
         if state is not None:
             load_state_arrays(self.partial, state)
 
@@ -102,7 +103,7 @@ class Trial:
     def round(self, number: int, client: Client = trained, order: Sequence[int] | None = None) -> None:
         """Train one round; ``order``: clients in the order in which their replies are handed over, default 0, 1, ..."""
         with _seeded(number), _identity():
-            messages = list(self.partial.configure_train(number, self.arrays, ConfigRecord(), self.grid))
+            messages = list(self.partial.configure_train(number, self.arrays, ConfigRecord(), NODES))
             by_client = {message.metadata.dst_node_id - FIRST_NODE: message for message in messages}
             shared = self.partial.schedule.shared_names(number)
             replies = [_reply(by_client[k], k, number, shared, client) for k in (order or sorted(by_client))]
@@ -112,7 +113,7 @@ class Trial:
     def evaluate(self, number: int) -> MetricRecord | None:
         """Evaluate: client k reports ``hr@10`` of k / 10, with one example each."""
         with _seeded(number), _identity():
-            messages = list(self.partial.configure_evaluate(number, self.arrays, ConfigRecord(), self.grid))
+            messages = list(self.partial.configure_evaluate(number, self.arrays, ConfigRecord(), NODES))
             replies = [Message(_evaluated(message.metadata.dst_node_id), reply_to=message) for message in messages]
             return self.partial.aggregate_evaluate(number, replies)
 
@@ -144,32 +145,6 @@ class _Probe(Stateless):
             self.raised = error
             raise
         return self.returned, metrics
-
-
-class _Grid(Grid):
-    """Lists the nodes; the trial hands the messages over itself."""
-
-    def get_node_ids(self) -> list[int]:
-        return [FIRST_NODE + client for client in range(CLIENTS)]
-
-    def set_run(self, run: Any) -> None:
-        raise NotImplementedError
-
-    @property
-    def run(self) -> Any:
-        raise NotImplementedError
-
-    def create_message(self, *content: Any, **more: Any) -> Message:
-        raise NotImplementedError
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise NotImplementedError
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise NotImplementedError
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        raise NotImplementedError
 
 
 def _reply(message: Message, client: int, server_round: int, shared: Sequence[str], answer: Client) -> Message:

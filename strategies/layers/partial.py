@@ -14,9 +14,8 @@ from flwr.serverapp.strategy import Strategy
 from fedmoe.errors import FedMoEError
 from strategies.arrays import Valued, record_of, values_of
 from strategies.layers.guards import MAX_EXAMPLES, Guard, Refusal
-from strategies.layers.layer import Round, Stateless, chain, tell, weight_key
+from strategies.layers.layer import AggregationSchedule, Round, Stateless, chain, tell, weight_key
 from strategies.layers.reply_mean import ReplyMean, clients_of, mean_of_checked, without_counts
-from strategies.layers.schedule import AggregationSchedule
 from strategies.needs import needs_every_reply
 from strategies.state import change_parameters
 
@@ -130,8 +129,7 @@ class PartialAggregation(Stateless):
             if name not in arrays:
                 raise FedMoEError(f"parameter '{name}' is in a group but not in the model's arrays")
         shared = record_of({name: _flat(array) for name, array in arrays.items() if name in names})
-        groups = tuple(self.schedule.shared_groups(number))
-        return Round(number, shared, number <= self.schedule.warmup_rounds, groups, self.schedule.groups)
+        return self.schedule.round(number, shared)
 
     def _fit_state(self, sent: Round, arrays: ArrayRecord) -> None:
         """Fit the wrapped strategy's state to this round's parameters."""

@@ -23,7 +23,7 @@ from strategies import (
     load_state_arrays,
     state_arrays,
 )
-from strategies.layers.cohort import poisson_sample
+from strategies.layers.course import poisson_sample
 
 TINY = 1e-9  # a noise multiplier that leaves the mean as it is
 

@@ -1,9 +1,13 @@
-"""Who takes part in a round, from (seed, round, client ids) alone, and in which order replies are aggregated."""
+"""The course of a run: who takes part in a round, and at which rate the server learns.
+
+Both follow from the settings, the round's number and the ids of the clients that are there.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
@@ -12,7 +16,55 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import FedMoEError
-from strategies.layers.layer import Layer, Stateless, chain
+from strategies.layers.layer import Layer, Round, Stateless, chain
+
+RATES = ("eta", "server_learning_rate")  # FedAdam, FedYogi, FedAdagrad; FedAvgM
+
+
+class ServerLearningRate(Stateless):
+    """Set the learning rate of ``strategy`` before each aggregation.
+
+    schedule "constant": the strategy's own rate, untouched. "cosine": in round r = 1, 2, ... the rate is
+    base * (1 + cos(pi * (r - 1) / num_rounds)) / 2: the base in the first round, falling to 0 with the end of the last.
+    The rate is the attribute ``eta`` or ``server_learning_rate`` of the strategy or of what it wraps.
+
+    Raises FedMoEError for "cosine" and a strategy with no such attribute.
+    """
+
+    needs_every_reply = False
+
+    def __init__(self, strategy: Strategy, schedule: Literal["constant", "cosine"], num_rounds: int) -> None:
+        super().__init__(strategy)
+        self.schedule = schedule
+        self.num_rounds = num_rounds
+        if schedule == "cosine":
+            self._owner, self._attribute = _find_rate(strategy)
+            self._base = float(getattr(self._owner, self._attribute))
+            if hasattr(self._owner, "server_opt"):
+                # FedAvgM ignores its rate if it was built with rate 1 and no momentum.
+                self._owner.server_opt = True
+
+    def rate(self, server_round: int) -> float:
+        """The cosine's rate in a round, counted from 1."""
+        progress = min(server_round - 1, self.num_rounds) / self.num_rounds
+        return self._base * (1.0 + math.cos(math.pi * progress)) / 2.0
+
+    def revised(self, sent: Round, replies: list[Message]) -> list[Message]:
+        """Return the replies as they are, with the rate of this round set."""
+        if self.schedule == "cosine":
+            setattr(self._owner, self._attribute, self.rate(sent.number))
+        return replies
+
+
+def _find_rate(strategy: Strategy) -> tuple[Any, str]:
+    for part in chain(strategy):
+        for attribute in RATES:
+            if isinstance(getattr(part, attribute, None), int | float):
+                return part, attribute
+    raise FedMoEError(
+        f"federation.server_schedule: strategy {type(strategy).__name__} has no server learning rate "
+        f"({' or '.join(RATES)}); set server_schedule to constant"
+    )
 
 
 def sample_clients(seed: int, purpose: str, server_round: int, client_ids: Iterable[int], size: int) -> list[int]:
@@ -47,7 +99,7 @@ class Cohorts(Stateless):
         which ``poisson`` is true it is the probability with which each takes part: see :func:`poisson_sample`.
     seed: with the round it determines the cohort; see :func:`sample_clients`.
     client_ids: node id -> client id of the nodes that a grid has now. A mapping that knows its inverse, as the
-    simulation's does (``clients``: all client ids; ``node_of``), is not read entry by entry: it may have millions.
+        simulation's does (``clients``: all client ids; ``node_of``), is not read entry by entry: it may have millions.
 
     ``strategy`` gets a grid whose nodes are exactly the cohort; its own sampling must take all of them. ``cohort``
     holds the client ids of the latest training round, ``evaluated`` those of the latest evaluation.
@@ -66,8 +118,6 @@ class Cohorts(Stateless):
         self.client_ids = client_ids
         self.cohort: list[int] = []
         self.evaluated: list[int] = []
-        self._layers = [part for part in chain(strategy) if isinstance(part, Layer)]
-        self._poisson = any(layer.poisson for layer in self._layers)
         self._evaluate_on: frozenset[int] | None = None
         self._clients: Mapping[int, int] = {}  # node id -> client id, as of the latest configure
 
@@ -82,14 +132,14 @@ class Cohorts(Stateless):
         clients, node_of = self._connected(grid)
         self.cohort = self._sampled(server_round, clients)
         self._check_sampling("train", len(self.cohort))
-        view = _CohortGrid(grid, [node_of(client) for client in self.cohort])
-        return self._sorted_messages(self.strategy.configure_train(server_round, arrays, config, view))
+        view = grid_of_nodes(grid, [node_of(client) for client in self.cohort])
+        return self._sent(self.strategy.configure_train(server_round, arrays, config, view))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Aggregate the replies in the order of their client ids, whatever the order of arrival."""
-        return self.strategy.aggregate_train(server_round, self._sorted_replies(replies))
+        return self.strategy.aggregate_train(server_round, self._received(replies))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -101,17 +151,18 @@ class Cohorts(Stateless):
         if not self.evaluated:
             raise FedMoEError("none of the clients to evaluate on is connected; connect them or evaluate on others")
         self._check_sampling("evaluate", len(self.evaluated))
-        view = _CohortGrid(grid, [node_of(client) for client in self.evaluated])
-        return self._sorted_messages(self.strategy.configure_evaluate(server_round, arrays, config, view))
+        view = grid_of_nodes(grid, [node_of(client) for client in self.evaluated])
+        return self._sent(self.strategy.configure_evaluate(server_round, arrays, config, view))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Aggregate the replies in the order of their client ids."""
-        return self.strategy.aggregate_evaluate(server_round, self._sorted_replies(replies))
+        return self.strategy.aggregate_evaluate(server_round, self._received(replies))
 
     def _sampled(self, server_round: int, clients: Collection[int]) -> list[int]:
-        for layer in self._layers:
+        layers = [part for part in chain(self.strategy) if isinstance(part, Layer)]
+        for layer in layers:
             layer.expect(len(clients))
-        if not self._poisson:
+        if not any(layer.poisson for layer in layers):
             # The small term keeps 0.29 * 100 = 28.999... from losing a client.
             size = max(1, int(self.fraction * len(clients) + 1e-9))
             return sample_clients(self.seed, "cohort", server_round, clients, size)
@@ -122,15 +173,18 @@ class Cohorts(Stateless):
 
     def _connected(self, grid: Grid) -> tuple[Collection[int], Callable[[int], int]]:
         """Return the ids of the connected clients, and what tells a client's node id."""
-        mapping = self.client_ids(grid)
-        clients: Collection[int] | None = getattr(mapping, "clients", None)
-        if clients is not None:
-            self._clients = mapping
-            node_of: Callable[[int], int] = mapping.node_of  # type: ignore[attr-defined]
+        mapping: Any = self.client_ids(grid)
+        if hasattr(mapping, "clients"):
+            self._clients, clients, node_of = mapping, mapping.clients, mapping.node_of
         else:
-            self._clients = dict(mapping)
-            nodes = _by_client(self._clients)
-            clients, node_of = nodes, nodes.__getitem__
+            self._clients, clients = dict(mapping), {}
+            for node, client in self._clients.items():
+                if client in clients:
+                    raise FedMoEError(
+                        f"client {client} is claimed by nodes {clients[client]} and {node}; stop one of them"
+                    )
+                clients[client] = node
+            node_of = clients.__getitem__
         if not clients:
             raise FedMoEError("no client is connected; start the clients before the run")
         return clients, node_of
@@ -140,24 +194,22 @@ class Cohorts(Stateless):
         for part in chain(self.strategy):
             where = f"federation.strategy_parameters of {type(part).__name__}:"
             for other in ("train", "evaluate"):  # both at once: a run should not find out when it is at its end
-                share = getattr(part, f"fraction_{other}", 1.0)
-                if share != 1.0:
+                if (share := getattr(part, f"fraction_{other}", 1.0)) != 1.0:
                     raise FedMoEError(
                         f"{where} fraction_{other} must be 1, is {share}; set federation.client_fraction instead, or "
                         "federation.evaluate_clients"
                     )
             for name in (f"min_{phase}_nodes", "min_available_nodes"):
-                least = getattr(part, name, 0)
-                if least > size:
+                if (least := getattr(part, name, 0)) > size:
                     raise FedMoEError(
                         f"{where} {name} is {least}, but {size} clients take part; "
                         f"lower it, raise federation.client_fraction or connect more clients"
                     )
 
-    def _sorted_messages(self, messages: Iterable[Message]) -> list[Message]:
+    def _sent(self, messages: Iterable[Message]) -> list[Message]:
         return sorted(messages, key=lambda message: self._place(message.metadata.dst_node_id))
 
-    def _sorted_replies(self, replies: Iterable[Message]) -> list[Message]:
+    def _received(self, replies: Iterable[Message]) -> list[Message]:
         return sorted(replies, key=lambda reply: self._place(reply.metadata.src_node_id))
 
     def _place(self, node_id: int) -> tuple[bool, int]:
@@ -166,19 +218,12 @@ class Cohorts(Stateless):
         return (client is None, node_id if client is None else client)
 
 
-def _by_client(clients: Mapping[int, int]) -> dict[int, int]:
-    """Turn node id -> client id round."""
-    nodes: dict[int, int] = {}
-    for node, client in clients.items():
-        if client in nodes:
-            raise FedMoEError(f"client {client} is claimed by nodes {nodes[client]} and {node}; stop one of them")
-        nodes[client] = node
-    return nodes
+def grid_of_nodes(grid: Grid, node_ids: Collection[int]) -> Grid:
+    """Return a grid that shows these nodes of another grid, and is that grid in all else."""
+    return _View(grid, node_ids)
 
 
-class _CohortGrid(Grid):
-    """A grid that shows some of another grid's nodes, and is that grid in all else."""
-
+class _View(Grid):
     def __init__(self, grid: Grid, node_ids: Collection[int]) -> None:
         self._grid = grid
         self._node_ids = list(node_ids)
