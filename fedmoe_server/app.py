@@ -155,7 +155,7 @@ def layered_strategy(
 
     reducing: whether the grid can merge replies where the clients live.
     """
-    inner: Strategy = _inner_strategy(settings, reducing)
+    inner = _inner_strategy(settings, reducing)
     if (key := weight_key(inner)) != NUM_EXAMPLES:
         raise FedMoEError(
             f"federation.strategy_parameters: weighted_by_key is '{key}', but clients answer evaluations, and in "
@@ -176,13 +176,14 @@ def _path(value: object) -> Path | None:
     return Path(str(value)) if value else None
 
 
-def _inner_strategy(settings: Settings, reducing: bool) -> OutlierClipping:
+def _inner_strategy(settings: Settings, reducing: bool) -> Strategy:
     federation = settings.federation
     strategy = build_strategy(federation.strategy, federation.strategy_parameters)
     rated = ServerLearningRate(strategy, federation.server_schedule, federation.num_rounds)
     # Where a simulation's hosts merge the replies, there are no single updates left to compare.
     merged = reducing and settings.simulation.aggregate_in_hosts and not needs_every_reply(rated)
-    return OutlierClipping(rated, 0.0 if merged else federation.guards.norm_multiple)
+    multiple = federation.guards.norm_multiple
+    return rated if merged or not multiple else OutlierClipping(rated, multiple)
 
 
 def _default_run_dir(settings: Settings, source: Path | None) -> Path:

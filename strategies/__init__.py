@@ -19,9 +19,9 @@ with privacy, ``PrivateUpdates`` stands between the second and the third.
 """
 
 from strategies.layers.course import Cohorts, ServerLearningRate, sample_clients
-from strategies.layers.guards import Guard, Refusal
+from strategies.layers.guards import Clipping, Guard, Refusal
 from strategies.layers.layer import AggregationSchedule, Layer, Round, Stateless, chain, weight_key
-from strategies.layers.outliers import Clipping, OutlierClipping, clippings
+from strategies.layers.outliers import OutlierClipping
 from strategies.layers.partial import PartialAggregation
 from strategies.layers.reply_mean import ReplyMean, counts_of
 from strategies.needs import needs_every_reply
@@ -55,7 +55,6 @@ __all__ = [
     "Stateless",
     "build_strategy",
     "chain",
-    "clippings",
     "counts_of",
     "epsilon_of",
     "load_state_arrays",

@@ -1,8 +1,9 @@
 """What a strategy remembers between rounds: as named arrays for a checkpoint, and when its parameters change.
 
 A key is ``place/class/attribute/container/position/type/name``. The place is that of the strategy among what it wraps,
-0 is the outermost. A dict, list or record has a key for each of its entries; the position keeps their order, which
-Flower relies on, and the type tells a Python float from a NumPy one: NumPy rounds differently with them.
+0 is the outermost; layers without state do not count. A dict, list or record has a key for each of its entries; the
+position keeps their order, which Flower relies on, and the type tells a Python float from a NumPy one: NumPy rounds
+differently with them.
 
 State that is kept by parameter, such as FedAdam's ``m_t`` and ``v_t``, is made in the first round for the parameters of
 that round: FedAdam raises KeyError for one that is gone. When the shared parameters change, such state is narrowed to
@@ -21,7 +22,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import FedMoEError
-from strategies.layers.layer import Round, chain
+from strategies.layers.layer import Round, Stateless, chain
 
 Shapes = Mapping[str, tuple[int, ...]]
 MODEL = "current_arrays"  # Flower's name for a strategy's copy of the model: taken anew, not widened with zeros
@@ -39,7 +40,7 @@ def state_arrays(strategy: Strategy) -> dict[str, np.ndarray]:
     first round to find out early.
     """
     state = {}
-    for place, part in enumerate(chain(strategy)):
+    for place, part in enumerate(_stateful(strategy)):
         for key, value in _own_state(part):
             state[f"{place}/{type(part).__name__}/{key}"] = np.array(value)
     return state
@@ -50,13 +51,13 @@ def load_state_arrays(strategy: Strategy, state: Mapping[str, np.ndarray]) -> No
 
     Raises FedMoEError if the state belongs to other strategies.
     """
-    parts = list(chain(strategy))
+    parts = _stateful(strategy)
     collected: list[dict[str, dict[str, np.ndarray]]] = [{} for _ in parts]
     for key in sorted(state):
         place, class_name, attribute, rest = key.split("/", 3)
         index = int(place)
         if index >= len(parts) or type(parts[index]).__name__ != class_name:
-            have = " > ".join(type(part).__name__ for part in parts)
+            have = " > ".join(type(part).__name__ for part in chain(strategy))
             raise FedMoEError(
                 f"the checkpoint holds the state of strategy {class_name} ({attribute}), this run uses {have}; "
                 f"resume with the strategy of the checkpoint"
@@ -64,6 +65,10 @@ def load_state_arrays(strategy: Strategy, state: Mapping[str, np.ndarray]) -> No
         collected[index].setdefault(attribute, {})[rest] = state[key]
     for part, attributes in zip(parts, collected, strict=True):
         _load_own_state(part, attributes)
+
+
+def _stateful(strategy: Strategy) -> list[Strategy]:
+    return [part for part in chain(strategy) if not isinstance(part, Stateless)]
 
 
 def _own_state(part: Strategy) -> Iterator[tuple[str, Any]]:

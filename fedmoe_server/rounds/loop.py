@@ -38,7 +38,7 @@ from fedmoe_server.rounds.record import (
     Sender,
     split_global,
 )
-from strategies import AggregationSchedule, Cohorts, PartialAggregation, PrivacyLedger, ReplyMean, clippings
+from strategies import AggregationSchedule, Cohorts, PartialAggregation, PrivacyLedger, ReplyMean
 
 LARGEST_NORM = 1e300  # JSON has no infinity
 T = TypeVar("T")
@@ -265,7 +265,7 @@ class ServerLoop:
         names = self._names()
         return tuple(
             Clipped(names.get(found.node_id), found.node_id, min(found.norm, LARGEST_NORM), found.bound)
-            for found in clippings(self.strategy)
+            for found in self.partial.clippings
         )
 
     def _names(self) -> Mapping[int, int]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from zlib import crc32
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -220,10 +220,11 @@ class Cohorts(Stateless):
 
 def grid_of_nodes(grid: Grid, node_ids: Collection[int]) -> Grid:
     """Return a grid that shows these nodes of another grid, and is that grid in all else."""
-    return _View(grid, node_ids)
+    return cast(Grid, _View(grid, node_ids))
 
 
-class _View(Grid):
+@Grid.register
+class _View:
     def __init__(self, grid: Grid, node_ids: Collection[int]) -> None:
         self._grid = grid
         self._node_ids = list(node_ids)
@@ -233,25 +234,7 @@ class _View(Grid):
 
     def get_nodes(self) -> Iterable[Any]:
         shown = set(self._node_ids)
-        return [node for node in self._grid.get_nodes() if node.node_id in shown]
+        return [node for node in cast(Any, self._grid).get_nodes() if node.node_id in shown]
 
-    def set_run(self, run: Any) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        return self._grid.send_and_receive(messages, timeout=timeout)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._grid, name)

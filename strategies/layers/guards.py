@@ -36,6 +36,15 @@ class Refusal:
     kind: FailureKind = FailureKind.REFUSED
 
 
+@dataclass(frozen=True)
+class Clipping:
+    """A reply that was cut down: the node that sent it, the norm of its update, and the norm that it was given."""
+
+    node_id: int
+    norm: float
+    bound: float
+
+
 class _Refused(Exception):
     """Why a reply is refused."""
 

@@ -13,7 +13,6 @@ arXiv:1911.07963, clip at a fixed norm; the median finds the norm by itself, and
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
@@ -21,17 +20,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from strategies.layers.layer import Round, Stateless, chain
+from strategies.layers.guards import Clipping
+from strategies.layers.layer import Round, Stateless
 from strategies.updates import norm_of, update_of, vector_of, with_arrays
-
-
-@dataclass(frozen=True)
-class Clipping:
-    """A reply that was cut down: the node that sent it, the norm of its update, and the norm that it was given."""
-
-    node_id: int
-    norm: float
-    bound: float
 
 
 class OutlierClipping(Stateless):
@@ -74,8 +65,3 @@ class OutlierClipping(Stateless):
                 moved = {name: model[name] + (array * factor if factor else 0.0) for name, array in update.items()}
                 clipped[position] = with_arrays(replies[position], sent.arrays, moved)
         return clipped
-
-
-def clippings(strategy: Strategy) -> list[Clipping]:
-    """Return what the ``OutlierClipping`` in ``strategy`` cut down in the latest round; nothing without one."""
-    return [clipping for part in chain(strategy) if isinstance(part, OutlierClipping) for clipping in part.clippings]

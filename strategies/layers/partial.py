@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import FedMoEError
 from strategies.arrays import Valued, record_of, values_of
-from strategies.layers.guards import MAX_EXAMPLES, Guard, Refusal
+from strategies.layers.guards import MAX_EXAMPLES, Clipping, Guard, Refusal
 from strategies.layers.layer import AggregationSchedule, Round, Stateless, chain, tell, weight_key
 from strategies.layers.reply_mean import ReplyMean, clients_of, mean_of_checked, without_counts
 from strategies.needs import needs_every_reply
@@ -58,6 +58,11 @@ class PartialAggregation(Stateless):
         self._model: ArrayRecord | None = None  # all parameters as they were sent in this round
         self._asked = 0  # clients that they were sent to
         self._names: list[str] | None = None  # the parameters that the state of the wrapped strategy is made for
+
+    @property
+    def clippings(self) -> list[Clipping]:
+        """The replies of the latest round that were cut down, see ``OutlierClipping``."""
+        return [found for part in chain(self.strategy) for found in getattr(part, "clippings", ())]
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

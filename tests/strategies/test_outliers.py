@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategy_fakes import content, f32, grid_of, ordered, record, run_rounds, values
 
-from strategies import AggregationSchedule, OutlierClipping, PartialAggregation, build_strategy, clippings
+from strategies import AggregationSchedule, OutlierClipping, PartialAggregation, build_strategy
 from strategies.check.contract import findings
 
 PLAN = AggregationSchedule({"body": ["w"], "gate": ["g"]}, 0, [], ["body", "gate"])
@@ -38,7 +38,7 @@ def test_by_hand() -> None:
     np.testing.assert_allclose(mean, [1, 14 / 3, 1], rtol=1e-6)
     (only,) = clipping.clippings
     assert (only.node_id, only.norm, only.bound) == (1002, pytest.approx(100), pytest.approx(10))
-    assert clippings(PartialAggregation(clipping, PLAN)) == [only]
+    assert PartialAggregation(clipping, PLAN).clippings == [only]
 
 
 def test_off_and_within_the_bound_hand_on_the_replies() -> None:

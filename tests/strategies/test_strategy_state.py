@@ -21,6 +21,7 @@ from fedmoe.errors import FedMoEError
 from strategies import (
     Cohorts,
     Layer,
+    OutlierClipping,
     PartialAggregation,
     ServerLearningRate,
     build_strategy,
@@ -184,8 +185,19 @@ def test_the_state_of_another_strategy_is_refused() -> None:
     state = state_arrays(PartialAggregation(build_strategy("fedadam", {}), schedule()))
     with pytest.raises(FedMoEError, match=r"state of strategy FedAdam .* this run uses PartialAggregation > FedAvgM"):
         load_state_arrays(PartialAggregation(build_strategy("fedavgm", {}), schedule()), state)
-    with pytest.raises(FedMoEError, match="this run uses FedAdam"):
-        load_state_arrays(build_strategy("fedadam", {}), state)
+    noise = {"noise_multiplier": 0.1, "num_sampled_clients": 4, "clipping_norm": 1.0, "strategy": "fedadam"}
+    deeper = state_arrays(build_strategy("dp-server-fixed", noise))
+    with pytest.raises(FedMoEError, match="this run uses FedAdam;"):
+        load_state_arrays(build_strategy("fedadam", {}), deeper)
+
+
+def test_layers_without_state_may_come_and_go() -> None:
+    strategy: Any = build_strategy("fedadam", {"eta": 0.5})
+    state = state_arrays(OutlierClipping(PartialAggregation(strategy, schedule()), 3.0))
+    assert state.keys() == state_arrays(strategy).keys()
+    other: Any = build_strategy("fedadam", {"eta": 0.1})
+    load_state_arrays(PartialAggregation(other, schedule()), state)
+    assert other.eta == 0.5
 
 
 def test_chain_lists_what_is_wrapped() -> None:
