@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.features import ItemFeatures
-from data.files import write_folder
 from data.sampling import Interactions
 from fedmoe.errors import FedMoEError
+from fedmoe.files import write_folder
 
 FORMAT = 2
 ABOUT = "about.json"

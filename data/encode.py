@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.features import DEFAULT_ID_FILE
-from data.files import write_file
 from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
+from fedmoe.files import write_file
 from fedmoe.settings import Settings
 
 if TYPE_CHECKING:

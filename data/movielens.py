@@ -18,9 +18,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from data.files import write_file
 from data.titles import Film, split_year
 from fedmoe.errors import FedMoEError
+from fedmoe.files import write_file
 
 if TYPE_CHECKING:
     from data.sequence_files import Events

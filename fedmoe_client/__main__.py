@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
-from fedmoe.deployment.background import last_lines, start_in_background
-from fedmoe.deployment.front_door import Command, main, subcommands
+from fedmoe.deployment.front_door import Command, main, parser_of
 from fedmoe.deployment.keys import make_key_pair, public_half, read_public_key
 from fedmoe.deployment.ports import free_port, parse_address
-from fedmoe.deployment.supervisor import Program, Supervisor, running_supervisor, stop
+from fedmoe.deployment.supervisor import (
+    Program,
+    Supervisor,
+    last_lines,
+    require_stopped,
+    start_in_background,
+    stop,
+)
 from fedmoe.errors import FedMoEError
 from fedmoe_client.device.client_folder import ClientFolder, node_config, supernode_command
-from fedmoe_client.device.launcher import install_launcher
+from fedmoe_client.device.resident_call import forget as erase_state
 
 DEFAULT_FOLDER = Path("fedmoe-client")
 CONNECT_SECONDS = 40.0
@@ -33,10 +41,7 @@ Exit status: 0 done, 2 something for you to put right."""
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    made = argparse.ArgumentParser(
-        "python -m fedmoe_client", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = subcommands(made)
+    made, commands = parser_of("fedmoe_client", HELP)
     enrol_parser = commands.add_parser("enrol", help="make this client's key pair")
     enrol_parser.add_argument("--client-id", type=int, help="number to ask for (default: follows from the key)")
     up_parser = commands.add_parser("up", help="start the client (options after -- go to flower-supernode)")
@@ -51,6 +56,14 @@ def parser() -> argparse.ArgumentParser:
     up_parser.add_argument("--port", type=int, help="local port of the node (default: a free one)")
     up_parser.add_argument("--foreground", action="store_true", help="stay in the foreground (systemd, containers)")
     commands.add_parser("down", help="stop the client and all that it started")
+    recommend_parser = commands.add_parser("recommend", help="rank what you may want next; the client need not run")
+    recommend_parser.add_argument("--top", type=_count, default=10, help="number of items (default: %(default)s)")
+    recommend_parser.add_argument("--history", type=Path, help="file or folder of the history; default: the node's")
+    recommend_parser.add_argument("--user", help="name of the user, where the history is a folder of several")
+    recommend_parser.add_argument("--json", action="store_true", help="print JSON")
+    forget_parser = commands.add_parser("forget", help="erase what the client keeps")
+    for each in (recommend_parser, forget_parser):
+        each.add_argument("--state-dir", type=Path, help="the client's state folder (default: the one in --dir)")
     for each in commands.choices.values():
         each.add_argument("--dir", type=Path, default=DEFAULT_FOLDER, help="the client's folder (default: %(default)s)")
     return made
@@ -88,19 +101,14 @@ def up(given: argparse.Namespace, extra: list[str]) -> int:
         folder.trust(given.ca)
         _take_part(folder, given, config, extra)
         return 0
-    if running_supervisor(folder) is not None:
-        raise FedMoEError(f"the client of {folder.path} runs already: stop it with 'down' first")
+    require_stopped(folder, "client")
     folder.make()
     folder.trust(given.ca)
     start = folder.node_log.stat().st_size if folder.node_log.exists() else 0
     deadline = time.monotonic() + CONNECT_SECONDS
-    start_in_background(
-        folder,
-        "fedmoe_client",
-        ["up", "--foreground", *sys.argv[2:]],
-        folder.environment(os.environ),
-        lambda: folder.node_id(start) is not None or time.monotonic() > deadline,
-    )
+    words = ["up", "--foreground", *sys.argv[2:]]
+    connected = lambda: folder.node_id(start) is not None or time.monotonic() > deadline  # noqa: E731
+    start_in_background(folder, "fedmoe_client", words, connected)
     if folder.node_id(start) is None:
         print(f"not connected yet; it goes on trying. {folder.node_log} says:\n{last_lines(folder.node_log, 6)}")
     else:
@@ -114,28 +122,28 @@ def down(given: argparse.Namespace, extra: list[str]) -> int:
     return 0
 
 
-def recommend(words: list[str]) -> int:
-    """Print recommendations; the client need not run."""
-    from fedmoe_client.device import recommend as command
-
-    return command.main(_with_state_folder(words))
-
-
-def forget(words: list[str]) -> int:
-    """Erase what the client keeps."""
-    from fedmoe_client.device import forget as command
-
-    return command.main(_with_state_folder(words))
-
-
-def _with_state_folder(words: list[str]) -> list[str]:
-    """Put the state folder in the place of ``--dir``, or of its default."""
-    names = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    names.add_argument("--dir", type=Path, default=DEFAULT_FOLDER)
-    names.add_argument("--state-dir", type=Path)
-    given, others = names.parse_known_args(words)
+def recommend(given: argparse.Namespace, extra: list[str]) -> int:
+    """Print the items that the user may want next; the client need not run."""
     os.environ.setdefault("FEDMOE_CACHE", str(ClientFolder(given.dir).cache))
-    return ["--state-dir", str(given.state_dir or ClientFolder(given.dir).state), *others]
+    from fedmoe_client.device.recommend import recommendations  # torch, which takes a second
+
+    found = recommendations(given.state_dir or ClientFolder(given.dir).state, given.top, given.history, given.user)
+    for line in found.notes:
+        print(f"note: {line}", file=sys.stderr)
+    print(json.dumps(asdict(found), ensure_ascii=False) if given.json else found.table())
+    return 0
+
+
+def forget(given: argparse.Namespace, extra: list[str]) -> int:
+    """Erase what the client keeps: private parameters, memory, number and global model; the history is the user's own.
+
+    A training that is under way is ended with the resident process. A client that takes part again starts from the
+    server's values; one that had drawn its number draws another, so that it cannot be told to be the same.
+    """
+    state_dir = given.state_dir or ClientFolder(given.dir).state
+    erased = erase_state(state_dir)
+    print(f"erased {', '.join(erased) or 'nothing: there was nothing'} in {state_dir}")
+    return 0
 
 
 def _node_config(folder: ClientFolder, given: argparse.Namespace) -> str:
@@ -165,18 +173,22 @@ def _take_part(folder: ClientFolder, given: argparse.Namespace, config: str, ext
     folder.clear_apps()
     environment = folder.environment(os.environ)
     if not given.plain:
-        environment["PATH"] = os.pathsep.join([str(install_launcher(folder.state)), environment["PATH"]])
+        from fedmoe_client.device.flower_program import install_program  # Flower, which takes a while
+
+        environment["PATH"] = os.pathsep.join([str(install_program(folder.state)), environment["PATH"]])
     command = supernode_command(folder, given.server, given.port or free_port(), config, extra)
     node = Program("supernode", command, crashed=lambda: folder.release(given.server, environment))
-    Supervisor(folder, [node], environment, _note).run()
+    Supervisor(folder, [node], environment).run()
 
 
-def _note(text: str) -> None:
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} {text}", flush=True)
+def _count(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
 
 
-COMMANDS: dict[str, Command] = {"enrol": enrol, "up": up, "down": down}
-OTHERS = {"recommend": recommend, "forget": forget}
+COMMANDS: dict[str, Command] = {"enrol": enrol, "up": up, "down": down, "recommend": recommend, "forget": forget}
 
 if __name__ == "__main__":
-    sys.exit(main(parser(), COMMANDS, OTHERS, sys.argv[1:]))
+    sys.exit(main(parser(), COMMANDS, {}, sys.argv[1:]))

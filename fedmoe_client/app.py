@@ -78,9 +78,9 @@ def query(message: Message, context: Context) -> Message:
 
         number = join(dict(server), node, context.run_config, _run_name(context), str(context.run_id))
     elif node.state_dir is not None:
-        from fedmoe_client.store.folder import ClientStore
+        from fedmoe_client.store.folder import StateFolder
 
-        number = ClientStore(node.state_dir).number(node.number)
+        number = StateFolder(node.state_dir).number(node.number)
     else:
         number = node.sole_number
     return _reply(message, {"config": ConfigRecord({"client-id": number})})

@@ -7,12 +7,11 @@ import os
 import sys
 from pathlib import Path
 
-from fedmoe.deployment.background import start_in_background
 from fedmoe.deployment.folder import write_json
-from fedmoe.deployment.front_door import Command, main, subcommands
+from fedmoe.deployment.front_door import Command, main, parser_of
 from fedmoe.deployment.keys import read_public_key
 from fedmoe.deployment.ports import listens, parse_address, require_free, wait_until_closed
-from fedmoe.deployment.supervisor import Program, Supervisor, running_supervisor, stop
+from fedmoe.deployment.supervisor import Program, Supervisor, require_stopped, start_in_background, stop
 from fedmoe.errors import FedMoEError
 from fedmoe_server.deploy.certificates import Certificates, given_certificates, own_certificates
 from fedmoe_server.deploy.server_folder import (
@@ -20,7 +19,6 @@ from fedmoe_server.deploy.server_folder import (
     Addresses,
     AdmittedClient,
     ServerFolder,
-    now_utc,
     superlink_command,
 )
 
@@ -41,10 +39,7 @@ Exit status: 0 done, 1 the run failed, 2 something for you to put right."""
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    made = argparse.ArgumentParser(
-        "python -m fedmoe_server", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = subcommands(made)
+    made, commands = parser_of("fedmoe_server", HELP)
     up_parser = commands.add_parser("up", help="start the server (options after -- go to flower-superlink)")
     up_parser.add_argument("--address", default="0.0.0.0:9092", help="where clients connect (default: %(default)s)")
     up_parser.add_argument("--control", default="127.0.0.1:8000", help="where commands connect (default: %(default)s)")
@@ -75,18 +70,12 @@ def up(given: argparse.Namespace, extra: list[str]) -> int:
         folder.make()
         _serve(folder, addresses, _certificates(folder, given, clients[0], control[0]), extra)
         return 0
-    if running_supervisor(folder) is not None:
-        raise FedMoEError(f"the server of {folder.path} runs already: stop it with 'down' first")
+    require_stopped(folder, "server")
     require_free(*clients, "--address")
     require_free(*control, "--control")
     folder.make()
-    start_in_background(
-        folder,
-        "fedmoe_server",
-        ["up", "--foreground", *sys.argv[2:]],
-        folder.environment(os.environ),
-        lambda: listens(*clients) and listens(*control),
-    )
+    words = ["up", "--foreground", *sys.argv[2:]]
+    start_in_background(folder, "fedmoe_server", words, lambda: listens(*clients) and listens(*control))
     print(f"the server runs: clients connect to {addresses.clients} (gRPC, TLS)")
     print(f"give clients {folder.path / 'ca.crt'}; admit them with: python -m fedmoe_server admit CLIENT.pub")
     return 0
@@ -191,7 +180,7 @@ def _serve(folder: ServerFolder, addresses: Addresses, certificates: Certificate
     if not folder.clients.exists():
         write_json(folder.clients, [])
     command = superlink_command(folder, addresses, certificates, extra)
-    Supervisor(folder, [Program("superlink", command)], folder.environment(os.environ), _note).run()
+    Supervisor(folder, [Program("superlink", command)], folder.environment(os.environ)).run()
 
 
 def _certificates(folder: ServerFolder, given: argparse.Namespace, *hosts: str) -> Certificates:
@@ -203,10 +192,6 @@ def _certificates(folder: ServerFolder, given: argparse.Namespace, *hosts: str) 
         raise FedMoEError("your own certificate needs all of --ca, --certificate and --key")
     absolute = Certificates(*(path.absolute() for path in brought))
     return given_certificates(absolute, [*dict.fromkeys([*named, *given.name])])
-
-
-def _note(text: str) -> None:
-    print(f"{now_utc()} {text}", flush=True)
 
 
 COMMANDS: dict[str, Command] = {"up": up, "admit": admit, "clients": clients, "run": run, "down": down}

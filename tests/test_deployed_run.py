@@ -22,7 +22,7 @@ from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings, to_run_config
 from fedmoe.wire import packed_bytes, unpack
 from fedmoe_client.app import app as client_app
-from fedmoe_client.store.folder import ClientStore
+from fedmoe_client.store.folder import StateFolder
 from fedmoe_client.store.private import latest_private
 from fedmoe_server.app import run
 from fedmoe_server.deploy.deployed import Deployed
@@ -128,7 +128,7 @@ def arrays_of(run_dir: Path) -> dict[str, bytes]:
 
 
 def private_of(grid: Loopback, user: int) -> dict[str, bytes]:
-    store = ClientStore(grid.state_dir(user))
+    store = StateFolder(grid.state_dir(user))
     (name,) = (path.stem for path in grid.state_dir(user).glob("private-*.state"))
     return {name: array.tobytes() for name, array in latest_private(store.load(name)).items()}
 

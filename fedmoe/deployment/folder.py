@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedmoe.errors import FedMoEError
+from fedmoe.files import write_file
 
 TAG = "FEDMOE_FOLDER"  # in the environment of every process of a folder
 
@@ -70,33 +70,29 @@ class Folder:
         base: the caller's environment. What it says of telemetry, updates and the cache is kept.
         """
         scripts = str(Path(sys.executable).parent)  # Flower starts its own programs by name
-        quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-        quiet["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "0.2"  # seconds; a message need not lie for Flower's second
+        quiet = {
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",  # seconds; a message need not lie for Flower's second
+        }
         kept = {
             "FEDMOE_CACHE": str(self.cache.absolute()),
             "MPLCONFIGDIR": str((self.cache / "matplotlib").absolute()),
             "OMP_NUM_THREADS": "1",
         }
-        return (
-            quiet
-            | kept
-            | dict(base)
-            | {
-                TAG: str(self.path.absolute()),
-                "FLWR_HOME": str(self.flower_home.absolute()),
-                "PATH": os.pathsep.join([scripts, base.get("PATH", os.defpath)]),
-                "PYTHONUNBUFFERED": "1",
-            }
-        )
+        fixed = {
+            TAG: str(self.path.absolute()),
+            "FLWR_HOME": str(self.flower_home.absolute()),
+            "PATH": os.pathsep.join([scripts, base.get("PATH", os.defpath)]),
+            "PYTHONUNBUFFERED": "1",
+        }
+        return {**quiet, **kept, **base, **fixed}
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write a file that is the old or the new one at any time, readable by its owner alone."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-    os.replace(temporary, path)
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode(), mode=0o600)
 
 
 def read_json(path: Path, missing: Any = None) -> Any:

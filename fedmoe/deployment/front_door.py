@@ -12,6 +12,14 @@ from fedmoe.errors import FedMoEError
 Command = Callable[[argparse.Namespace, list[str]], int]
 
 
+def parser_of(program: str, description: str) -> tuple[argparse.ArgumentParser, Any]:
+    """Return the parser of a command line, and what makes the commands' own parsers (``add_parser``)."""
+    made = argparse.ArgumentParser(
+        f"python -m {program}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    return made, made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+
 def main(
     parser: argparse.ArgumentParser,
     commands: Mapping[str, Command],
@@ -20,7 +28,7 @@ def main(
 ) -> int:
     """Run a command; return the exit status: 0 done, 1 the run failed, 2 something for the user to put right.
 
-    commands: those of the parser; what follows ``--`` is handed to them as it is: options of Flower's own program.
+    commands: those of the parser; they are handed what follows ``--``, which are options of Flower's own program.
     others: commands that read their own words.
     """
     words = list(words)
@@ -35,8 +43,3 @@ def main(
         return 2
     except KeyboardInterrupt:
         return 130
-
-
-def subcommands(parser: argparse.ArgumentParser) -> Any:
-    """Return what takes the commands' own parsers."""
-    return parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

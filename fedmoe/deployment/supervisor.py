@@ -7,11 +7,12 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -23,17 +24,14 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0  # seconds before a crashed program is st
 STEADY = 60.0  # seconds after which a program counts as healthy again
 GRACE = 10.0  # seconds that programs have to end by themselves
 LOG_BYTES = 20 * 1024**2
-Note = Callable[[str], None]
+LAST_LINES = 12  # of a log, shown when its program did not start
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program to keep running.
+    """A program to keep running: ``name`` for people and for its log file, ``command`` to start it.
 
-    Attributes:
-        name: for people, and of its log file.
-        command: what to start.
-        crashed: called after an unexpected end, before it is started again.
+    crashed: called after an unexpected end, before the program is started again.
     """
 
     name: str
@@ -43,7 +41,7 @@ class Program:
 
 @dataclass
 class _Running:
-    """A program, its process if there is one, and when to start it (again)."""
+    """A program, its process if there is one, and when to start it or to start it again."""
 
     program: Program
     log: Path
@@ -57,11 +55,10 @@ class _Running:
 class Supervisor:
     """Runs the programs of a folder until SIGTERM or SIGINT. There is one supervisor for a folder."""
 
-    def __init__(self, folder: Folder, programs: Iterable[Program], environment: Mapping[str, str], note: Note) -> None:
+    def __init__(self, folder: Folder, programs: Iterable[Program], environment: Mapping[str, str]) -> None:
         self._folder = folder
         self._programs = [_Running(program, folder.logs / f"{program.name}.log") for program in programs]
-        self._environment = dict(environment)
-        self._note = note
+        self._environment = environment
         self._stopping = False
 
     def run(self) -> None:
@@ -100,21 +97,14 @@ class Supervisor:
 
     def _start(self, running: _Running) -> None:
         with running.log.open("ab") as output:
-            running.process = subprocess.Popen(
-                list(running.program.command),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=self._environment,
-                start_new_session=True,  # a Ctrl-C is for the supervisor, which stops its programs in good order
-            )
+            running.process = _detached(running.program.command, output, self._environment)
         running.started = time.monotonic()
-        self._note(f"{running.program.name} started (process {running.process.pid})")
+        note(f"{running.program.name} started (process {running.process.pid})")
         write_json(self._folder.supervisor, self._state())
 
     def _crashed(self, running: _Running, status: int) -> None:
         how = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        self._note(f"{running.program.name} {how}; starts again in {running.pause:g} s")
+        note(f"{running.program.name} {how}; starts again in {running.pause:g} s")
         running.process = None
         running.restarts += 1
         running.start_at = time.monotonic() + running.pause
@@ -129,7 +119,7 @@ class Supervisor:
                 running.process.terminate()
                 _wait(running.process)
         end_all(self._folder)
-        self._note("stopped")
+        note("stopped")
 
     def _state(self) -> dict[str, Any]:
         """Return what ``down`` has to know, and people may want to."""
@@ -139,6 +129,37 @@ class Supervisor:
             for running in self._programs
         }
         return {"process": own.pid, "created": own.create_time(), "programs": programs}
+
+
+def start_in_background(folder: Folder, module: str, words: Sequence[str], ready: Callable[[], bool]) -> None:
+    """Start ``python -m module words`` detached from this terminal and wait until ``ready()``.
+
+    Its output goes to ``logs/supervisor.log``. Raises FedMoEError with the log's last lines if it ends before.
+    """
+    log = folder.logs / "supervisor.log"
+    with log.open("wb") as output:
+        process = _detached([sys.executable, "-m", module, *words], output, folder.environment(os.environ))
+    while not ready():
+        if process.poll() is not None:
+            lines = last_lines(log)
+            told = [line for line in lines.splitlines() if line.startswith("error: ")]
+            why = told[-1].removeprefix("error: ") if told else f"it ended at once; {log} says:\n{lines}"
+            raise FedMoEError(why)
+        time.sleep(POLL)
+
+
+def last_lines(log: Path, count: int = LAST_LINES) -> str:
+    """Return the last lines of a log file, "" if there is none."""
+    try:
+        return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
+    except FileNotFoundError:
+        return ""
+
+
+def require_stopped(folder: Folder, what: str) -> None:
+    """Raise FedMoEError if the folder's supervisor runs; what: ``server`` or ``client``."""
+    if running_supervisor(folder) is not None:
+        raise FedMoEError(f"the {what} of {folder.path} runs already: stop it with 'down' first")
 
 
 def running_supervisor(folder: Folder) -> psutil.Process | None:
@@ -201,6 +222,23 @@ def _of(folder: Folder) -> list[psutil.Process]:
         except (psutil.Error, OSError):  # not ours to read, or gone by now
             continue
     return found
+
+
+def note(text: str) -> None:
+    """Print a line for the log, with the time of day in UTC."""
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} {text}", flush=True)
+
+
+def _detached(command: Sequence[str], output: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own: a Ctrl-C is for the supervisor, which stops programs in good order."""
+    return subprocess.Popen(
+        list(command),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=dict(environment),
+        start_new_session=True,
+    )
 
 
 def _still_there(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:

@@ -11,7 +11,7 @@ from typing import Any
 from data.dataset import Dataset
 from fedmoe.loading import from_run_config
 from fedmoe_client.device.node import Node, Value
-from fedmoe_client.store.folder import ClientStore
+from fedmoe_client.store.folder import StateFolder
 from fedmoe_client.store.history import read_histories
 from fedmoe_client.store.identity import described, item_numbers, refuse_other
 from fedmoe_client.store.private import StoredParameters
@@ -32,7 +32,7 @@ def join(server: Mapping[str, Any], node: Node, run_config: Mapping[str, Value],
     if node.state_dir is None:
         _check_history(node, node.sole_number, dataset, settings.data.min_items)
         return node.sole_number
-    store = ClientStore(node.state_dir)
+    store = StateFolder(node.state_dir)
     with store.lock():
         number = store.number(node.number)
         _check_history(node, number, dataset, settings.data.min_items)

@@ -1,32 +1,26 @@
-"""``python -m fedmoe_client recommend``: the items that one user is most likely to want next, ranked on its device.
+"""The items that one user is most likely to want next, ranked on its device.
 
 The last global model that the client received, with the user's private parameters in it, scores the whole catalogue but
-for the items that the user has met. Nothing is sent anywhere, and the client need not run. No torch here: loading it
-takes longer than all the rest, and NumPy ranks the same (see ``model.ranking``).
+for the items that the user has met. Nothing is sent anywhere, and the client need not run.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.dataset import Dataset
 from fedmoe.errors import FedMoEError, nearest
 from fedmoe.settings import Settings
-from fedmoe_client.store.folder import ClientStore, State
+from fedmoe_client.learning.evaluation import model_scorer
+from fedmoe_client.learning.workbench import Workbench
+from fedmoe_client.store.folder import State, StateFolder
 from fedmoe_client.store.history import read_histories
-from fedmoe_client.store.identity import identity_of, item_numbers, own_dataset, refuse_other
+from fedmoe_client.store.identity import own_dataset, refuse_other
 from fedmoe_client.store.private import GLOBAL, kept_memory, latest_private, private_name
-from model.ranking import Ranker
 
 PIECE = 32768  # items that are scored at once
 
@@ -52,23 +46,14 @@ class Recommendations:
     seconds: float
     notes: list[str]
 
-    def as_json(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
-        return asdict(self)
-
-
-def main(words: Sequence[str]) -> int:
-    """Print the items; return the exit status: 0 done, 2 something for the user to put right."""
-    given = _parser().parse_args(list(words))
-    try:
-        found = recommendations(given.state_dir, given.top, given.history, given.user)
-    except FedMoEError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for note in found.notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(json.dumps(found.as_json(), ensure_ascii=False) if given.json else _table(found))
-    return 0
+    def table(self) -> str:
+        """Return one line an item: its place, title or id, and score."""
+        width = max((len(item.title or item.item) for item in self.items), default=0)
+        lines = [
+            f"{rank:>4}  {item.title or item.item:<{width}}  {item.score:10.4f}   {item.item if item.title else ''}"
+            for rank, item in enumerate(self.items, start=1)
+        ]
+        return "\n".join([*(line.rstrip() for line in lines), f"ranked in {self.seconds:.2f} s"])
 
 
 def recommendations(state_dir: Path, top: int, history: Path | None = None, user: str | None = None) -> Recommendations:
@@ -84,12 +69,12 @@ def recommendations(state_dir: Path, top: int, history: Path | None = None, user
         FedMoEError: the client has not received a model yet, or there is no such history or user.
     """
     started = time.perf_counter()
-    store = ClientStore.existing(state_dir)
-    dataset, ranker, private = _own_model(store)
-    name, seen, notes = _history(store, dataset, private, history, user)
+    store = StateFolder.existing(state_dir)
+    bench, private = _own_model(store)
+    dataset = bench.dataset
+    name, seen, notes = _history(store, bench, private, history, user)
     candidates = np.setdiff1d(np.arange(1, dataset.interactions.num_items + 1), seen)
-    pieces = [candidates[at : at + PIECE] for at in range(0, len(candidates), PIECE)]
-    scores = np.concatenate([np.zeros(0, np.float32), *(ranker.scores(seen.astype(np.int64), p) for p in pieces)])
+    scores = _scores(bench, seen, candidates)
     best = np.argsort(-scores, kind="stable")[:top]
     titles, ids = dataset.titles, dataset.interactions.item_ids
     items = [
@@ -99,8 +84,19 @@ def recommendations(state_dir: Path, top: int, history: Path | None = None, user
     return Recommendations(name, items, time.perf_counter() - started, notes)
 
 
-def _own_model(store: ClientStore) -> tuple[Dataset, Ranker, State | None]:
-    """Return the catalogue, the last global model with the user's own private parameters in it, and the private state.
+def _scores(bench: Workbench, seen: NDArray[np.int32], candidates: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the scores ``[N]`` of candidates ``[N]`` as what follows the items that the user has met, oldest first."""
+    reach = max(bench.settings.model.max_seq_len, bench.settings.model.memory_size)
+    context = np.zeros((1, reach), np.int64)
+    recent = seen[-reach:]
+    context[0, reach - len(recent) :] = recent
+    scorer = model_scorer(bench.model)
+    pieces = [candidates[at : at + PIECE] for at in range(0, len(candidates), PIECE)]
+    return np.concatenate([np.zeros(0, np.float32), *(scorer(context, piece[None])[0] for piece in pieces)])
+
+
+def _own_model(store: StateFolder) -> tuple[Workbench, State | None]:
+    """Return the last global model with the user's own private parameters in it, and the private state.
 
     Raises FedMoEError if there is no model yet, or if the catalogue is not the one that it was trained with.
     """
@@ -110,29 +106,30 @@ def _own_model(store: ClientStore) -> tuple[Dataset, Ranker, State | None]:
     about = received.about
     settings = Settings.model_validate_json(about["settings"])
     catalogue = store.note("node").get("catalogue")
-    dataset = own_dataset(settings, None if catalogue is None else Path(catalogue))
-    refuse_other(about["identity"], identity_of(settings, dataset))
+    bench = Workbench(settings, own_dataset(settings, None if catalogue is None else Path(catalogue)))
+    refuse_other(about["identity"], bench.identity)
     private = store.load(private_name(about["identity"]["model"]))
     own = {name: array for name, array in latest_private(private).items() if name in about["private"]}
-    return dataset, Ranker(settings, received.arrays | own, dataset.features), private
+    bench.load(received.arrays | own)
+    return bench, private
 
 
 def _history(
-    store: ClientStore, dataset: Dataset, private: State | None, history: Path | None, user: str | None
+    store: StateFolder, bench: Workbench, private: State | None, history: Path | None, user: str | None
 ) -> tuple[str, NDArray[np.int32], list[str]]:
     """Return the user's name, the items it has met, and notes.
 
     The history as it is now counts; if it cannot be read, the memory of the last training serves.
     """
     memory = kept_memory(private)
-    number, known = store.number(None), dataset.interactions
+    number, known = store.number(None), bench.dataset.interactions
     path = history or store.note("node").get("history")
     if path is None:
         if number >= known.num_users:
             raise FedMoEError("no history is known: give --history FILE")
         return _chosen(user, [str(known.user_ids[number])]), known.history(number), []
     try:
-        own = read_histories(Path(path), number, item_numbers(dataset), least=0)
+        own = read_histories(Path(path), number, bench.item_numbers, least=0)
     except FedMoEError as error:
         if history is not None or not memory:
             raise
@@ -153,29 +150,3 @@ def _chosen(user: str | None, names: list[str]) -> str:
     if user is None:
         raise FedMoEError(f"this client has {len(names)} users: give --user NAME, one of {', '.join(names[:5])} ...")
     raise FedMoEError(f"no user '{user}' here{nearest(user, names)}")
-
-
-def _table(found: Recommendations) -> str:
-    width = max((len(item.title or item.item) for item in found.items), default=0)
-    lines = [
-        f"{rank:>4}  {item.title or item.item:<{width}}  {item.score:10.4f}{f'   {item.item}' if item.title else ''}"
-        for rank, item in enumerate(found.items, start=1)
-    ]
-    return "\n".join([*lines, f"ranked in {found.seconds:.2f} s"])
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m fedmoe_client recommend", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--state-dir", type=Path, required=True, help="the client's state folder")
-    parser.add_argument("--top", type=_count, default=10, help="number of items (default 10)")
-    parser.add_argument("--history", type=Path, help="file or folder of the history; default: the node's")
-    parser.add_argument("--user", help="name of the user, where the history is a folder of several")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser
-
-
-def _count(word: str) -> int:
-    number = int(word)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number

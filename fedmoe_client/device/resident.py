@@ -24,9 +24,8 @@ from typing import IO, Any
 from fedmoe.errors import FedMoEError
 from fedmoe.failures import reason_of
 from fedmoe.wire import pack
-from fedmoe_client.device.frames import receive, send
 from fedmoe_client.device.node import node_from
-from fedmoe_client.device.resident_call import LOCK, ROOT, SOCKET
+from fedmoe_client.device.resident_call import LOCK, ROOT, SOCKET, receive, send
 
 IDLE_SECONDS = 3600.0
 LOOK_SECONDS = 1.0  # where the system cannot tell by itself that a process has ended
@@ -77,7 +76,7 @@ class Resident:
 
     def serve(self) -> None:
         """Answer calls until there is a reason to end."""
-        import fedmoe_client.device.forked
+        import fedmoe_client.device.flower_program
         import fedmoe_client.learning.messages  # noqa: F401  torch and the rest, while the first caller waits
 
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks end by themselves
@@ -126,7 +125,7 @@ class Resident:
         return True
 
     def _fork(self, request: dict[str, Any], connection: socket.socket, outputs: list[int]) -> None:
-        from fedmoe_client.device.forked import handle_in_fork
+        from fedmoe_client.device.flower_program import handle_in_fork
 
         own = [connection.fileno(), self._listener.fileno(), self._lock]
         if self._watched.handle is not None:

@@ -2,11 +2,13 @@
 
 Flower starts a process for each message, and importing torch and building the model take far longer than training on
 one user's history. So one process a node stays, with both loaded, and the client app hands it the messages over a
-socket in the client's state folder, which only its owner can reach.
+socket in the client's state folder, which only its owner can reach. A frame on that socket is the length of a JSON
+(8 bytes, little-endian), the JSON with ``sizes``, and blobs of these sizes.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -21,8 +23,8 @@ from typing import Any
 
 from fedmoe.errors import FedMoEError
 from fedmoe.wire import NamedArrays, unpack
-from fedmoe_client.device.frames import receive, send
 from fedmoe_client.device.node import Value
+from fedmoe_client.store.folder import StateFolder
 
 SOCKET, LOCK, LOG = "resident.sock", "resident.pid", "resident.log"
 LONGEST_ADDRESS = 100  # bytes, of at most 104 to 108 that systems allow
@@ -30,6 +32,7 @@ START_SECONDS = 120.0
 STOP_SECONDS = 5.0
 NODE_PID = "FEDMOE_NODE_PID"  # set where the process that started the client app is not its parent
 ROOT = Path(__file__).parents[2]
+LENGTH = 8
 
 
 def perform_there(
@@ -75,20 +78,23 @@ def call(
 
     Raises FedMoEError with one line that says what went wrong there.
     """
-    for last in (False, True):
+    try:
+        answer, found = _asked(state_dir, request, blobs)
+    except ConnectionError:
+        _gone(state_dir, running(state_dir), STOP_SECONDS)
         try:
-            with _connected(state_dir) as connection:
-                send(connection, {**request, **_caller()}, blobs)
-                answer, found = receive(connection)
+            answer, found = _asked(state_dir, request, blobs)
         except ConnectionError as error:
-            if last:
-                raise FedMoEError(f"the client's resident process ended: {_log_end(state_dir)}") from error
-            _gone(state_dir, running(state_dir), STOP_SECONDS)
-            continue
-        if "error" in answer:
-            raise FedMoEError(answer["error"])
-        return answer, found
-    raise AssertionError("unreachable")
+            raise FedMoEError(f"the client's resident process ended: {_log_end(state_dir)}") from error
+    if "error" in answer:
+        raise FedMoEError(answer["error"])
+    return answer, found
+
+
+def _asked(state_dir: Path, request: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[dict[str, Any], list[bytes]]:
+    with _connected(state_dir) as connection:
+        send(connection, {**request, **_caller()}, blobs)
+        return receive(connection)
 
 
 def ask(state_dir: Path, request: Mapping[str, Any], patience: float) -> dict[str, Any] | None:
@@ -102,6 +108,17 @@ def ask(state_dir: Path, request: Mapping[str, Any], patience: float) -> dict[st
     except OSError:  # no such file, refused, timed out, closed
         return None
     return None if "error" in answer else answer
+
+
+def forget(state_dir: Path) -> list[str]:
+    """Erase what is in a state folder and return the files' names; a training that is under way is ended first.
+
+    Raises FedMoEError if the folder does not exist, or another process keeps it busy.
+    """
+    store = StateFolder.existing(state_dir)
+    stop(state_dir)
+    with store.lock(seconds=60.0):
+        return store.erase()
 
 
 def stop(state_dir: Path, patience: float = STOP_SECONDS) -> bool:
@@ -218,3 +235,38 @@ def _log_end(state_dir: Path) -> str:
     except OSError:
         lines = []
     return f"{lines[-1] if lines else 'it said nothing'} (see {log})"
+
+
+def send(connection: socket.socket, content: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> None:
+    """Send one frame."""
+    head = json.dumps({**content, "sizes": [len(blob) for blob in blobs]}).encode()
+    connection.sendall(len(head).to_bytes(LENGTH, "little") + head)
+    for blob in blobs:
+        connection.sendall(blob)
+
+
+def receive(connection: socket.socket, descriptors: list[int] | None = None) -> tuple[dict[str, Any], list[bytes]]:
+    """Return one frame. Raises ConnectionError if the other side closed before its end.
+
+    descriptors: a list to which the file descriptors are added that came with the frame; the caller closes them.
+    """
+    begin = b""
+    if descriptors is not None:
+        begin, found, _, _ = socket.recv_fds(connection, LENGTH, 2)
+        descriptors += found
+        if not begin:
+            raise ConnectionError("the other side closed the connection")
+    length = int.from_bytes(begin + _exactly(connection, LENGTH - len(begin)), "little")
+    content: dict[str, Any] = json.loads(_exactly(connection, length))
+    return content, [_exactly(connection, size) for size in content.pop("sizes")]
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    buffer = bytearray(size)
+    view, got = memoryview(buffer), 0
+    while got < size:
+        count = connection.recv_into(view[got:])
+        if not count:
+            raise ConnectionError("the other side closed the connection")
+        got += count
+    return bytes(buffer)

@@ -16,7 +16,7 @@ from fedmoe.wire import NamedArrays
 from fedmoe_client.device.node import Node
 from fedmoe_client.learning.client import FedMoEClient
 from fedmoe_client.learning.workbench import Workbench, workbench
-from fedmoe_client.store.folder import ClientStore, State
+from fedmoe_client.store.folder import State, StateFolder
 from fedmoe_client.store.history import OwnHistories, read_histories
 from fedmoe_client.store.identity import refuse_other
 from fedmoe_client.store.private import GLOBAL, PrivateParameters, StoredParameters
@@ -52,7 +52,7 @@ def perform(task: Task, state: RecordDict | None = None) -> tuple[NamedArrays | 
     """
     bench = workbench(task.run_config, task.node.catalogue)
     if task.node.state_dir is not None:
-        store = ClientStore(task.node.state_dir)
+        store = StateFolder(task.node.state_dir)
         with store.lock():
             return _with_store(task, bench, store)
     number = task.node.sole_number
@@ -62,7 +62,7 @@ def perform(task: Task, state: RecordDict | None = None) -> tuple[NamedArrays | 
     return _answer(client, task, bench.received(task.arrays))
 
 
-def _with_store(task: Task, bench: Workbench, store: ClientStore) -> tuple[NamedArrays | None, dict[str, Any]]:
+def _with_store(task: Task, bench: Workbench, store: StateFolder) -> tuple[NamedArrays | None, dict[str, Any]]:
     number = store.number(task.node.number)
     own = _own_histories(task.node, bench, number)
     server = store.note("server")
@@ -109,7 +109,7 @@ def _own_histories(node: Node, bench: Workbench, number: int) -> OwnHistories | 
     return None
 
 
-def _keep_global(store: ClientStore, bench: Workbench, task: Task, arrays: list[NDArray[np.float32]]) -> None:
+def _keep_global(store: StateFolder, bench: Workbench, task: Task, arrays: list[NDArray[np.float32]]) -> None:
     """Keep the server's arrays for ``recommend``, unless they are there already."""
     digest = sha256()
     for array in arrays:

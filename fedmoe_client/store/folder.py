@@ -15,7 +15,6 @@ import fcntl
 import json
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,8 +28,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from data.files import sync
 from fedmoe.errors import FedMoEError
+from fedmoe.files import sync, write_file
 
 MAGIC = b"fedmoe-state 1 "
 NUMBER_BITS = 62  # of a client's number that is drawn: no two clients draw the same
@@ -47,7 +46,7 @@ class State:
     about: dict[str, Any]
 
 
-class ClientStore:
+class StateFolder:
     """The folder of one client. Callers hold ``lock`` while they read and write."""
 
     def __init__(self, folder: Path) -> None:
@@ -59,7 +58,7 @@ class ClientStore:
             raise FedMoEError(f"state folder {folder} cannot be made: {error.strerror}") from error
 
     @classmethod
-    def existing(cls, folder: Path) -> ClientStore:
+    def existing(cls, folder: Path) -> StateFolder:
         """Open a folder that is there. Raises FedMoEError if it is not."""
         if not folder.is_dir():
             raise FedMoEError(f"{folder} does not exist: give the state folder of a client (--state-dir)")
@@ -114,7 +113,7 @@ class ClientStore:
     def keep_note(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a small note, unless it says that already."""
         if self.note(name) != content:
-            self._write(f"{name}.json", json.dumps(content).encode())
+            write_file(self.folder / f"{name}.json", json.dumps(content).encode(), mode=0o600, durable=True)
 
     def load(self, name: str) -> State | None:
         """Return the content of ``NAME.state``, None if there is none. Raises FedMoEError if it is damaged."""
@@ -132,7 +131,8 @@ class ClientStore:
         """Write ``NAME.state``, mode 0600. Raises FedMoEError if it cannot be written; the old one is then kept."""
         arrays = {key: np.asarray(array, order="C") for key, array in state.arrays.items()}
         body = save(arrays, metadata={_META: json.dumps({"names": list(arrays), "about": state.about})})
-        self._write(f"{name}.state", MAGIC + sha256(body).hexdigest().encode() + b"\n" + body)
+        content = MAGIC + sha256(body).hexdigest().encode() + b"\n" + body
+        write_file(self.folder / f"{name}.state", content, mode=0o600, durable=True)
 
     def erase(self) -> list[str]:
         """Remove everything but the lock and return the names of what was there."""
@@ -141,22 +141,6 @@ class ClientStore:
             (self.folder / name).unlink(missing_ok=True)
         sync(self.folder)
         return names
-
-    def _write(self, name: str, content: bytes) -> None:
-        try:
-            handle, temporary = tempfile.mkstemp(prefix=f".{name}-", dir=self.folder)  # made with mode 0600
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, self.folder / name)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
-            sync(self.folder)
-        except OSError as error:
-            raise FedMoEError(f"{self.folder / name} cannot be written: {error.strerror or error}") from error
 
 
 def _parsed(content: bytes) -> State:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmoe.wire import is_packed, packed_bytes, to_record, unpack
-from fedmoe_client.store.folder import ClientStore, State
+from fedmoe_client.store.folder import State, StateFolder
 
 if TYPE_CHECKING:  # who only reads what a client keeps does not load Flower
     from flwr.app import RecordDict
@@ -85,7 +85,7 @@ class StoredParameters:
             it was.
     """
 
-    store: ClientStore
+    store: StateFolder
     version: str
     run: str
     round: int

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -140,8 +139,3 @@ def superlink_command(
         "--disable-runtime-dependency-installation",
         *extra,
     ]
-
-
-def now_utc() -> str:
-    """Return the time of day in UTC, for log lines."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())

@@ -12,8 +12,8 @@ from typing import TypeGuard
 
 from flwr.app import Message, MetricRecord
 
-from data.files import write_file
 from fedmoe.errors import FedMoEError
+from fedmoe.files import write_file
 
 CLIENTS = "clients.csv"
 

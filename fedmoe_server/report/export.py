@@ -19,9 +19,9 @@ from safetensors.numpy import save
 from torch import Tensor, nn
 
 from data.dataset import Dataset
-from data.files import write_folder
 from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
+from fedmoe.files import write_folder
 from fedmoe.loading import read_yaml, settings_from
 from fedmoe.settings import Settings
 from fedmoe_server.report.model_card import Part, model_card

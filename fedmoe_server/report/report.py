@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
-from data.files import write_file
 from fedmoe.errors import FedMoEError
+from fedmoe.files import write_file
 from fedmoe_server.report.client_ranks import read_client_ranks
 from fedmoe_server.report.diagnosis import findings, guard_table, signs
 from fedmoe_server.report.plots import BASELINE_LABEL, draw_gate, draw_loss, draw_ranking

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from data.files import write_file
 from fedmoe.errors import FedMoEError
+from fedmoe.files import write_file
 from fedmoe.settings import Settings
 from fedmoe_server.rounds.record import Metrics, Result, RoundRecord
 

@@ -31,7 +31,7 @@ def run_sweep(points: Mapping[str, Settings], simulate: Callable[[Settings], Pat
 def write_summary(folder: Path, name: str, folders: Mapping[str, Path]) -> None:
     """Write the table and the picture of the runs that are done. folders: run folders by label."""
     # Flower and Matplotlib take a while to import: not for sim.py --help.
-    from data.files import write_file
+    from fedmoe.files import write_file
     from fedmoe_server.report.plots import draw_sweep
     from fedmoe_server.report.run_folder import read_run
 

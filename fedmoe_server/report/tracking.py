@@ -11,8 +11,8 @@ from typing import Any, Protocol, TextIO
 import yaml
 from rich.console import Console
 
-from data.files import write_file
 from fedmoe.errors import FedMoEError
+from fedmoe.files import write_file
 from fedmoe.settings import Settings
 from fedmoe_server.report.progress import Progress, duration, number, progress_for
 from fedmoe_server.report.run_folder import METRICS, RESULT, SETTINGS, TENSORBOARD, baselines_of, write_json

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from data.files import sync
 from fedmoe.errors import FedMoEError
+from fedmoe.files import sync
 from fedmoe_server.rounds.record import Best, LoopState, RoundRecord, list_arrays
 from strategies import load_state_arrays, state_arrays
 

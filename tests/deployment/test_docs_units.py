@@ -40,7 +40,7 @@ def understood(words: list[str]) -> None:
     Commands that read their own words are carried out; that they find no model or run here is no mistake.
     """
     door, command = DOORS[words[0]], words[1]
-    if command in door.OTHERS:
+    if command in getattr(door, "OTHERS", {}):
         door.OTHERS[command](words[2:])
         return
     given = door.parser().parse_args(words[1 : words.index("--") if "--" in words else None])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from real_processes import SMALL, Federation, final_arrays, records, simulated, wait_for
 
-from fedmoe_client.store.folder import ClientStore
+from fedmoe_client.store.folder import StateFolder
 
 pytestmark = pytest.mark.faults
 # A training that takes a few seconds, so that it can be hit.
@@ -76,7 +76,7 @@ def kept_rounds(federation: Federation, client: int) -> list[int]:
     """Return the rounds after which a client has kept its private parameters, the newest last."""
     folder = federation.client_dir(client) / "state"
     (file,) = folder.glob("private-*.state")
-    state = ClientStore(folder).load(file.stem)
+    state = StateFolder(folder).load(file.stem)
     assert state is not None
     return [entry["round"] for entry in state.about["entries"] if entry["names"]]
 

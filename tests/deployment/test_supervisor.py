@@ -16,11 +16,10 @@ import psutil
 import pytest
 
 from fedmoe.deployment import supervisor
-from fedmoe.deployment.background import start_in_background
 from fedmoe.deployment.folder import TAG, Folder, read_json
 from fedmoe.deployment.keys import make_key_pair
 from fedmoe.deployment.ports import free_port, listens, wait_until_closed
-from fedmoe.deployment.supervisor import Program, running_supervisor, stop
+from fedmoe.deployment.supervisor import Program, running_supervisor, start_in_background, stop
 from fedmoe.errors import FedMoEError
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +42,7 @@ folder.make()
 crashed = lambda: Path(sys.argv[1], "crashed").write_text("yes")
 script = Path(sys.argv[1], "parent.py").read_text()
 program = Program("parent", [sys.executable, "-c", script, sys.argv[1] + "/pids"], crashed)
-Supervisor(folder, [program], folder.environment(os.environ), print).run()
+Supervisor(folder, [program], folder.environment(os.environ)).run()
 """
 
 
@@ -143,7 +142,7 @@ def test_a_long_log_makes_way(folder: Folder, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(supervisor, "LOG_BYTES", 1000)
     script = "import time\nwhile True:\n    print('x' * 99, flush=True); time.sleep(0.01)"
     program = Program("talker", [sys.executable, "-c", script])
-    kept = supervisor.Supervisor(folder, [program], folder.environment(os.environ), lambda text: None)
+    kept = supervisor.Supervisor(folder, [program], folder.environment(os.environ))
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # this is not the main thread
     thread = threading.Thread(target=kept.run)
     thread.start()
@@ -154,16 +153,14 @@ def test_a_long_log_makes_way(folder: Folder, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_background_start_waits_until_it_is_ready_or_says_why_not(folder: Folder) -> None:
-    environment = folder.environment(os.environ)
     with pytest.raises(FedMoEError, match="it ended at once"):
-        start_in_background(folder, "this_module_is_not_there", [], environment, lambda: False)
+        start_in_background(folder, "this_module_is_not_there", [], lambda: False)
     with pytest.raises(FedMoEError, match="^--history missing.txt does not exist"):
         make_key_pair(folder.path / "client")
         words = ["up", "--server", "localhost:1", "--history", "missing.txt", "--dir", str(folder.path)]
-        start_in_background(folder, "fedmoe_client", words, environment, lambda: False)
+        start_in_background(folder, "fedmoe_client", words, lambda: False)
     port = free_port()
-    start_in_background(
-        folder, "http.server", [str(port), "--bind", "127.0.0.1"], environment, lambda: listens("127.0.0.1", port)
-    )
+    words = [str(port), "--bind", "127.0.0.1"]
+    start_in_background(folder, "http.server", words, lambda: listens("127.0.0.1", port))
     assert stop(folder)
     assert wait_until_closed("127.0.0.1", port, 5.0)  # the last thread of an ended process may still be on its way out

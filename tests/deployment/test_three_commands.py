@@ -13,7 +13,7 @@ from real_processes import ROOT, SMALL, final_arrays, records, simulated
 
 from fedmoe.deployment.ports import listens, parse_address
 from fedmoe.wire import unpack
-from fedmoe_client.store.folder import ClientStore
+from fedmoe_client.store.folder import StateFolder
 from model.build import parameter_names
 
 pytestmark = pytest.mark.deployment
@@ -113,7 +113,7 @@ def private_names(names: set[str]) -> set[str]:
 
 def kept_private(state_dir: Path) -> dict[str, Any]:
     """Return the private arrays that a client keeps."""
-    store = ClientStore(state_dir)
+    store = StateFolder(state_dir)
     (file,) = state_dir.glob("private-*.state")
     state = store.load(file.stem)
     assert state is not None

@@ -22,7 +22,7 @@ from fedmoe_client.device.node import Node, node_from
 from fedmoe_client.learning.messages import Task, perform
 from fedmoe_client.learning.sub_catalogue import ROWS
 from fedmoe_client.learning.workbench import workbench
-from fedmoe_client.store.folder import ClientStore
+from fedmoe_client.store.folder import StateFolder
 from fedmoe_client.store.identity import identity_of
 from fedmoe_client.store.private import kept_memory, latest_private, private_name
 
@@ -41,7 +41,7 @@ def simulated(deployment: Deployment, rounds: int) -> list[dict[str, bytes]]:
 
 def private_gate(deployment: Deployment) -> float:
     version = identity_of(deployment.settings, deployment.dataset)["model"]
-    return float(latest_private(ClientStore(deployment.state_dir).load(private_name(version)))["gate.value"])
+    return float(latest_private(StateFolder(deployment.state_dir).load(private_name(version)))["gate.value"])
 
 
 def identity(deployment: Deployment, done: int = 0) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def test_new_items_are_picked_up_in_the_next_round(deployment: Deployment) -> No
     _, after = perform(deployment.task("train", 2))
     assert (before["num-examples"], after["num-examples"]) == (3, 5)
     (state,) = deployment.state_dir.glob("private-*.state")
-    memory = kept_memory(ClientStore(deployment.state_dir).load(state.stem))
+    memory = kept_memory(StateFolder(deployment.state_dir).load(state.stem))
     assert memory["history"].tolist() == items[2:8].tolist()
 
 

@@ -19,8 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedmoe.errors import FedMoEError
 from fedmoe.wire import packed_bytes
 from fedmoe_client.app import app
-from fedmoe_client.device.forget import forget
-from fedmoe_client.device.resident_call import LOG, SOCKET, ask, call, perform_there, running, stop
+from fedmoe_client.device.resident_call import LOG, SOCKET, ask, call, forget, perform_there, running, stop
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def test_only_its_owner_can_reach_it(resident: Deployment) -> None:
 
 
 def test_the_client_app_imports_no_torch() -> None:
-    parts = ("app", "device.resident_call", "device.joining", "device.recommend")
+    parts = ("app", "device.resident_call", "device.joining", "__main__")
     modules = ", ".join(f"fedmoe_client.{part}" for part in parts)
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,29 +10,29 @@ import numpy as np
 import pytest
 
 from fedmoe.errors import FedMoEError
-from fedmoe_client.store.folder import ClientStore, State
+from fedmoe_client.store.folder import State, StateFolder
 from fedmoe_client.store.private import StoredParameters, kept_memory, latest_private, private_name
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ClientStore:
-    return ClientStore(tmp_path / "state")
+def store(tmp_path: Path) -> StateFolder:
+    return StateFolder(tmp_path / "state")
 
 
 def value(number: float) -> dict[str, np.ndarray]:
     return {"gate.value": np.array(number, np.float32), "router.bias": np.full(3, number, np.float32)}
 
 
-def parameters(store: ClientStore, number: int, run: str = "a", training: bool = True) -> StoredParameters:
+def parameters(store: StateFolder, number: int, run: str = "a", training: bool = True) -> StoredParameters:
     return StoredParameters(store, "v", run, number, training, keep_rounds=4)
 
 
-def current(store: ClientStore, number: int, run: str = "a", training: bool = True) -> float | None:
+def current(store: StateFolder, number: int, run: str = "a", training: bool = True) -> float | None:
     found = parameters(store, number, run, training).load()
     return float(found["gate.value"]) if found else None
 
 
-def test_what_is_saved_is_loaded_by_its_owner_alone(store: ClientStore) -> None:
+def test_what_is_saved_is_loaded_by_its_owner_alone(store: StateFolder) -> None:
     store.save("x", State(value(2.5), {"note": [1, "a"]}))
     found = store.load("x")
     assert found is not None
@@ -46,7 +46,7 @@ def test_what_is_saved_is_loaded_by_its_owner_alone(store: ClientStore) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "other"])
-def test_a_damaged_file_is_named(store: ClientStore, damage: str) -> None:
+def test_a_damaged_file_is_named(store: StateFolder, damage: str) -> None:
     store.save("x", State(value(1.0), {}))
     path = store.folder / "x.state"
     content = path.read_bytes()
@@ -57,7 +57,7 @@ def test_a_damaged_file_is_named(store: ClientStore, damage: str) -> None:
 
 
 def test_a_crash_in_the_middle_of_a_write_leaves_the_old_file(
-    store: ClientStore, monkeypatch: pytest.MonkeyPatch
+    store: StateFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.save("x", State(value(1.0), {}))
 
@@ -73,23 +73,23 @@ def test_a_crash_in_the_middle_of_a_write_leaves_the_old_file(
     assert [path.name for path in store.folder.iterdir()] == ["x.state"]
 
 
-def test_a_clients_number_is_drawn_once_and_no_other_is_accepted(store: ClientStore, tmp_path: Path) -> None:
+def test_a_clients_number_is_drawn_once_and_no_other_is_accepted(store: StateFolder, tmp_path: Path) -> None:
     number = store.number(None)
     assert 0 <= number < 2**62
     assert store.number(None) == number
     with pytest.raises(FedMoEError, match=f"belongs to client {number}, this node is client 5"):
         store.number(5)
-    assert ClientStore(tmp_path / "other").number(5) == 5
+    assert StateFolder(tmp_path / "other").number(5) == 5
 
 
-def test_the_lock_keeps_others_out(store: ClientStore) -> None:
+def test_the_lock_keeps_others_out(store: StateFolder) -> None:
     with store.lock(), pytest.raises(FedMoEError, match="in use"), store.lock(seconds=0.05):
         pass
     with store.lock(seconds=0.05):
         pass
 
 
-def test_a_message_that_comes_twice_starts_from_the_same_value(store: ClientStore) -> None:
+def test_a_message_that_comes_twice_starts_from_the_same_value(store: StateFolder) -> None:
     assert current(store, 1) is None
     parameters(store, 1).save(value(1.0))
     assert current(store, 2) == 1.0
@@ -100,7 +100,7 @@ def test_a_message_that_comes_twice_starts_from_the_same_value(store: ClientStor
     assert current(store, 1, training=False) == 2.5  # an evaluation of the best round uses what there is now
 
 
-def test_a_resumed_run_goes_back_and_a_new_run_goes_on(store: ClientStore) -> None:
+def test_a_resumed_run_goes_back_and_a_new_run_goes_on(store: StateFolder) -> None:
     for number in range(1, 7):
         parameters(store, number).save(value(number))
     parameters(store, 4, training=False).go_back(4)
@@ -112,7 +112,7 @@ def test_a_resumed_run_goes_back_and_a_new_run_goes_on(store: ClientStore) -> No
 
 
 @pytest.mark.parametrize("last", [4, 6])
-def test_a_run_in_between_costs_the_one_that_is_resumed_nothing(store: ClientStore, last: int) -> None:
+def test_a_run_in_between_costs_the_one_that_is_resumed_nothing(store: StateFolder, last: int) -> None:
     for number in range(1, 7):
         parameters(store, number).save(value(number))
     for number in (1, 2):
@@ -129,7 +129,7 @@ def test_a_run_in_between_costs_the_one_that_is_resumed_nothing(store: ClientSto
     assert current(store, last + 2) == 30.0, "and of runs long past nothing is kept"
 
 
-def test_rounds_long_past_are_forgotten(store: ClientStore) -> None:
+def test_rounds_long_past_are_forgotten(store: StateFolder) -> None:
     for number in range(1, 30):
         parameters(store, number).save(value(number))
     state = store.load(private_name("v"))
@@ -138,7 +138,7 @@ def test_rounds_long_past_are_forgotten(store: ClientStore) -> None:
     assert float(latest_private(state)["gate.value"]) == 29.0
 
 
-def test_old_values_never_fill_the_disk(store: ClientStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_values_never_fill_the_disk(store: StateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedmoe_client.store.private.OLDER_BYTES", 20)  # one value has 16
     for number in range(1, 5):
         parameters(store, number).save(value(number))
@@ -147,7 +147,7 @@ def test_old_values_never_fill_the_disk(store: ClientStore, monkeypatch: pytest.
     assert [entry["round"] for entry in state.about["entries"]] == [3, 4]
 
 
-def test_memory_stays_when_a_run_goes_back(store: ClientStore) -> None:
+def test_memory_stays_when_a_run_goes_back(store: StateFolder) -> None:
     for number in (1, 2):
         saved = parameters(store, number)
         saved.memory = {"ann": np.array([4, 5], np.int32)}
@@ -156,7 +156,7 @@ def test_memory_stays_when_a_run_goes_back(store: ClientStore) -> None:
     assert kept_memory(store.load(private_name("v")))["ann"].tolist() == [4, 5]
 
 
-def test_erasing_leaves_nothing_but_the_lock(store: ClientStore) -> None:
+def test_erasing_leaves_nothing_but_the_lock(store: StateFolder) -> None:
     store.number(None)
     store.save("x", State(value(1.0), {}))
     with store.lock():

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data.files import sync, write_file, write_folder
 from fedmoe.errors import FedMoEError
+from fedmoe.files import sync, write_file, write_folder
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -52,7 +52,9 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_files_and_folders_are_forced_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forced: list[Path] = []
-    monkeypatch.setattr("data.files.os.fsync", lambda handle: forced.append(Path(f"/proc/self/fd/{handle}").resolve()))
+    monkeypatch.setattr(
+        "fedmoe.files.os.fsync", lambda handle: forced.append(Path(f"/proc/self/fd/{handle}").resolve())
+    )
     (tmp_path / "f").write_bytes(b"content")
     sync(tmp_path / "f")
     sync(tmp_path)

@@ -33,18 +33,26 @@ def writable(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file by way of a temporary one beside it."""
+def write_file(path: Path, content: bytes, mode: int = 0o644, durable: bool = False) -> None:
+    """Write a file by way of a temporary one beside it, which only its owner can read until it has ``mode``.
+
+    durable: whether the content is forced to disk, so that a crash leaves either the old file or the new one.
+    """
     with writable(path.parent):
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
-            os.chmod(temporary, 0o644)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.chmod(temporary, mode)
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+        if durable:
+            sync(path.parent)
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:

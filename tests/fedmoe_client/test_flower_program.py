@@ -8,19 +8,19 @@ import sys
 import time
 from pathlib import Path
 
-from fedmoe_client.device.launcher import PROGRAM, install_launcher
+from fedmoe_client.device.flower_program import PROGRAM, install_program
 from fedmoe_client.device.resident_call import SOCKET, running, stop
 
 # A resident process whose fork does not talk to a node, but says what it was started with.
 RESIDENT = """
 import os, sys, types
 sys.modules['fedmoe_client.learning.messages'] = types.ModuleType('messages')
-import fedmoe_client.device.forked
+import fedmoe_client.device.flower_program
 def program():
     print('fork of', os.getppid(), 'node', os.environ['FEDMOE_NODE_PID'], *sys.argv, flush=True)
     print('complaint', file=sys.stderr)
     sys.exit(3)
-fedmoe_client.device.forked.flwr_clientapp = program
+fedmoe_client.device.flower_program.flwr_clientapp = program
 from fedmoe_client.device.resident import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -28,7 +28,7 @@ sys.exit(main(sys.argv[1:]))
 ANOTHER_VERSION = """
 import sys
 from flwr.clientapp import ClientApp
-import fedmoe_client.app, fedmoe_client.device.forked as forked, fedmoe.errors
+import fedmoe_client.app, fedmoe_client.device.flower_program as forked, fedmoe.errors
 class Mine(ClientApp):
     def __call__(self, message, context): return 'mine'
 app = forked._OfThisVersion(Mine())
@@ -45,7 +45,7 @@ def launch(programs: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_message_is_handled_in_a_fork_whose_output_goes_to_the_node(tmp_path: Path) -> None:
     state_dir = tmp_path / "a folder's state"
-    programs = install_launcher(state_dir)
+    programs = install_program(state_dir)
     resident = subprocess.Popen([sys.executable, "-c", RESIDENT, str(state_dir), "--watch", str(os.getpid())])
     try:
         deadline = time.monotonic() + 60
@@ -62,7 +62,7 @@ def test_a_message_is_handled_in_a_fork_whose_output_goes_to_the_node(tmp_path: 
 
 
 def test_without_a_resident_process_it_is_flowers_own_program(tmp_path: Path) -> None:
-    programs = install_launcher(tmp_path)
+    programs = install_program(tmp_path)
     assert (programs / PROGRAM).stat().st_mode & 0o777 == 0o700
     done = launch(programs, "--help")
     assert done.returncode == 0

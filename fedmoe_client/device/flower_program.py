@@ -1,0 +1,129 @@
+"""Flower's program for one message, ``flwr-clientapp``, run in a fork of the resident process.
+
+Flower's node starts that program by name for each message. A folder with a small program of the same name first on the
+node's ``PATH`` hands the message to the resident process, which forks: the fork has everything imported already, talks
+to the node as Flower's program does and runs the client app, which hands the work back to the resident process. Where
+there is no resident process, Flower's own program is started.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.supernode.cli import flwr_clientapp
+
+import fedmoe_client.app
+import fedmoe_client.device.joining  # noqa: F401  what a query needs
+from fedmoe.files import write_file
+from fedmoe_client.device.resident_call import NODE_PID, SOCKET
+
+PROGRAM = "flwr-clientapp"
+PATIENCE = 120.0  # seconds for a resident process that is loading a new run's model
+
+# It uses the standard library alone, and no site packages: it starts in a few hundredths of a second.
+SCRIPT = """\
+#!/bin/sh
+'''exec' "{python}" -IS "$0" "$@"
+' '''
+import json, os, socket, sys
+
+FOLDER, ADDRESS, FLOWERS_OWN, PATIENCE = {folder!r}, {address!r}, {real!r}, {patience!r}
+
+
+def handed_over():
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(PATIENCE)
+            folder = os.open(FOLDER, os.O_RDONLY)
+            short = "/proc/self/fd/%d/%s" % (folder, ADDRESS)
+            connection.connect(short if os.path.isdir("/proc/self/fd") else os.path.join(FOLDER, ADDRESS))
+            content = {{"do": "clientapp", "words": sys.argv[1:], "watch": os.getppid(), "sizes": []}}
+            request = json.dumps(content).encode()
+            socket.send_fds(connection, [len(request).to_bytes(8, "little")], [1, 2])
+            connection.sendall(request)
+            return bool(connection.recv(1))
+    except OSError:
+        return False
+
+
+if not handed_over():
+    os.execv(FLOWERS_OWN, [FLOWERS_OWN, *sys.argv[1:]])
+"""
+
+
+def install_program(state_dir: Path) -> Path:
+    """Write the program for a client's state folder and return the folder to put first on the node's ``PATH``."""
+    programs = state_dir / "bin"
+    programs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    real = str(Path(sys.executable).parent / PROGRAM)
+    folder = str(state_dir.absolute())
+    text = SCRIPT.format(python=sys.executable, folder=folder, address=SOCKET, real=real, patience=PATIENCE)
+    write_file(programs / PROGRAM, text.encode(), mode=0o700)
+    return programs
+
+
+def handle_in_fork(words: Sequence[str], node: int, outputs: Sequence[int], to_close: Sequence[int]) -> None:
+    """Fork; the child runs ``flwr-clientapp`` and ends, the parent goes on at once.
+
+    words: its command line; node: process id of Flower's that started it; outputs: descriptors for its standard output
+    and error; to_close: descriptors that are the parent's alone.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.fork():
+        return
+    code = 1
+    try:
+        for number, handle in zip((1, 2), outputs, strict=False):
+            os.dup2(handle, number)
+        for handle in [*to_close, *outputs]:
+            os.close(handle)
+        for number in (signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        os.environ[NODE_PID] = str(node)
+        sys.argv = [PROGRAM, *words]
+        fedmoe_client.app.app = _OfThisVersion(fedmoe_client.app.app)
+        flwr_clientapp()
+        code = 0
+    except SystemExit as end:  # Flower's program ends with it
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # never back into the parent's loop
+
+
+class _OfThisVersion(ClientApp):
+    """The client app; where Flower has installed another version of it than the one in memory, that version."""
+
+    def __init__(self, app: ClientApp) -> None:
+        super().__init__()
+        self._app = app
+        self._known = set(sys.path)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Handle one message."""
+        app = self._app
+        for folder in sys.path:
+            if folder not in self._known and (Path(folder) / "fedmoe_client" / "app.py").is_file():
+                app = _imported_afresh(Path(folder))
+        return app(message, context)
+
+
+def _imported_afresh(folder: Path) -> ClientApp:
+    """Import the client app of a folder in place of what is in memory."""
+    names = {path.stem for path in folder.iterdir() if path.is_dir() or path.suffix == ".py"}
+    for name in [name for name in sys.modules if name.partition(".")[0] in names]:
+        del sys.modules[name]
+    app: ClientApp = importlib.import_module("fedmoe_client.app").app
+    return app
