@@ -94,4 +94,5 @@ def settings_of_run(run_dir: Path, words: list[str]) -> Settings:
 
 
 if __name__ == "__main__":
+    sys.path.append(str(Path.cwd()))  # a strategy of the user's own may lie in the folder that the command is run in
     sys.exit(main(sys.argv[1:]))

@@ -8,6 +8,6 @@ same to the last bit where all replies come back, and to about 1e-6 where the ho
 
 from simulation.engines import run_simulation
 from simulation.ray.grid import RayGrid
-from simulation.reduction import Reducer
+from simulation.ray.work import Reducer
 
 __all__ = ["RayGrid", "Reducer", "run_simulation"]

@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
-from flwr.app.message.message import make_message
-from flwr.app.metadata import Metadata
+from flwr.app.message.message import make_message as make_message
+from flwr.app.metadata import Metadata as Metadata
 from flwr.clientapp import ClientApp
-from flwr.common.constant import (
-    NUM_PARTITIONS_KEY,
-    PARTITION_ID_KEY,
-    SUPERLINK_NODE_ID,
-    ErrorCode,
-)
+from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, SUPERLINK_NODE_ID
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import Array as ProtoArray
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
@@ -29,37 +24,56 @@ from flwr.serverapp import ServerApp
 from flwr.simulation.run_simulation import _run_simulation
 from flwr.supercore.constant import NOOP_FEDERATION_ID
 from flwr.supercore.logger import console_handler
-from flwr.supercore.run import Run
+from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supercore.telemetry import EventType
 
-SERVER_NODE_ID: int = SUPERLINK_NODE_ID
+from fedmoe.errors import FedMoEError
+from fedmoe.failures import FailureKind, reason_of
+from fedmoe.settings import SimulationSettings
+
+FIRST_NODE_ID = 2  # Flower's node 0 is nobody, node 1 the server
 PARTITION_ID: str = PARTITION_ID_KEY
 NUM_PARTITIONS: str = NUM_PARTITIONS_KEY
-CLIENT_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-HOST_DIED: int = ErrorCode.CLIENT_APP_CRASHED
 Record = ArrayRecord | ConfigRecord | MetricRecord
+RunConfig = dict[str, bool | int | float | str]
 
-__all__ = [
-    "CLIENT_RAISED",
-    "HOST_DIED",
-    "NUM_PARTITIONS",
-    "PARTITION_ID",
-    "SERVER_NODE_ID",
-    "Metadata",
-    "Record",
-    "Run",
-    "begin_run",
-    "copy_records",
-    "error_reply",
-    "make_message",
-    "number_message",
-    "quiet",
-    "records_from_bytes",
-    "records_to_bytes",
-    "run_flower_runtime",
-    "server_context",
-]
+
+class ClientIds(Mapping[int, int]):
+    """Node id -> client id of all nodes, without a table of millions of entries."""
+
+    def __init__(self, num_clients: int) -> None:
+        if num_clients < 1:
+            raise FedMoEError(f"a simulation needs at least one client, not {num_clients}")
+        self.clients = range(num_clients)  # all client ids, ascending
+        self._nodes = range(FIRST_NODE_ID, FIRST_NODE_ID + num_clients)
+
+    def __getitem__(self, node_id: int) -> int:
+        if node_id not in self._nodes:
+            raise KeyError(node_id)
+        return node_id - FIRST_NODE_ID
+
+    def client_of(self, node_id: int) -> int:
+        """Return the client id of the node that a message is addressed to. FedMoEError: there is no such node."""
+        if node_id not in self._nodes:
+            raise FedMoEError(
+                f"a message is addressed to node {node_id}: the nodes are {self._nodes[0]} to {self._nodes[-1]}"
+            )
+        return node_id - FIRST_NODE_ID
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def values(self) -> range:  # type: ignore[override]
+        """Return the client ids: looking each one up takes ten times as long."""
+        return self.clients
+
+    def node_of(self, client_id: int) -> int:
+        """Return the node id of a client: the inverse, which also needs no table."""
+        return FIRST_NODE_ID + client_id
 
 
 def begin_run() -> Run:
@@ -69,14 +83,14 @@ def begin_run() -> Run:
     run.federation_id = NOOP_FEDERATION_ID
     TaskIdentity.task_id = 1
     TaskIdentity.run_id = run.run_id
-    TaskIdentity.node_id = SERVER_NODE_ID
+    TaskIdentity.node_id = SUPERLINK_NODE_ID
     return run
 
 
-def server_context(run: Run, run_config: dict[str, bool | int | float | str]) -> Context:
+def server_context(run: Run, run_config: RunConfig) -> Context:
     """Return the context that the ServerApp of ``run`` is called with."""
     return Context(
-        run_id=run.run_id, node_id=SERVER_NODE_ID, node_config={}, state=RecordDict(), run_config=dict(run_config)
+        run_id=run.run_id, node_id=SUPERLINK_NODE_ID, node_config={}, state=RecordDict(), run_config=dict(run_config)
     )
 
 
@@ -85,9 +99,27 @@ def number_message(message: Message, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
-def error_reply(request: Message, code: int, reason: str) -> Message:
+def error_reply(request: Message, kind: FailureKind, reason: str) -> Message:
     """Return a reply to ``request`` that carries an error instead of content."""
-    return Message(Error(code=code, reason=reason), reply_to=request)
+    return Message(Error(code=int(kind), reason=reason), reply_to=request)
+
+
+def call_client(app: ClientApp, message: Message, context: Context) -> Message:
+    """Execute one message on one client and return its reply.
+
+    A client that raises, or returns something that is no reply to the message, gives an error reply. The private state
+    of a client whose reply is an error is what it was before the call.
+    """
+    before = copy_records(context.state)
+    try:
+        reply = app(message, context)
+        if not isinstance(reply, Message) or reply.metadata.reply_to_message_id != message.metadata.message_id:
+            raise TypeError(f"the client app returned {type(reply).__name__}, not a Message with reply_to=message")
+    except (Exception, SystemExit) as error:  # whatever a client raises is its own failure, not its host's
+        reply = error_reply(message, FailureKind.RAISED, reason_of(error))
+    if reply.has_error():
+        context.state = before
+    return reply
 
 
 def copy_records(records: RecordDict) -> RecordDict:
@@ -96,27 +128,19 @@ def copy_records(records: RecordDict) -> RecordDict:
     Whatever is changed in the copy - keys, arrays, lists in a ConfigRecord - leaves the original as it is. The cost
     does not depend on the size of the arrays.
     """
-    copy = RecordDict()
-    for name, record in records.items():
-        copy[name] = _copy_record(record)
-    return copy
+    return RecordDict({name: _copy_record(record) for name, record in records.items()})
 
 
 def _copy_record(record: Record) -> Record:
-    if isinstance(record, ArrayRecord):
-        arrays = record.copy()
-        data: dict[str, Array] = arrays.__dict__["_data"]
-        for key, array in data.items():
-            twin = object.__new__(type(array))  # the constructor checks types for 3 us; thousands of arrays pass here
-            twin.__dict__.update(array.__dict__)
-            data[key] = twin
-        return arrays
-    values = record.copy()
-    mutable: dict[str, Any] = values.__dict__["_data"]
-    for key, value in mutable.items():
+    copy = record.copy()
+    data: dict[str, Any] = copy.__dict__["_data"]
+    for key, value in data.items():
         if isinstance(value, list):
-            mutable[key] = list(value)
-    return values
+            data[key] = list(value)
+        elif isinstance(value, Array):
+            data[key] = twin = object.__new__(type(value))  # the constructor takes 3 us to check types
+            twin.__dict__.update(value.__dict__)
+    return copy
 
 
 def records_to_bytes(records: RecordDict) -> bytes:
@@ -163,8 +187,7 @@ def run_flower_runtime(
     num_clients: int,
     context: Context,
     run: Run,
-    client_cpus: float,
-    client_gpus: float,
+    resources: SimulationSettings,
 ) -> None:
     """Run a ServerApp to its end in Flower's own simulation runtime (Ray must have been started)."""
     _run_simulation(
@@ -175,7 +198,7 @@ def run_flower_runtime(
         server_app_context=context,
         backend_name="ray",
         backend_config={
-            "client_resources": {"num_cpus": client_cpus, "num_gpus": client_gpus},
+            "client_resources": {"num_cpus": resources.client_cpus, "num_gpus": resources.client_gpus},
             "init_args": {"logging_level": logging.ERROR, "log_to_driver": False},
         },
         run=run,

@@ -31,7 +31,7 @@ from fedmoe_server.report.report import table
 from fedmoe_server.report.run_folder import SETTINGS, federated_metrics
 from model.build import parameter_names
 from simulation.flower_runtime import records_from_bytes
-from simulation.ray.client_files import read_clients, read_index
+from simulation.ray.client_files import CLIENTS_FILE, open_clients, read_clients
 
 SERVER, OWN, MEAN, OTHER = "the server's", "the user's own", "the mean of all", "another user's"
 PAIRS = ((OWN, SERVER), (MEAN, SERVER), (OTHER, SERVER), (OWN, MEAN), (OWN, OTHER))
@@ -133,8 +133,8 @@ def private_parameters(folder: Path, users: int, names: Sequence[str]) -> dict[i
     folder: the clients' private state in a checkpoint.
     """
     kept = {}
-    for file in read_index(folder, users):
-        for client, state in read_clients(file, lambda _: True):
+    with open_clients(folder / CLIENTS_FILE) as file:
+        for client, state in read_clients(file, users):
             own = PrivateParameters(records_from_bytes(state)).load()
             if names and all(name in own for name in names):
                 kept[client] = {name: own[name] for name in names}

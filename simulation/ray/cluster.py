@@ -1,7 +1,8 @@
-"""Starting Ray quietly, and how many hosts fit on it."""
+"""Starting Ray quietly, how many hosts fit on it, and which clients each host keeps."""
 
 from __future__ import annotations
 
+import heapq
 import logging
 import math
 import os
@@ -9,20 +10,20 @@ import re
 import socket
 import sys
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import ray
+from numpy.typing import ArrayLike, NDArray
 
 from fedmoe.errors import FedMoEError
+from fedmoe.settings import SimulationSettings
 
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
-
+Pinning = NDArray[np.int32]  # the host of each client, [num_clients]
+THREAD_VARIABLES = [
+    f"{name}_THREADS" for name in ("OMP_NUM", "MKL_NUM", "OPENBLAS_NUM", "NUMEXPR_NUM", "VECLIB_MAXIMUM")
+]
 # glibc gives the memory of large tensors back after each use and fetches it again, page by page: a fifth of the time of
 # a stack of clients. With these bounds (bytes) a process keeps it. Other C libraries ignore them.
 ALLOCATOR = {
@@ -32,7 +33,7 @@ ALLOCATOR = {
 }
 
 
-def worker_environment(client_cpus: float, client_gpus: float) -> dict[str, str]:
+def worker_environment(resources: SimulationSettings) -> dict[str, str]:
     """Environment of a process that executes clients.
 
     As many threads as a client has CPUs, at least one; an allocator that keeps its memory; this process's module
@@ -40,10 +41,9 @@ def worker_environment(client_cpus: float, client_gpus: float) -> dict[str, str]
     hides GPUs by itself or does not, depending on who has started it, also from a host that shares what is left after
     a machine has gone.)
     """
-    environment = ALLOCATOR | dict.fromkeys(THREAD_VARIABLES, str(max(1, int(client_cpus))))
-    environment |= {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"} if client_gpus else {"CUDA_VISIBLE_DEVICES": ""}
-    environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    return environment
+    gpus = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"} if resources.client_gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    threads = dict.fromkeys(THREAD_VARIABLES, str(max(1, int(resources.client_cpus))))
+    return ALLOCATOR | gpus | threads | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
 
 
 def start_ray(address: str | None = None, environment: dict[str, str] | None = None) -> bool:
@@ -89,38 +89,65 @@ def _check_reachable(address: str) -> None:
         raise FedMoEError(f"cannot reach the Ray cluster at {address}: {error}") from error
 
 
-def host_capacity(client_cpus: float, client_gpus: float) -> int:
+def host_capacity(resources: SimulationSettings) -> int:
     """Return how many clients with these resources fit on the cluster at once (0: none does)."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return sum(_node_capacity(node["Resources"], client_cpus, client_gpus) for node in nodes if node["Alive"])
+    return sum(_node_capacity(node["Resources"], resources) for node in nodes if node["Alive"])
 
 
-def _node_capacity(resources: dict[str, float], client_cpus: float, client_gpus: float) -> int:
-    fits: int = math.floor(resources.get("CPU", 0.0) / client_cpus + 1e-9)
-    if client_gpus > 0:
-        gpus = resources.get("GPU", 0.0)
+def _node_capacity(has: Mapping[str, float], resources: SimulationSettings) -> int:
+    cpus, gpus = resources.client_cpus, resources.client_gpus
+    fits = math.floor(has.get("CPU", 0.0) / cpus + 1e-9)
+    if gpus > 0:
         # A fraction of a GPU is never put together from two of them.
-        per_gpu = gpus * math.floor(1 / client_gpus + 1e-9) if client_gpus < 1 else gpus / client_gpus
-        fits = min(fits, math.floor(per_gpu + 1e-9))
+        there = has.get("GPU", 0.0)
+        fits = min(fits, math.floor((there * math.floor(1 / gpus + 1e-9) if gpus < 1 else there / gpus) + 1e-9))
     return fits
 
 
-def number_of_hosts(asked: int, num_clients: int, client_cpus: float, client_gpus: float) -> int:
+def number_of_hosts(resources: SimulationSettings, num_clients: int) -> int:
     """Return how many hosts to start: those asked for, or (0) as many as fit, never more than clients.
 
     Raises FedMoEError if none fits, or fewer than asked for: Ray would wait for the resources for ever.
     """
-    capacity = host_capacity(client_cpus, client_gpus)
+    asked, cpus, gpus = resources.hosts, resources.client_cpus, resources.client_gpus
+    capacity = host_capacity(resources)
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     have = f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs"
     if capacity == 0:
         raise FedMoEError(
-            f"no client fits: simulation.client_cpus {client_cpus:g} and simulation.client_gpus {client_gpus:g}, "
+            f"no client fits: simulation.client_cpus {cpus:g} and simulation.client_gpus {gpus:g}, "
             f"the machine has {have}: lower them"
         )
     if asked > capacity:
         raise FedMoEError(
-            f"simulation.hosts {asked}: only {capacity} fit with client_cpus {client_cpus:g} and client_gpus "
-            f"{client_gpus:g}, the machine has {have}: lower hosts, client_cpus or client_gpus"
+            f"simulation.hosts {asked}: only {capacity} fit with client_cpus {cpus:g} and client_gpus "
+            f"{gpus:g}, the machine has {have}: lower hosts, client_cpus or client_gpus"
         )
     return min(asked or capacity, num_clients)
+
+
+def pin_clients(num_clients: int, hosts: int, loads: ArrayLike | None = None) -> Pinning:
+    """Return the host ``0..hosts-1`` of each client, int32 ``[num_clients]``, the same for the whole run.
+
+    ``loads``: what a call of each client costs, in any unit, finite and not negative, ``[num_clients]``. Clients are
+    dealt out from the most expensive one down, each to the host with the least so far (longest processing time first:
+    Graham 1969, at most a third above the best makespan). Without loads: client id modulo hosts.
+    Raises FedMoEError for loads of another length, or that cannot be costs.
+    """
+    if loads is None:
+        return (np.arange(num_clients) % hosts).astype(np.int32)
+    costs = np.asarray(loads, dtype=np.float64)
+    if costs.shape != (num_clients,):
+        raise FedMoEError(f"loads have shape {list(costs.shape)}: give one number for each of {num_clients} clients")
+    if not (np.isfinite(costs).all() and (costs >= 0).all()):
+        raise FedMoEError("loads must be finite and not negative: give what a call of each client costs")
+    order = np.argsort(-costs, kind="stable")
+    pinning = np.empty(num_clients, dtype=np.int32)
+    # (cost so far, number of clients, host): clients that cost nothing are spread as well.
+    heap = [(0.0, 0, host) for host in range(hosts)]
+    for client, cost in zip(order.tolist(), costs[order].tolist(), strict=True):
+        total, count, host = heap[0]
+        pinning[client] = host
+        heapq.heapreplace(heap, (total + cost, count + 1, host))
+    return pinning

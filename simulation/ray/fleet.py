@@ -1,281 +1,286 @@
-"""All hosts of a grid: they work off their chunks, and one that dies is started again and does its part once more."""
+"""The hosts of a grid as the driver sees them: their start, what they owe, the recovery of one that dies, checkpoints.
+
+Hosts hand every changed private state over with the replies of the messages that changed it, and the fleet keeps it:
+the last checkpoint and what has changed since. So when a host dies, no reply that has come is lost, and the others are
+made again by the same clients in the same state.
+"""
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import ray
 from flwr.app import Message
+from numpy.typing import ArrayLike
 from ray.exceptions import RayError, RayTaskError
 
 from fedmoe.errors import FedMoEError
-from simulation.flower_runtime import CLIENT_RAISED, HOST_DIED, error_reply, number_message
-from simulation.pinning import Pinning
-from simulation.ray.cluster import host_capacity
-from simulation.ray.host import Call, Chunk, HostDied, RayHost, first_line
-from simulation.ray.host_work import HostSettings, Outcome
-from simulation.ray.journal import Journal
+from fedmoe.failures import FailureKind, reason_of
+from fedmoe.settings import SimulationSettings
+from simulation.flower_runtime import Record
+from simulation.ray.client_files import open_clients, read_clients, write_clients
+from simulation.ray.cluster import host_capacity, number_of_hosts, pin_clients, start_ray, worker_environment
+from simulation.ray.host import ClientHost, StateTable
+from simulation.ray.work import HostSettings
 
 DEATHS = 3  # of a host in one exchange, until its messages are answered with errors
+ADOPTED_CLIENTS = 64  # whose state a host gets in one call
+STAGED_MEMORY = 32 << 20  # bytes a host
+LOADING_LOOK = 2.0  # seconds between two looks whether there is still room for a host that does not come up
 
 logger = logging.getLogger(__name__)
 
 
-class RayFleet:
-    """The hosts, the replies that have come and nobody has asked for, and the journal of private state.
+@dataclass(eq=False)
+class Call:
+    """One exchange of messages with any number of hosts.
 
-    A host's replies come with the private state that they changed, and count together. So when a host dies, no reply
-    that has come is lost, and the others are made again by the same clients in the same state.
+    Attributes:
+        shared: reference of the ``Shared`` of its messages.
+        contents: ``id()`` of a message's content -> the content as it travels.
+        deadline: no message is begun after it (``time.monotonic``, s); None: no deadline.
+        merges: whether the replies are merged in the hosts.
+        wanted: False once nobody waits for the replies.
+        left: chunks that are not done.
+        merged: by host: what its reducer returned, and errors; filled in any order.
     """
 
-    def __init__(self, settings: HostSettings, pinning: Pinning, hosts: int, cpus: float, gpus: float) -> None:
-        """Start ``hosts`` actors with ``cpus`` and ``gpus`` each, without waiting for them."""
-        self.pinning = pinning
-        self._cpus = cpus
-        self._gpus = gpus
-        self._journal = Journal()
-        self._replies: dict[str, Message] = {}
-        self._reply_numbers = itertools.count(1)
-        self._notes: set[str] = set()
-        self._loaded = False
-        self.hosts: list[RayHost] = []
-        for index in range(hosts):
-            self.hosts.append(RayHost(index, settings, cpus, gpus))
+    key: int
+    shared: Any
+    contents: Mapping[int, Mapping[str, Record | int]]
+    deadline: float | None
+    merges: bool
+    wanted: bool = True
+    left: int = 0
+    merged: dict[int, list[Message]] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Chunk:
+    """Messages of a call that a host executes at once; ``last``: of the call, for this host.
+
+    ``reference``: of the outcome, while the actor has the chunk.
+    """
+
+    call: Call
+    requests: Sequence[Message]
+    last: bool
+    reference: Any = None
+
+
+@dataclass(eq=False)
+class RemoteHost:
+    """One host's actor and what it owes; it executes chunks in the order in which it gets them.
+
+    Attributes:
+        chunks: not done yet; the actor has the first few.
+        merged: chunks whose replies are in the actor's reducer until their call's last chunk is done.
+        staged: private state that the merged chunks changed: it counts when their replies do.
+        known: calls whose shared records the actor has.
+        deaths: how often the actor has died since it last owed nothing.
+        crowded: whether it was started on a machine that has too little left for all.
+    """
+
+    index: int
+    chunks: deque[Chunk] = field(default_factory=deque)
+    merged: list[Chunk] = field(default_factory=list)
+    staged: StateTable = field(default_factory=lambda: StateTable(STAGED_MEMORY))
+    known: set[int] = field(default_factory=set)
+    deaths: int = 0
+    crowded: bool = False
+    actor: Any = None
+    loading: Any = None
+
+
+class HostDied(FedMoEError):
+    """The actor's process is gone, and with it what it had not handed over."""
+
+
+class Fleet:
+    """The hosts, and all clients' private state as of the last replies that count.
+
+    Attributes:
+        hosts: by index; none once the fleet is closed.
+        pinning: the host of each client, int32 ``[num_clients]``.
+        changed: states that differ from the snapshot's; an empty one: the client keeps nothing any more.
+    """
+
+    def __init__(self, settings: HostSettings, resources: SimulationSettings, loads: ArrayLike | None) -> None:
+        """Start Ray, unless it runs already, and the hosts, without waiting for these."""
+        self.hosts: list[RemoteHost] = []
+        self.changed = StateTable(memory=0)
+        self._snapshot: BinaryIO | None = None
+        self._settings = settings
+        self._resources = resources
+        self._owns_ray = start_ray(resources.ray_address)
+        try:
+            count = number_of_hosts(resources, settings.num_clients)
+            self.pinning = pin_clients(settings.num_clients, count, loads)
+            self.hosts += [RemoteHost(index) for index in range(count)]
+            for host in self.hosts:
+                self._start(host)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        """End the hosts."""
+        """End the hosts, and Ray if this fleet has started it. May be called more than once."""
         for host in self.hosts:
-            host.stop()
+            ray.kill(host.actor)
         self.hosts.clear()
-        self._journal.begin([])
+        self._begin_at(None)
+        if self._owns_ray:
+            self._owns_ray = False
+            ray.shutdown()
 
     def wait_until_loaded(self) -> None:
         """Wait until all hosts have imported the client app. Raises FedMoEError if one cannot."""
         if not self.hosts:
             raise FedMoEError("the simulation's grid has been closed: start a new run")
-        if not self._loaded:
-            for host in self.hosts:
-                host.wait_until_loaded(self._fits)
-            self._loaded = True
-
-    # --- work ------------------------------------------------------------------------------------------------------
-
-    @property
-    def idle(self) -> bool:
-        """Whether no host owes anything."""
-        return all(host.idle for host in self.hosts)
-
-    def borrow(self, client_ids: Sequence[int]) -> dict[int, bytes]:
-        """Return the private state of some clients, for other hosts to execute them. The fleet must be idle."""
-        wanted = self._by_home(client_ids)
-        doing = "handing over clients' state"
-        references = {index: self.hosts[index].states(ids) for index, ids in wanted.items()}
-        found: dict[int, bytes] = {}
-        for index, ids in wanted.items():
-            host = self.hosts[index]
-            states = self._result(host, references[index], partial(host.states, ids), doing)
-            found.update(zip(ids, states, strict=True))
-        return found
-
-    def send_home(self, client_ids: Iterable[int]) -> None:
-        """Begin to give the hosts that keep some clients these clients' state as of the replies that count."""
-        for index, ids in self._by_home(client_ids).items():
-            self.hosts[index].homecoming.append(self.hosts[index].adopt(self._journal.changed(ids)))
-
-    def add(self, chunks: Mapping[int, Sequence[Chunk]]) -> None:
-        """Have chunks executed, by host, in their order."""
-        self._await_homecoming()
-        for index, part in chunks.items():
-            self.hosts[index].add(part)
-
-    def pop_replies(self, numbers: Sequence[str]) -> list[Message]:
-        """Hand out the replies to some messages that have come, in the order of the messages' ids."""
-        return [self._replies.pop(number) for number in numbers if number in self._replies]
-
-    def give_up(self, call: Call) -> None:
-        """Do no more of a call, and drop what still comes of it."""
-        call.wanted = False
         for host in self.hosts:
-            host.give_up(call)
+            self._wait_until_loaded(host)
 
-    def drain(self) -> None:
-        """Wait until no host owes anything."""
-        while not self.idle:
-            self.collect(None)
-        self._await_homecoming()
+    def _start(self, host: RemoteHost, crowded: bool = False) -> None:
+        """Start the actor. ``crowded``: beside the others of a machine, which is left with too little for all."""
+        resources, actor = self._resources, cast(Any, ray.remote(ClientHost))
+        host.actor = actor.options(
+            num_cpus=0 if crowded else resources.client_cpus,
+            num_gpus=0 if crowded else resources.client_gpus,
+            scheduling_strategy="SPREAD",  # over the machines of a cluster, as many as fit on each
+            max_restarts=0,  # a restarted actor has lost its clients' state: the fleet starts it again itself
+            runtime_env={"env_vars": worker_environment(resources)},
+        ).remote(self._settings)
+        host.crowded = crowded
+        host.loading = host.actor.load.remote()
 
-    def collect(self, timeout: float | None) -> bool:
-        """Wait for the next chunk of any host and keep its replies; return False if none came in time."""
-        # A host works in order, so the next chunk to be ready is the first one of some host.
-        heads = {host.working[0].reference: host for host in self.hosts if host.working}
-        if not heads:
-            return False
-        ready, _ = ray.wait(list(heads), num_returns=1, timeout=timeout)
-        for reference in ready:
-            host = heads[reference]
-            try:
-                outcome: Outcome = ray.get(reference)
-            except RayTaskError as error:
-                self._refuse(host, f"its host failed: {first_line(error.cause)}")
-            except RayError as error:
-                self._recover(host, first_line(error))
-            else:
-                self._accept(host, outcome)
-        return bool(ready)
+    def _wait_until_loaded(self, host: RemoteHost) -> None:
+        while not ray.wait([host.loading], timeout=LOADING_LOOK)[0]:
+            if not host.crowded and not self._fits():
+                ray.kill(host.actor)
+                self._start(host, crowded=True)
+        _result(host, host.loading, "loading the client app")
 
-    def _accept(self, host: RayHost, outcome: Outcome) -> None:
-        chunk = host.finish()
-        call = chunk.call
-        if call.reducer is None:
-            self._journal.record(outcome.changed)
-            if call.wanted:
-                for request, reply in zip(chunk.requests, outcome.replies, strict=True):
-                    if reply is not None:
-                        self._replies[request.metadata.message_id] = self._numbered(reply)
-        else:
-            # The merged replies are in the host's memory until its last chunk: until then nothing counts.
-            self._journal.stage(host.index, outcome.changed)
-            if chunk.last:
-                self._journal.commit(host.index)
-                call.merged[host.index] = [self._numbered(reply) for reply in outcome.replies if reply is not None]
-        for note in set(outcome.notes) - self._notes:
-            self._notes.add(note)
-            logger.warning("%s", note)
-
-    def _await_homecoming(self) -> None:
-        for host in self.hosts:
-            try:
-                for reference in host.homecoming:
-                    host.result(reference, "taking its clients' state back")
-                host.homecoming.clear()
-            except HostDied as error:  # it gets everything from the journal
-                self._recover(host, str(error))
-
-    def _by_home(self, client_ids: Iterable[int]) -> dict[int, list[int]]:
-        """Return host -> those of the clients that it keeps."""
-        by_home: dict[int, list[int]] = {}
-        for client_id in client_ids:
-            by_home.setdefault(int(self.pinning[client_id]), []).append(client_id)
-        return by_home
-
-    def _numbered(self, reply: Message) -> Message:
-        number_message(reply, f"r{next(self._reply_numbers)}")
-        return reply
+    def _fits(self) -> bool:
+        """Return whether the cluster has, by now, room for all hosts."""
+        return host_capacity(self._resources) >= len(self.hosts)
 
     # --- hosts that fail or die ------------------------------------------------------------------------------------
 
-    def _refuse(self, host: RayHost, reason: str) -> None:
-        """Answer the chunk that a host could not carry out with errors, and bring its clients' state back in order."""
-        failed = host.working[0]
-        again = []
-        for chunk in host.unfinished():
-            if chunk is failed or (chunk.call is failed.call and failed.call.reducer is not None):
-                self._fail(host, chunk, CLIENT_RAISED, reason)
-            elif chunk.call.wanted:
-                again.append(chunk)
-        self._journal.discard(host.index)
-        try:
-            self._give_states_back(host)
-        except HostDied:
-            self._start_again(host)
-        host.add(again)
+    def recover(self, host: RemoteHost, error: Exception) -> tuple[list[Chunk], FailureKind, str]:
+        """Bring a host that has failed (RayTaskError) or died back to where it was at the last replies that count.
 
-    def _recover(self, host: RayHost, reason: str) -> None:
-        """Start a dead host again, give its clients their state back, and have it do again what is not done.
-
-        Messages at which it dies time and again are answered with errors. Raises FedMoEError if it does not come up.
+        It owes what it owed, but for the chunks that are returned, with the reason: they are to be answered with
+        errors. After a failure these are the chunk at work and, if its replies are merged, its whole call; after the
+        third death, all. Raises FedMoEError if the host does not come up.
         """
-        self._journal.discard(host.index)
-        host.deaths += 1
-        again = [chunk for chunk in host.unfinished() if chunk.call.wanted]
-        if host.deaths >= DEATHS:
-            for chunk in again:
-                self._fail(
-                    host, chunk, HOST_DIED, f"host {host.index} died before it replied, {DEATHS} times ({reason})"
-                )
-            again, host.deaths = [], 0
-        restored = self._start_again(host)
-        logger.warning(
-            "host %d died and was started again with the state of %d clients; it does %d messages once more (%s)",
-            host.index,
-            restored,
-            sum(len(chunk.requests) for chunk in again),
-            reason,
-        )
-        host.add(again)
+        owed = [*host.merged, *host.chunks]
+        for chunk in host.merged:
+            chunk.call.left += 1
+        for chunk in owed:
+            chunk.reference = None
+        lost: list[Chunk] = []
+        if isinstance(error, RayTaskError):
+            kind, reason = FailureKind.RAISED, f"its host failed: {reason_of(error.cause)}"
+            failed = host.chunks[0]
+            lost = [chunk for chunk in owed if chunk is failed or (chunk.call is failed.call and failed.call.merges)]
+        else:
+            kind = FailureKind.LOST
+            reason = f"host {host.index} died before it replied, {DEATHS} times ({reason_of(error)})"
+            host.deaths += 1
+            if host.deaths == DEATHS:
+                lost, host.deaths = owed, 0
+        host.merged.clear()
+        host.staged.clear()
+        host.chunks = deque(chunk for chunk in owed if chunk not in lost and chunk.call.wanted)
+        self._restore(host)
+        return lost, kind, reason
 
-    def _result(self, host: RayHost, reference: Any, begin: Callable[[], Any], doing: str) -> Any:
-        """Wait for what a host has begun and return it; if the host dies of it, have it begin once more."""
+    def _restore(self, host: RemoteHost) -> int:
+        """Replace the private state of a host's clients by the one that counts; return the number of clients.
+
+        If the actor is dead, another one is started. Raises HostDied if that does not help.
+        """
         try:
-            return host.result(reference, doing)
+            return self._hand_over_states(host)
         except HostDied as error:
-            self._recover(host, str(error))
-            return host.result(begin(), doing)
+            restored = self._start_again(host)
+            logger.warning(
+                "host %d died and was started again with the state of %d clients; it does %d messages once more (%s)",
+                *(host.index, restored, sum(len(chunk.requests) for chunk in host.chunks), error),
+            )
+            return restored
 
-    def _start_again(self, host: RayHost) -> int:
-        for attempt in itertools.count(1):
-            host.stop()
-            host.start(crowded=not self._fits())
-            try:
-                host.wait_until_loaded(self._fits)
-                return self._give_states_back(host)
-            except HostDied:
-                if attempt == DEATHS:
-                    raise
-        raise AssertionError
+    def _start_again(self, host: RemoteHost, attempts: int = DEATHS) -> int:
+        ray.kill(host.actor)
+        self._start(host, crowded=not self._fits())
+        try:
+            self._wait_until_loaded(host)
+            return self._hand_over_states(host)
+        except HostDied:
+            if attempts == 1:
+                raise
+            return self._start_again(host, attempts - 1)
 
-    def _give_states_back(self, host: RayHost) -> int:
-        return host.replace(self._journal.states(lambda client_id: bool(self.pinning[client_id] == host.index)))
-
-    def _fits(self) -> bool:
-        return host_capacity(self._cpus, self._gpus) >= len(self.hosts)
-
-    def _fail(self, host: RayHost, chunk: Chunk, code: int, reason: str) -> None:
-        chunk.done, chunk.reference = True, None
-        if not chunk.call.wanted:
-            return
-        for request, client_id in zip(chunk.requests, chunk.client_ids, strict=True):
-            who = f"client {client_id}: {request.metadata.message_type}"
-            reply = self._numbered(error_reply(request, code, f"{who}: {reason}"))
-            if chunk.call.reducer is None:
-                self._replies[request.metadata.message_id] = reply
-            else:
-                chunk.call.merged.setdefault(host.index, []).append(reply)
-
-    # --- private state ---------------------------------------------------------------------------------------------
-
-    def save(self, folder: Path) -> dict[str, int]:
-        """Write the private state of all clients into files of ``folder``; return name -> number of clients in it.
-
-        They are the journal's new beginning.
-        """
-        self.wait_until_loaded()
-        self.drain()
-        paths = [folder / f"clients-{host.index:05d}.bin" for host in self.hosts]
-        doing = f"saving clients' state in {folder}"
-        references = [host.save(str(path)) for host, path in zip(self.hosts, paths, strict=True)]
-        counts: dict[str, int] = {}
-        for host, path, reference in zip(self.hosts, paths, references, strict=True):
-            counts[path.name] = self._result(host, reference, partial(host.save, str(path)), doing)
-        self._journal.begin(paths)
-        return counts
-
-    def load(self, folder: Path, paths: Sequence[Path]) -> int:
-        """Replace all clients' private state by that in files; return the number of clients."""
-        self.wait_until_loaded()
-        self.drain()
-        sources, pinning = [str(path) for path in paths], ray.put(self.pinning)
-        references = [host.restore(sources, pinning) for host in self.hosts]
-        ray.wait(references, num_returns=len(references))  # or Ray complains of the errors that nobody asks for
-        doing = f"loading clients' state from {folder}"
-        count: int = sum(
-            self._result(host, reference, partial(host.restore, sources, pinning), doing)
-            for host, reference in zip(self.hosts, references, strict=True)
-        )
-        self._journal.begin(paths)
+    def _hand_over_states(self, host: RemoteHost) -> int:
+        host.known.clear()
+        states, count = self._states(host.index), 0
+        _result(host, host.actor.adopt.remote([], True), "taking its clients' state")
+        while batch := list(islice(states, ADOPTED_CLIENTS)):
+            _result(host, host.actor.adopt.remote(batch), "taking its clients' state")
+            count += len(batch)
         return count
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> int:
+        """Write the private state of all clients that have any to a file; return their number."""
+        count = write_clients(path, len(self.pinning), self._states())
+        self._begin_at(path)
+        return count
+
+    def load(self, path: Path) -> int:
+        """Replace all clients' private state by that in a file; return their number. No host may owe anything.
+
+        Raises FedMoEError for a file that is damaged, or of a federation of another size.
+        """
+        self._begin_at(path)
+        return sum(self._restore(host) for host in self.hosts)
+
+    def _begin_at(self, snapshot: Path | None) -> None:
+        """Go on from a file of all clients' state; None: nobody has any.
+
+        The file stays open, so the caller may rename its folder, or delete it once there is a newer one.
+        """
+        before, self._snapshot = self._snapshot, None if snapshot is None else open_clients(snapshot)
+        if before is not None:
+            before.close()
+        self.changed.clear()
+
+    def _states(self, host: int | None = None) -> Iterator[tuple[int, bytes]]:
+        """Yield (client id, state) of a host's clients that keep something; None: of all clients."""
+
+        def wanted(client_id: int) -> bool:
+            return host is None or bool(self.pinning[client_id] == host)
+
+        if self._snapshot is not None:
+            saved = read_clients(self._snapshot, len(self.pinning), wanted)
+            yield from ((client_id, state) for client_id, state in saved if self.changed.get(client_id) is None)
+        yield from ((client_id, state) for client_id, state in self.changed.items() if state and wanted(client_id))
+
+
+def _result(host: RemoteHost, reference: Any, doing: str) -> Any:
+    """Wait for what a host has begun and return it. FedMoEError: it failed; HostDied: the actor is gone."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, FedMoEError):
+            raise FedMoEError(str(error.cause)) from None
+        raise FedMoEError(f"host {host.index} failed while {doing}: {reason_of(error.cause)}") from error
+    except RayError as error:
+        raise HostDied(f"host {host.index} died while {doing}: {reason_of(error)}") from error

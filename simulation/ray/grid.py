@@ -1,38 +1,39 @@
-"""A Flower Grid whose clients live in a few Ray actors, the hosts.
+"""A Flower Grid whose clients live in a few Ray actors, the hosts: the driver's side of a round.
 
-Node id = client id + ``FIRST_NODE_ID``; client id = Flower's ``partition-id``. The host that keeps a client's private
-state (``Context.state``) never changes during a run; in a round another one may execute the client as a guest. A record
-that several messages carry - the round's model - is put in Ray's object store once and read once per host. Messages go
-out in chunks, a few at a time; replies come back in chunks and are returned in the order of the requests, or merged
-where the clients live.
+The host that keeps a client never changes during a run. A record that several messages carry - the round's model - is
+put in Ray's object store once and read once per host. Messages go out in chunks, a few at a time; replies come back in
+chunks and are returned in the order of the requests, or merged where the clients live.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import ray
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from numpy.typing import ArrayLike
+from ray.exceptions import RayError
 
-from fedmoe.errors import FedMoEError
-from simulation.client_call import RunConfig
-from simulation.dispatch import FIRST_NODE_ID, ClientIds, batches, chunk_size, shared_records
-from simulation.flower_runtime import Run, begin_run, number_message
-from simulation.pinning import costs_of, pin_clients
-from simulation.ray.client_files import read_index, write_index
-from simulation.ray.cluster import number_of_hosts, start_ray
-from simulation.ray.fleet import RayFleet
-from simulation.ray.host import Call, Chunk, pickled_app
-from simulation.ray.host_work import HostSettings
-from simulation.reduction import Reducer
+from fedmoe.settings import SimulationSettings
+from simulation.client_apps import pickled
+from simulation.flower_runtime import ClientIds, Run, RunConfig, begin_run, error_reply, number_message
+from simulation.ray.client_files import CLIENTS_FILE
+from simulation.ray.fleet import Call, Chunk, Fleet, RemoteHost
+from simulation.ray.host import chunk_size, split_shared
+from simulation.ray.work import HostSettings, Job, Outcome, Reducer, Shared, Work
+
+DEFAULTS = SimulationSettings()
+IN_FLIGHT = 2  # chunks that an actor has at once: one it works on, and the next, so that it need not wait for it
+
+logger = logging.getLogger(__name__)
 
 
 class RayGrid(Grid):
@@ -43,14 +44,10 @@ class RayGrid(Grid):
         client_app: str | ClientApp,
         num_clients: int,
         run_config: RunConfig,
+        resources: SimulationSettings = DEFAULTS,
         *,
-        hosts: int = 0,
-        client_cpus: float = 1.0,
-        client_gpus: float = 0.0,
-        ray_address: str | None = None,
         loads: ArrayLike | None = None,
         stacked: str | None = None,
-        state_memory: int = 512 << 20,
     ) -> None:
         """Start Ray, unless it runs already, and the hosts; they import the client app in the background.
 
@@ -58,41 +55,23 @@ class RayGrid(Grid):
             client_app: ``"module:attribute"``, or an object that can be pickled.
             num_clients: clients 0, 1, 2 ...
             run_config: in every client's context.
-            hosts: number of actors, 0: as many as fit, at ``client_cpus`` and ``client_gpus`` each.
-            ray_address: a cluster to join instead of starting Ray here; the hosts are spread over its machines.
-            loads: what a call of each client costs, ``[num_clients]``; hosts get clients of the same total cost.
-                None: client id modulo hosts. Replies are the same whatever the loads.
-            stacked: ``"module:attribute"`` of a function that executes many train messages at once, see
-                ``host_work.Stacked``; None: one by one.
-            state_memory: bytes of private state that each host keeps in memory; the rest is on its disk.
+            resources: how many hosts, with what, on which cluster; ``engine`` is not looked at.
+            loads: what a call of each client costs, ``[num_clients]``, see ``pin_clients``; replies do not change.
+            stacked: ``"module:attribute"`` of a ``work.Stacked`` for train messages; None: they go one by one.
 
         Raises FedMoEError if the hosts do not fit, or the loads do not.
         """
-        if num_clients < 1:
-            raise FedMoEError(f"a simulation needs at least one client, not {num_clients}")
         self._client_ids = ClientIds(num_clients)
         self._stacked = stacked is not None
         self._run = begin_run()
-        self._numbers = itertools.count(1)  # of messages
-        self._keys = itertools.count(1)  # of calls and what their messages share
-        self._fleet: RayFleet | None = None
-        self._owns_ray = start_ray(ray_address)
-        try:
-            settings = HostSettings(
-                app=client_app if isinstance(client_app, str) else pickled_app(client_app),
-                num_clients=num_clients,
-                run_id=self._run.run_id,
-                run_config=dict(run_config),
-                stacked=stacked,
-                state_memory=state_memory,
-            )
-            count = number_of_hosts(hosts, num_clients, client_cpus, client_gpus)
-            self._costs = costs_of(num_clients, loads)
-            pinning = pin_clients(num_clients, count, loads)
-            self._fleet = RayFleet(settings, pinning, count, client_cpus, client_gpus)
-        except BaseException:
-            self.close()
-            raise
+        self._numbers = itertools.count(1)  # of messages, calls and replies
+        self._replies: dict[str, Message] = {}  # by the id of the message; nobody has asked for them yet
+        self._notes: set[str] = set()
+        self._loaded = False
+        app = client_app if isinstance(client_app, str) else pickled(client_app)
+        memory = resources.state_memory << 20
+        settings = HostSettings(app, num_clients, self._run.run_id, dict(run_config), stacked, memory)
+        self._fleet = Fleet(settings, resources, loads)
 
     # --- Flower's Grid ---------------------------------------------------------------------------------------------
 
@@ -121,17 +100,17 @@ class RayGrid(Grid):
         Raises FedMoEError for a node that does not exist, or when the client app cannot be loaded.
         """
         requests = list(messages)
-        self._send(requests, self._call(requests))
+        self._send(requests)
         return [request.metadata.message_id for request in requests]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return, once, the replies that have come to these messages, in the order of the ids; does not wait.
 
-        Hosts get a few chunks at a time, and the next ones here: who pushes should pull now and then.
+        Hosts get their next chunks here: who pushes should pull now and then.
         """
-        while self._hosts.collect(0.0):
+        while self._collect(0.0):
             pass
-        return self._hosts.pop_replies(list(message_ids))
+        return self._replies_to(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return their replies in the order of the messages.
@@ -141,12 +120,11 @@ class RayGrid(Grid):
         Without a timeout every message gets a reply, be it an error.
         """
         requests = list(messages)
-        deadline = None if timeout is None else time.time() + timeout
-        call = self._call(requests, deadline)
-        self._wait(self._send(requests, call), deadline)
-        if deadline is not None:
-            self._hosts.give_up(call)
-        return self._hosts.pop_replies([request.metadata.message_id for request in requests])
+        call = self._send(requests, None if timeout is None else time.monotonic() + timeout)
+        self._wait(call)
+        if call.left:
+            self._give_up(call)
+        return self._replies_to(request.metadata.message_id for request in requests)
 
     # --- beyond Flower's Grid --------------------------------------------------------------------------------------
 
@@ -158,112 +136,164 @@ class RayGrid(Grid):
         """Send messages and return what each host's reducer makes of its clients' replies, host by host.
 
         ``reducer`` makes the object that merges; it is pickled and called once on each host, which adds the replies in
-        the order of the clients' ids. Waits for all; each client's reply is in a merged one, or an error. Where the
-        cohort is uneven, a host with less to do executes some clients of another one.
+        the order of the clients' ids. Waits for all; each client's reply is in a merged one, or an error.
         """
-        requests = sorted(messages, key=lambda request: request.metadata.dst_node_id)
-        call = self._call(requests, reducer=reducer)
-        self._wait(self._send(requests, call), None)
-        self._hosts.send_home(call.guests)
-        return call.replies()
+        call = self._send(sorted(messages, key=lambda request: request.metadata.dst_node_id), reducer=reducer)
+        self._wait(call)
+        return [reply for _, replies in sorted(call.merged.items()) for reply in replies]
 
     def save_clients(self, folder: Path) -> int:
         """Write the private state of every client that has any into ``folder``; return the number of clients.
 
-        A file per host and ``clients.json``. The grid keeps the files open: a host that dies later starts again
-        from them and from what has changed since, wherever they have been moved meanwhile. On a cluster all machines
-        must see the folder.
+        The grid keeps the file open, wherever it is moved: a host that dies later starts again from it.
         """
+        self._drain()
         folder.mkdir(parents=True, exist_ok=True)
-        counts = self._hosts.save(folder)
-        write_index(folder, len(self._client_ids), counts)
-        return sum(counts.values())
+        return self._fleet.save(folder / CLIENTS_FILE)
 
     def load_clients(self, folder: Path) -> int:
         """Replace all clients' private state by what ``save_clients`` wrote; return the number of clients.
 
-        The number of hosts may be another one than when it was written. Raises FedMoEError for a missing or damaged
-        file, or one of a federation of another size; the state is then undefined and the run should stop.
+        The number of hosts may be another one. Raises FedMoEError for a missing or damaged file, or one of a federation
+        of another size; the state is then undefined and the run should stop.
         """
-        return self._hosts.load(folder, read_index(folder, len(self._client_ids)))
+        self._drain()
+        return self._fleet.load(folder / CLIENTS_FILE)
 
     def close(self) -> None:
         """End the hosts, and Ray if this grid has started it. May be called more than once."""
-        if self._fleet is not None:
-            self._fleet.close()
-        if self._owns_ray:
-            self._owns_ray = False
-            ray.shutdown()
+        self._loaded = False
+        self._fleet.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
-    # --- sending ---------------------------------------------------------------------------------------------------
-
-    @property
-    def _hosts(self) -> RayFleet:
-        assert self._fleet is not None
-        return self._fleet
-
-    def _call(
-        self,
-        requests: Sequence[Message],
-        deadline: float | None = None,
-        reducer: Callable[[], Reducer] | None = None,
+    def _send(
+        self, requests: Sequence[Message], deadline: float | None = None, reducer: Callable[[], Reducer] | None = None
     ) -> Call:
-        """Number the requests and put what they share in the object store."""
-        self._hosts.wait_until_loaded()
+        """Cut messages into chunks for their clients' hosts, and let these begin."""
+        if not self._loaded:
+            self._fleet.wait_until_loaded()
+            self._loaded = True
+        clients = [self._client_ids.client_of(request.metadata.dst_node_id) for request in requests]
         for request in requests:
-            node_id = request.metadata.dst_node_id
-            if node_id not in self._client_ids:
-                last = FIRST_NODE_ID + len(self._client_ids) - 1
-                raise FedMoEError(f"a message is addressed to node {node_id}: the nodes are {FIRST_NODE_ID} to {last}")
             number_message(request, str(next(self._numbers)))
-        keys: dict[int, int] = {}
-        shared: dict[int, object] = {}
-        for identity, record in shared_records([request.content for request in requests]).items():
-            if isinstance(record, ArrayRecord):  # the others are small and travel inside the chunks
-                keys[identity] = next(self._keys)
-                shared[keys[identity]] = record
-        key = None
-        if reducer is not None:
-            key = next(self._keys)
-            shared[key] = reducer
+        shared, contents = split_shared([request.content for request in requests])
         # In one piece: the reducer's arrays are those of the model, which are then written once.
-        return Call(next(self._keys), ray.put(shared), list(shared), keys, deadline, key)
-
-    def _send(self, requests: Sequence[Message], call: Call) -> list[Chunk]:
-        """Cut the requests into chunks for their clients' hosts, and let these begin."""
-        clients = [self._client_ids[request.metadata.dst_node_id] for request in requests]
+        call = Call(next(self._numbers), ray.put(Shared(shared, reducer)), contents, deadline, reducer is not None)
         by_host: dict[int, list[Message]] = {}
-        for request, host in zip(requests, self._hosts.pinning[clients].tolist(), strict=True):
+        for request, host in zip(requests, self._fleet.pinning[clients].tolist(), strict=True):
             by_host.setdefault(host, []).append(request)
-        chunks = {}
         for host, batch in sorted(by_host.items()):
-            parts = batches(batch, self._chunk_size(batch, call))
-            chunks[host] = [Chunk(call, p, [self._client_ids[r.metadata.dst_node_id] for r in p]) for p in parts]
-            chunks[host][-1].last = True
-        self._hosts.add(chunks)
-        return [chunk for part in chunks.values() for chunk in part]
+            # Replies are about as large as the arrays that were sent.
+            sent = None if call.merges else sum(r.count_bytes() for r in batch[0].content.array_records.values())
+            stacked = self._stacked and batch[0].metadata.message_type == "train"
+            # Before a deadline each reply counts as soon as it is there.
+            size = chunk_size(len(batch), sent, stacked) if deadline is None else 1
+            for start in range(0, len(batch), size):
+                chunk = Chunk(call, batch[start : start + size], last=start + size >= len(batch))
+                self._fleet.hosts[host].chunks.append(chunk)
+                call.left += 1
+            self._go_on(self._fleet.hosts[host])
+        return call
 
-    def _chunk_size(self, batch: Sequence[Message], call: Call) -> int:
-        if call.deadline is not None:
-            return 1  # each reply counts as soon as it is there
-        # Replies are about as large as the arrays that were sent.
-        sent = batch[0].content.array_records.values()
-        size = None if call.reducer is not None else sum(record.count_bytes() for record in sent)
-        return chunk_size(len(batch), size, self._stacked and batch[0].metadata.message_type == "train")
+    def _go_on(self, host: RemoteHost) -> None:
+        """Hand chunks to the actor, a few at a time: their replies take up memory until they are read."""
+        for chunk in itertools.islice(host.chunks, IN_FLIGHT):
+            call = chunk.call
+            if call.deadline is not None and (chunk is not host.chunks[0] or time.monotonic() > call.deadline):
+                return  # a message is not begun after the deadline, so it does not wait in the actor
+            if chunk.reference is None:
+                if call.key not in host.known:
+                    host.known.add(call.key)
+                    host.actor.receive.options(num_returns=0).remote(call.key, call.shared)
+                jobs = [
+                    Job(self._client_ids[m.metadata.dst_node_id], m.metadata, call.contents[id(m.content)])
+                    for m in chunk.requests
+                ]
+                chunk.reference = host.actor.execute.remote(Work(call.key, jobs, chunk.last))
 
-    def _wait(self, chunks: Sequence[Chunk], deadline: float | None) -> None:
-        """Wait until all chunks are done, or for the deadline."""
-        waiting = list(chunks)
-        while waiting:
-            if waiting[-1].done:
-                waiting.pop()
-            elif not self._hosts.collect(None if deadline is None else max(0.0, deadline - time.time())):
-                return
+    def _wait(self, call: Call) -> None:
+        """Wait until all chunks of a call are done, or for its deadline."""
+        end = call.deadline
+        while call.left and self._collect(None if end is None else max(0.0, end - time.monotonic())):
+            pass
+
+    def _collect(self, timeout: float | None) -> bool:
+        """Wait for the next chunk of any host and keep its replies; return False if none came in time."""
+        # A host works in order, so the next chunk to be ready is the first one of some host.
+        heads = {host.chunks[0].reference: host for host in self._fleet.hosts if host.chunks}
+        heads.pop(None, None)  # of a message that is not begun, because of its deadline
+        if not heads:
+            return False
+        ready, _ = ray.wait(list(heads), num_returns=1, timeout=timeout)
+        for reference in ready:
+            host = heads[reference]
+            try:
+                outcome: Outcome = ray.get(reference)
+            except RayError as error:
+                lost, kind, reason = self._fleet.recover(host, error)
+                for chunk in lost:
+                    self._keep(host, chunk, [error_reply(request, kind, reason) for request in chunk.requests])
+            else:
+                self._accept(host, outcome)
+            self._go_on(host)
+        return bool(ready)
+
+    def _accept(self, host: RemoteHost, outcome: Outcome) -> None:
+        """Take what has come of a host's first chunk."""
+        chunk = host.chunks.popleft()
+        chunk.reference = None  # or the object store would keep the outcome until the call is over
+        if chunk.call.merges:
+            # The merged replies are in the host's memory until its last chunk: until then nothing counts.
+            host.merged.append(chunk)
+            host.staged.put(outcome.changed)
+        else:
+            self._fleet.changed.put(outcome.changed)
+        self._keep(host, chunk, outcome.replies)
+        if chunk.last:
+            self._fleet.changed.put(host.staged.items())
+            host.staged.clear()
+            host.merged.clear()
+            self._forget(host, chunk.call)
+        if not host.chunks:
+            host.deaths = 0
+        for note in set(outcome.notes) - self._notes:
+            self._notes.add(note)
+            logger.warning("%s", note)
+
+    def _keep(self, host: RemoteHost, chunk: Chunk, replies: Sequence[Message]) -> None:
+        """Number the replies to a chunk and keep them for whoever waits for them."""
+        call = chunk.call
+        call.left -= 1
+        for reply in replies if call.wanted else []:
+            number_message(reply, f"r{next(self._numbers)}")
+            if call.merges:
+                call.merged.setdefault(host.index, []).append(reply)
+            else:
+                self._replies[reply.metadata.reply_to_message_id] = reply
+
+    def _replies_to(self, message_ids: Iterable[str]) -> list[Message]:
+        return [self._replies.pop(number) for number in message_ids if number in self._replies]
+
+    def _give_up(self, call: Call) -> None:
+        """Do no more of a call, and drop what still comes of it."""
+        call.wanted = False
+        for host in self._fleet.hosts:
+            host.chunks = deque(c for c in host.chunks if c.call is not call or c.reference is not None)
+            self._forget(host, call)
+            self._go_on(host)
+
+    def _forget(self, host: RemoteHost, call: Call) -> None:
+        if call.key in host.known:
+            host.known.remove(call.key)
+            host.actor.forget.options(num_returns=0).remote(call.key)
+
+    def _drain(self) -> None:
+        """Wait until no host owes anything."""
+        self._fleet.wait_until_loaded()
+        while self._collect(None):
+            pass

@@ -1,263 +1,258 @@
-"""The driver's side of one host: its actor, the chunks it has yet to do, and how it is started."""
+"""A host: keeps many clients and their private state resident, and executes their messages. It runs as a Ray actor.
+
+It imports neither torch, the model nor the data: those come with the client app, if it wants them.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import gc
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import ray
-from flwr.app import Message
-from flwr.clientapp import ClientApp
-from ray import cloudpickle
-from ray.exceptions import RayError, RayTaskError
+from flwr.app import Context, Message, RecordDict
 
 from fedmoe.errors import FedMoEError
-from simulation.ray.client_host import ClientHost
-from simulation.ray.cluster import worker_environment
-from simulation.ray.host_work import HostSettings, Job, Work
+from fedmoe.failures import FailureKind, reason_of
+from simulation.client_apps import load_client_app, load_named
+from simulation.flower_runtime import (
+    NUM_PARTITIONS,
+    PARTITION_ID,
+    Record,
+    call_client,
+    copy_records,
+    error_reply,
+    make_message,
+    records_from_bytes,
+    records_to_bytes,
+)
+from simulation.ray.work import HostSettings, Job, Outcome, Reducer, Shared, Stacked, Work
 
-IN_FLIGHT = 2  # chunks that an actor has at once: one it works on, and the next, so that it need not wait for it
-ADOPTED_BYTES = 32 << 20  # of clients' state in one call
-LOADING_LOOK = 2.0  # seconds between two looks whether there is still room for a host that does not come up
+CHUNK_MESSAGES = 32  # at most, where replies travel: more would delay the first ones
+CHUNK_BYTES = 64 << 20  # about, of replies: they pass through the object store in one piece
+MERGED_MESSAGES = 64  # at most, where a host merges the replies: a chunk is then its sign of life
+STACKED_MESSAGES = 256  # at most, where clients are trained in stacks: enough to sort them by length
+CLIENTS = "num-clients"  # metric of a reply that stands for several clients: how many
 
 
-@dataclass
-class Call:
-    """One exchange of messages with any number of hosts.
+class StateTable:
+    """Client id -> serialised private state: a temporary SQLite database, in memory up to a limit, beyond it on disk.
 
-    Attributes:
-        key: its number.
-        shared: reference of what the hosts need besides the messages: key -> a record that many of these carry, or the
-            reducer's factory.
-        keys: those of ``shared``.
-        record_keys: ``id()`` of a record of the messages -> its key.
-        deadline: see ``Work``.
-        reducer: key of the reducer's factory; None: all replies come back.
-        wanted: False once nobody waits for the replies.
-        guests: client id -> serialised private state, of the clients that are executed by another host than theirs.
-        merged: by host: what its reducer returned, and errors; filled in any order.
+    The file has no name (it lies under TMPDIR), so a process that is killed leaves none.
     """
 
-    key: int
-    shared: Any
-    keys: Sequence[int]
-    record_keys: dict[int, int]
-    deadline: float | None = None
-    reducer: int | None = None
-    wanted: bool = True
-    guests: Mapping[int, bytes] = field(default_factory=dict)
-    merged: dict[int, list[Message]] = field(default_factory=dict)
+    def __init__(self, memory: int) -> None:
+        """``memory``: bytes that may be kept in memory, about."""
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        for pragma in ("page_size = 65536", f"cache_size = -{memory >> 10}", "journal_mode = OFF", "synchronous = OFF"):
+            self._database.execute(f"PRAGMA {pragma}")
+        self._database.execute("CREATE TABLE states (client INTEGER PRIMARY KEY, state BLOB)")
 
-    def replies(self) -> list[Message]:
-        """Return what is left of merged replies, host by host: sums must not depend on which one was first."""
-        return [reply for _, replies in sorted(self.merged.items()) for reply in replies]
+    def get(self, client_id: int) -> bytes | None:
+        """Return a client's state, None if there is none."""
+        row = self._query("SELECT state FROM states WHERE client = ?", client_id)
+        return row and bytes(row[0])
 
-
-@dataclass
-class Chunk:
-    """Messages of a call that a host executes at once, with the number of each one's client.
-
-    ``last``: of its call and host. ``done``: its replies, errors among them, are there.
-    """
-
-    call: Call
-    requests: Sequence[Message]
-    client_ids: Sequence[int]
-    last: bool = False
-    done: bool = False
-    reference: Any = None
-
-    def work(self) -> Work:
-        """Return it as it travels: records that are shared as their keys."""
-        keys = self.call.record_keys
-        contents = {id(request.content): request.content for request in self.requests}
-        travelling = {
-            identity: {name: keys.get(id(record), record) for name, record in content.items()}
-            for identity, content in contents.items()
-        }
-        jobs = [
-            Job(client_id, request.metadata, travelling[id(request.content)], self.call.guests.get(client_id))
-            for client_id, request in zip(self.client_ids, self.requests, strict=True)
-        ]
-        return Work(jobs, self.call.deadline, self.call.reducer, self.last)
-
-
-class RayHost:
-    """One Ray actor and what it owes. It executes its chunks in the order in which it got them.
-
-    Attributes:
-        working: chunks that the actor has, oldest first.
-        deaths: how often the actor has died since it last owed nothing.
-        homecoming: state of clients that were another host's guests, on its way to the actor.
-    """
-
-    def __init__(self, index: int, settings: HostSettings, client_cpus: float, client_gpus: float) -> None:
-        """Start the actor, without waiting for it."""
-        self.index = index
-        self._settings = settings
-        self._client_cpus = client_cpus
-        self._client_gpus = client_gpus
-        self.working: deque[Chunk] = deque()
-        self.deaths = 0
-        self._waiting: deque[Chunk] = deque()
-        self._merged: list[Chunk] = []  # done, but their replies are in the actor's reducer yet
-        self.start(crowded=False)
-
-    # --- the actor -------------------------------------------------------------------------------------------------
-
-    def start(self, crowded: bool) -> None:
-        """Start the actor. ``crowded``: beside the others of a machine, which is left with too little for all."""
-        actor_class: Any = ray.remote(ClientHost)
-        self._actor: Any = actor_class.options(
-            num_cpus=0 if crowded else self._client_cpus,
-            num_gpus=0 if crowded else self._client_gpus,
-            scheduling_strategy="SPREAD",  # over the machines of a cluster, as many as fit on each
-            max_restarts=0,  # a restarted actor has lost its clients' state: the fleet starts it again itself
-            runtime_env={"env_vars": worker_environment(self._client_cpus, self._client_gpus)},
-        ).remote(self._settings)
-        self._crowded = crowded
-        self._known: set[int] = set()  # calls whose shared records the actor has
-        self.homecoming: list[Any] = []
-        self._loading = self._actor.load.remote()
-
-    def wait_until_loaded(self, fits: Callable[[], bool]) -> None:
-        """Wait for the ClientApp's import; ``fits``: whether the cluster has, by now, room for all hosts.
-
-        Raises FedMoEError if the import fails, or (HostDied) if the actor dies of it.
-        """
-        while not ray.wait([self._loading], timeout=LOADING_LOOK)[0]:
-            if not self._crowded and not fits():
-                self.stop()
-                self.start(crowded=True)
-        self.result(self._loading, "loading the client app")
-
-    def stop(self) -> None:
-        """End the actor at once."""
-        ray.kill(self._actor)
-
-    # --- chunks ----------------------------------------------------------------------------------------------------
-
-    @property
-    def idle(self) -> bool:
-        """Whether it owes nothing."""
-        return not self.working and not self._waiting
-
-    def add(self, chunks: Sequence[Chunk]) -> None:
-        """Have chunks executed after those that it has got."""
-        self._waiting.extend(chunks)
-        self.go_on()
-
-    def go_on(self) -> None:
-        """Hand chunks to the actor, a few at a time: their replies take up memory until they are read."""
-        while self._waiting and len(self.working) < IN_FLIGHT:
-            chunk = self._waiting.popleft()
-            if chunk.call.key not in self._known:
-                self._known.add(chunk.call.key)
-                self._actor.receive.options(num_returns=0).remote(chunk.call.shared)
-            chunk.reference = self._actor.execute.remote(chunk.work())
-            self.working.append(chunk)
-
-    def finish(self) -> Chunk:
-        """Take the oldest chunk off the actor's list, its outcome having come."""
-        chunk = self.working.popleft()
-        chunk.done, chunk.reference = True, None  # or the object store would keep the outcome until the call is over
-        if chunk.last:
-            self._forget(chunk.call)
-        elif chunk.call.reducer is not None:
-            self._merged.append(chunk)
-        if self.idle:
-            self.deaths = 0
-        self.go_on()
-        return chunk
-
-    def give_up(self, call: Call) -> None:
-        """Do no more of a call; what the actor is at it finishes."""
-        self._waiting = deque(chunk for chunk in self._waiting if chunk.call is not call)
-        self._forget(call)
-
-    def unfinished(self) -> list[Chunk]:
-        """Take everything off the list that is not done for good, and return it in order; begin all calls anew."""
-        chunks = [*self._merged, *self.working, *self._waiting]
-        for call in {chunk.call.key: chunk.call for chunk in chunks}.values():
-            self._forget(call)
-        self._merged, self.working, self._waiting = [], deque(), deque()
-        for chunk in chunks:
-            chunk.done = False
-        return chunks
-
-    def _forget(self, call: Call) -> None:
-        self._merged = [chunk for chunk in self._merged if chunk.call is not call]
-        if call.key in self._known:
-            self._known.remove(call.key)
-            self._actor.forget.options(num_returns=0).remote(list(call.keys))
-
-    # --- private state ---------------------------------------------------------------------------------------------
-
-    def save(self, path: str) -> Any:
-        """Begin to write the clients' state; pass what is returned to ``result``."""
-        return self._actor.save.remote(path)
-
-    def restore(self, paths: Sequence[str], pinning: Any) -> Any:
-        """Begin to replace the clients' state by that in files; pass what is returned to ``result``."""
-        return self._actor.restore.remote(list(paths), pinning, self.index)
-
-    def states(self, client_ids: Sequence[int]) -> Any:
-        """Begin to fetch some clients' state; pass what is returned to ``result``."""
-        return self._actor.states.remote(list(client_ids))
-
-    def adopt(self, states: Sequence[tuple[int, bytes]]) -> Any:
-        """Begin to replace some clients' state; pass what is returned to ``result``."""
-        return self._actor.adopt.remote(states)
-
-    def replace(self, states: Iterator[tuple[int, bytes]]) -> int:
-        """Replace the clients' state; return the number of clients. Raises FedMoEError (HostDied) if that fails."""
-        doing = "restoring its clients' state"
-        self.result(self._actor.clear.remote(), doing)
-        batch: list[tuple[int, bytes]] = []
-        size = 0
-        for client_id, state in states:
-            batch.append((client_id, state))
-            size += len(state)
-            if size > ADOPTED_BYTES:
-                self.result(self.adopt(batch), doing)
-                batch, size = [], 0
-        count: int = self.result(self.adopt(batch), doing)
-        return count
-
-    def result(self, reference: Any, doing: str) -> Any:
-        """Wait for what has been begun and return it: of most, a number of clients.
-
-        Raises FedMoEError if it failed, and HostDied if the actor is gone.
-        """
+    def put(self, states: Iterable[tuple[int, bytes]]) -> None:
+        """Keep states in place of these clients' earlier ones. Raises FedMoEError if the disk cannot take them."""
         try:
-            return ray.get(reference)
-        except RayTaskError as error:
-            if isinstance(error.cause, FedMoEError):
-                raise FedMoEError(str(error.cause)) from None
-            raise FedMoEError(f"host {self.index} failed while {doing}: {first_line(error.cause)}") from error
-        except RayError as error:
-            raise HostDied(f"host {self.index} died while {doing}: {first_line(error)}") from error
+            self._database.executemany("REPLACE INTO states VALUES (?, ?)", states)
+        except sqlite3.Error as error:
+            raise FedMoEError(
+                f"clients' state does not fit on the disk ({error}): free space, or point TMPDIR to another disk"
+            ) from error
+
+    def items(self) -> Iterator[tuple[int, bytes]]:
+        """Yield (client id, state) in the order of the ids."""
+        yield from self._database.execute("SELECT client, state FROM states ORDER BY client")
+
+    def clear(self) -> None:
+        """Forget all clients."""
+        self._query("DELETE FROM states")
+
+    def _query(self, words: str, *values: int) -> Any:
+        return self._database.execute(words, values).fetchone()
 
 
-class HostDied(FedMoEError):
-    """The actor's process is gone, and with it what it had not handed over."""
+class ClientHost:
+    """Executes clients one after the other, or a stack at once, and keeps their private state between rounds."""
+
+    def __init__(self, settings: HostSettings) -> None:
+        """Remember the settings; ``load`` imports the app, so that its errors come out of a normal call."""
+        self._settings = settings
+        self._states = StateTable(settings.state_memory)
+        self._calls: dict[int, Shared] = {}
+        self._reducers: dict[int, Reducer] = {}
+        self._stacked: Stacked | None = None
+        self._settled = False
+
+    def load(self) -> None:
+        """Import the ClientApp. Raises FedMoEError if that fails."""
+        gc.disable()  # there is nothing to collect among imports, and looking for it takes most of a second
+        try:
+            if self._settings.stacked is not None:
+                self._stacked = load_named(self._settings.stacked, "stacked client function")
+            self._app = load_client_app(self._settings.app)
+        finally:
+            gc.freeze()
+            gc.enable()
+
+    def receive(self, call: int, shared: Shared) -> None:
+        """Keep what the messages of an exchange share until ``forget``."""
+        self._calls[call] = shared
+
+    def forget(self, call: int) -> None:
+        """Drop what belongs to an exchange that is over."""
+        self._calls.pop(call, None)
+        self._reducers.pop(call, None)
+
+    def execute(self, work: Work) -> Outcome:
+        """Execute messages; keep the private state of their clients, and hand over what changed of it."""
+        outcome = Outcome()
+        factory = self._calls[work.call].reducer
+        replies: Iterable[Message] | None = None
+        if self._stacked is not None and _stackable(work.jobs):
+            replies = self._in_a_stack(self._stacked, work, outcome)
+        if replies is None:
+            replies = self._one_by_one(work, outcome)
+        if factory is None:
+            outcome.replies.extend(replies)
+        else:
+            if work.call not in self._reducers:
+                self._reducers[work.call] = factory()
+            for reply in replies:
+                self._reducers[work.call].add(reply)
+            if work.last:
+                outcome.replies.extend(self._reducers[work.call].replies())
+        if not self._settled:
+            # Model and data stay, as the modules do. The collector would go through all of them every few seconds, for
+            # a quarter of a second each time, while the other hosts wait for this one.
+            gc.freeze()
+            self._settled = True
+        return outcome
+
+    def _one_by_one(self, work: Work, outcome: Outcome) -> Iterator[Message]:
+        contents = self._contents(work)
+        for job in work.jobs:
+            message, context, before = self._call(job, contents)
+            reply, after = call_client(self._app, message, context), before
+            try:
+                after = records_to_bytes(context.state)
+            except ValueError as error:  # a number that Flower's wire format has no room for
+                reply = error_reply(message, FailureKind.RAISED, reason_of(error))
+            self._keep(job.client_id, before, after, outcome)
+            yield reply
+
+    def _in_a_stack(self, stacked: Stacked, work: Work, outcome: Outcome) -> list[Message] | None:
+        """Execute all messages at once; None: that failed, nothing has changed, and they have to go one by one."""
+        contents = self._contents(work)
+        messages, contexts, before = zip(*(self._call(job, contents) for job in work.jobs), strict=True)
+        reduce = self._calls[work.call].reducer is not None
+        try:
+            replies = _matched(messages, stacked(messages, contexts, reduce), reduce)
+            after = [records_to_bytes(context.state) for context in contexts]
+        except Exception as error:  # one bad client must not cost the others their round
+            outcome.notes.append(f"clients are trained one by one where a stack of them fails: {reason_of(error)}")
+            return None
+        for job, old, new in zip(work.jobs, before, after, strict=True):
+            self._keep(job.client_id, old, new, outcome)
+        return replies
+
+    def _contents(self, work: Work) -> dict[int, RecordDict]:
+        """Return ``id()`` of a job's content -> the content with its shared records; usually all jobs have the same."""
+        shared = self._calls[work.call].records
+        contents: dict[int, RecordDict] = {}
+        for job in work.jobs:
+            if id(job.content) not in contents:
+                content = contents[id(job.content)] = RecordDict()
+                for name, record in job.content.items():
+                    content[name] = shared[record] if isinstance(record, int) else record
+        return contents
+
+    def _call(self, job: Job, contents: Mapping[int, RecordDict]) -> tuple[Message, Context, bytes]:
+        """Return what a client is called with, and its serialised private state."""
+        settings = self._settings
+        # A copy: whatever a client does to its message, the next one gets the original.
+        message = make_message(metadata=job.metadata, content=copy_records(contents[id(job.content)]))
+        state = self._states.get(job.client_id) or b""
+        context = Context(
+            run_id=settings.run_id,
+            node_id=job.metadata.dst_node_id,
+            node_config={PARTITION_ID: job.client_id, NUM_PARTITIONS: settings.num_clients},
+            state=records_from_bytes(state),
+            run_config=dict(settings.run_config),
+        )
+        return message, context, state
+
+    def _keep(self, client_id: int, before: bytes, after: bytes, outcome: Outcome) -> None:
+        if after != before:
+            self._states.put([(client_id, after)])
+            outcome.changed.append((client_id, after))
+
+    def adopt(self, states: Iterable[tuple[int, bytes]], anew: bool = False) -> None:
+        """Keep the serialised states of some clients; ``anew``: and forget all others, and all exchanges."""
+        if anew:
+            self._states.clear()
+            self._calls.clear()
+            self._reducers.clear()
+        self._states.put(states)
 
 
-def first_line(error: BaseException) -> str:
-    """Return the type and the first line of an exception's message: Ray's go on for a page."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def clients_in(reply: Message) -> int:
+    """Return the number of clients that a reply stands for."""
+    if reply.has_content():
+        for record in reply.content.metric_records.values():
+            if isinstance(count := record.get(CLIENTS), int):
+                return count
+    return 1
 
 
-def pickled_app(app: ClientApp) -> bytes:
-    """Serialise a ClientApp object for the hosts. Raises FedMoEError if it cannot be done."""
-    try:
-        data: bytes = cloudpickle.dumps(app)  # type: ignore[no-untyped-call]
-    except Exception as error:
-        raise FedMoEError(
-            f"the ClientApp object cannot be sent to the clients' hosts ({first_line(error)}): "
-            "name it as 'module:attribute' instead"
-        ) from error
-    return data
+def _stackable(jobs: Sequence[Job]) -> bool:
+    """Whether messages may be executed at once: a client's second one needs the state that the first one leaves."""
+    clients = {job.client_id for job in jobs}
+    return len(clients) == len(jobs) and all(job.metadata.message_type == "train" for job in jobs)
+
+
+def _matched(messages: Sequence[Message], replies: Sequence[Message], reduce: bool) -> list[Message]:
+    """Check that replies stand for all messages; in the order of the messages unless they are reduced."""
+    if reduce:
+        clients = sum(clients_in(reply) for reply in replies)
+        if clients != len(messages):
+            raise ValueError(f"the stacked function answered for {clients} clients of {len(messages)}")
+        return list(replies)
+    by_message = {reply.metadata.reply_to_message_id: reply for reply in replies}
+    if len(replies) != len(messages) or any(message.metadata.message_id not in by_message for message in messages):
+        raise ValueError(
+            f"the stacked function gave {len(replies)} replies that do not match its {len(messages)} messages"
+        )
+    return [by_message[message.metadata.message_id] for message in messages]
+
+
+def split_shared(contents: Sequence[RecordDict]) -> tuple[list[Record], dict[int, dict[str, Record | int]]]:
+    """Return the ArrayRecords that several contents hold, and ``id()`` of a content -> the content as it travels.
+
+    A content travels with the place of a shared record in place of the record. Other records are small.
+    """
+    arrays = [record for content in contents for record in content.array_records.values()]
+    times = Counter(id(record) for record in arrays)
+    shared: list[Record] = list({id(record): record for record in arrays if times[id(record)] > 1}.values())
+    places = {id(record): place for place, record in enumerate(shared)}
+    travelling: dict[int, dict[str, Record | int]] = {}
+    for content in contents:
+        if id(content) not in travelling:
+            travelling[id(content)] = {name: places.get(id(record), record) for name, record in content.items()}
+    return shared, travelling
+
+
+def chunk_size(messages: int, reply_bytes: int | None, stacked: bool = False) -> int:
+    """Return how many of a host's messages go into one chunk.
+
+    ``reply_bytes``: of one reply, about; None: the host merges the replies. ``stacked``: clients are trained in stacks.
+    Replies that travel one by one do so an eighth at a time, so that they are read while the host works on.
+    """
+    fit = messages if reply_bytes is None else max(1, CHUNK_BYTES // max(reply_bytes, 1))
+    if reply_bytes is not None and not stacked:
+        return min(-(-messages // 8), CHUNK_MESSAGES, fit)
+    chunks = -(-messages // (min(fit, STACKED_MESSAGES) if stacked else MERGED_MESSAGES))  # equal, as few as possible
+    return -(-messages // chunks)

@@ -27,7 +27,7 @@ from data.registry import load_dataset
 from fedmoe.loading import load_settings, read_yaml, settings_from
 from fedmoe_server.report.client_ranks import read_client_ranks
 from simulation.flower_runtime import records_to_bytes
-from simulation.ray.client_files import write_clients, write_index
+from simulation.ray.client_files import CLIENTS_FILE, write_clients
 
 
 def run_folder(folder: Path, words: Sequence[str], completed: bool = True) -> str:
@@ -72,8 +72,7 @@ def test_tables_by_hand() -> None:
 
 
 def test_clients_that_lack_a_private_parameter_are_left_out(tmp_path: Path) -> None:
-    write_clients(tmp_path / "a.bin", [(0, records_to_bytes(RecordDict()))])
-    write_index(tmp_path, 1, {"a.bin": 1})
+    write_clients(tmp_path / CLIENTS_FILE, 1, [(0, records_to_bytes(RecordDict()))])
     assert private_parameters(tmp_path, 1, ["gate.value"]) == {}
     assert private_parameters(tmp_path, 1, []) == {}
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
@@ -35,8 +35,12 @@ def train(message: Message, context: Context) -> Message:
         kept = context.state.get("private", ArrayRecord({"visits": Array(np.zeros(1, np.int64))}))
         kept["visits"] = Array(kept["visits"].numpy() + 1)
         context.state["private"] = kept
+    if listed(config, "empty", client_id):
+        del context.state["private"]
     if listed(config, "raise", client_id):
         raise RuntimeError("out of\nluck")
+    if listed(config, "answer", client_id):
+        return Message(Error(code=101, reason="no wish"), reply_to=message)
     if listed(config, "exit", client_id):
         os._exit(1)
     if listed(config, "exit_once", client_id) and not os.path.exists(str(config["marker"])):

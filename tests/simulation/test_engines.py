@@ -15,11 +15,15 @@ from fedmoe.errors import FedMoEError
 from fedmoe.settings import SimulationSettings
 from simulation import run_simulation
 from simulation.flower_runtime import console_handler
-from simulation.ray.cluster import start_ray
 
 CLIENTS = 8
-RESOURCES = SimulationSettings(client_cpus=0.5)
-FAILURE = "client 5: train: RuntimeError: out of luck"
+FAILURE = "RuntimeError: out of luck"
+
+
+@pytest.fixture
+def resources(ray_address: str) -> SimulationSettings:
+    """Two hosts, or processes of Flower's runtime, on the session's Ray."""
+    return SimulationSettings(ray_address=ray_address, client_cpus=1, hosts=2)
 
 
 def outcome(
@@ -33,16 +37,13 @@ def outcome(
         return dict(file)
 
 
-def test_flower_and_ray_agree_to_the_last_bit(tmp_path: Path) -> None:
+def test_flower_and_ray_agree_to_the_last_bit(resources: SimulationSettings, tmp_path: Path) -> None:
     level = console_handler.level
-    flower = outcome("flower", RESOURCES, tmp_path)
+    flower = outcome("flower", resources, tmp_path)
     assert not ray.is_initialized()
-    start_ray()
-    try:
-        two = outcome("ray", SimulationSettings(client_cpus=0.25, hosts=2), tmp_path)
-        three = outcome("ray", SimulationSettings(client_cpus=0.25, hosts=3), tmp_path)
-    finally:
-        ray.shutdown()
+    two = outcome("ray", resources, tmp_path)
+    three = outcome("ray", resources.model_copy(update={"hosts": 3, "client_cpus": 0.25}), tmp_path)
+    assert not ray.is_initialized()
     for other in (two, three):
         assert flower.keys() == other.keys()
         assert all(flower[name].tobytes() == other[name].tobytes() for name in flower if name != "processes")
@@ -54,7 +55,7 @@ def test_flower_and_ray_agree_to_the_last_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["ray", "flower"])
-def test_what_the_server_raises_comes_out(engine: str) -> None:
+def test_what_the_server_raises_comes_out(engine: str, resources: SimulationSettings) -> None:
     server_app = ServerApp()
 
     @server_app.main()
@@ -62,18 +63,18 @@ def test_what_the_server_raises_comes_out(engine: str) -> None:
         raise FedMoEError(f"nothing for {context.run_config['colour']}")
 
     with pytest.raises(FedMoEError, match=r"^nothing for red$"):
-        run_simulation(engine, server_app, "simulation_apps:app", 2, {"colour": "red"}, RESOURCES)
+        run_simulation(engine, server_app, "simulation_apps:app", 2, {"colour": "red"}, resources)
     assert not ray.is_initialized()
 
 
 def test_flower_does_not_start_with_a_client_app_that_is_not_there() -> None:
     with pytest.raises(FedMoEError, match=r"^client app 'no_such_module:app' cannot be loaded: ModuleNotFoundError"):
-        run_simulation("flower", ServerApp(), "no_such_module:app", 2, {}, RESOURCES)
+        run_simulation("flower", ServerApp(), "no_such_module:app", 2, {}, SimulationSettings())
 
 
 def test_unknown_engine_and_cluster() -> None:
     with pytest.raises(FedMoEError, match="simulation.engine 'spark' is not known"):
-        run_simulation("spark", ServerApp(), "simulation_apps:app", 2, {}, RESOURCES)
+        run_simulation("spark", ServerApp(), "simulation_apps:app", 2, {}, SimulationSettings())
     with pytest.raises(FedMoEError, match="cannot reach the Ray cluster at 127.0.0.1:9"):
         run_simulation(
             "ray",
@@ -81,16 +82,13 @@ def test_unknown_engine_and_cluster() -> None:
             "simulation_apps:app",
             2,
             {},
-            RESOURCES.model_copy(update={"ray_address": "127.0.0.1:9"}),
+            SimulationSettings(ray_address="127.0.0.1:9"),
         )
     with pytest.raises(FedMoEError, match="address 'here' is no address: write host:port"):
-        run_simulation(
-            "flower", ServerApp(), "simulation_apps:app", 2, {}, RESOURCES.model_copy(update={"ray_address": "here"})
-        )
+        run_simulation("flower", ServerApp(), "simulation_apps:app", 2, {}, SimulationSettings(ray_address="here"))
 
 
-def test_stacks_give_the_same_numbers(tmp_path: Path) -> None:
-    resources = SimulationSettings(client_cpus=0.25, hosts=2)
+def test_stacks_give_the_same_numbers(resources: SimulationSettings, tmp_path: Path) -> None:
     plain = outcome("ray", resources, tmp_path)
     stacked = outcome("vectorized", resources, tmp_path, "simulation_apps:train_stack")
     assert all(plain[name].tobytes() == stacked[name].tobytes() for name in plain if name != "processes")

@@ -1,12 +1,18 @@
-"""How many hosts fit on a machine, and what they find in their environment."""
+"""How many hosts fit on a machine, what they find in their environment, and which clients each keeps."""
 
 from __future__ import annotations
 
 import os
+import time
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from simulation.ray.cluster import _node_capacity, worker_environment
+from fedmoe.errors import FedMoEError
+from fedmoe.settings import SimulationSettings
+from simulation.ray.cluster import _node_capacity, pin_clients, worker_environment
 
 
 @pytest.mark.parametrize(
@@ -25,19 +31,53 @@ from simulation.ray.cluster import _node_capacity, worker_environment
     ],
 )
 def test_node_capacity(cpus: float, gpus: float, client_cpus: float, client_gpus: float, fits: int) -> None:
-    assert _node_capacity({"CPU": cpus, "GPU": gpus}, client_cpus, client_gpus) == fits
+    resources = SimulationSettings(client_cpus=client_cpus, client_gpus=client_gpus)
+    assert _node_capacity({"CPU": cpus, "GPU": gpus}, resources) == fits
 
 
 @pytest.mark.parametrize(("client_cpus", "threads"), [(0.25, "1"), (1, "1"), (2.5, "2")])
 def test_threads(client_cpus: float, threads: str) -> None:
-    environment = worker_environment(client_cpus, 0)
+    environment = worker_environment(SimulationSettings(client_cpus=client_cpus))
     assert environment["OMP_NUM_THREADS"] == environment["OPENBLAS_NUM_THREADS"] == threads
     assert "" not in environment["PYTHONPATH"].split(os.pathsep)
     assert int(environment["MALLOC_TRIM_THRESHOLD_"]) > int(environment["MALLOC_MMAP_THRESHOLD_"]) > 2**20
 
 
 def test_a_gpu_is_seen_where_a_client_has_a_part_of_it() -> None:
-    assert worker_environment(1, 0)["CUDA_VISIBLE_DEVICES"] == ""
-    environment = worker_environment(1, 0.25)
+    assert worker_environment(SimulationSettings())["CUDA_VISIBLE_DEVICES"] == ""
+    environment = worker_environment(SimulationSettings(client_gpus=0.25))
     assert "CUDA_VISIBLE_DEVICES" not in environment  # Ray says which one
     assert environment["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "0"
+
+
+def test_without_loads_it_is_the_id_modulo_hosts() -> None:
+    assert pin_clients(5, 2).tolist() == [0, 1, 0, 1, 0]
+
+
+def test_by_hand() -> None:
+    # 7 | 5; then 4 to the second (9), 3 to the first (10), 1 to the second (10).
+    assert pin_clients(5, 2, [5, 3, 7, 1, 4]).tolist() == [1, 0, 0, 1, 1]
+    assert pin_clients(4, 2, [0, 0, 0, 0]).tolist() == [0, 1, 0, 1]
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=60), st.integers(1, 7))
+def test_hosts_differ_by_one_client_at_most(loads: list[int], hosts: int) -> None:
+    pinning = pin_clients(len(loads), hosts, loads)
+    assert ((pinning >= 0) & (pinning < hosts)).all()
+    sums = np.bincount(pinning, weights=loads, minlength=hosts)
+    assert sums.max() - sums.min() <= max(loads)
+
+
+def test_a_million_clients_take_no_time() -> None:
+    loads = np.random.default_rng(0).pareto(1.5, 1_000_000) * 20
+    began = time.process_time()
+    pinning = pin_clients(len(loads), 4, loads)
+    assert time.process_time() - began < 5  # about a half second on an idle machine
+    sums = np.bincount(pinning, weights=loads)
+    assert sums.max() / sums.min() < 1.0001
+
+
+@pytest.mark.parametrize("loads", [[1, 2], [1, 2, -1], [1, 2, np.nan], [[1, 2, 3]]])
+def test_what_is_no_load(loads: object) -> None:
+    with pytest.raises(FedMoEError, match="loads"):
+        pin_clients(3, 2, loads)  # type: ignore[arg-type]

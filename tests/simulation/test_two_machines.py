@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import ray
-import simulation_apps as apps
+from grids import merge, told, visits
 from ray.cluster_utils import Cluster
 
 from simulation.ray.grid import RayGrid
@@ -27,27 +27,16 @@ def cluster() -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-def merge(grid: RayGrid, **config: object) -> list[bytes]:
-    """One round whose replies are merged; the sums of the hosts."""
-    reduced = grid.send_and_reduce(apps.requests(list(grid.get_node_ids()), **config), apps.Summing)
-    return [reply.content["arrays"]["w"].data for reply in reduced]
-
-
-def answers(grid: RayGrid, key: str) -> list[int]:
-    replies = grid.send_and_receive(apps.requests(list(grid.get_node_ids()), "evaluate"))
-    return [int(reply.content["config"][key]) for reply in replies]
-
-
 def test_a_machine_that_dies_in_the_middle_of_a_round(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     second = cluster.add_node(num_cpus=2)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     with RayGrid("simulation_apps:app", CLIENTS, {"colour": "blue"}) as grid:
         plain = merge(grid)
-        assert len(Counter(answers(grid, "process"))) == 3, "a host for each CPU"
+        assert len(Counter(told(grid, "process"))) == 3, "a host for each CPU"
         killer = threading.Timer(0.5, lambda: cluster.remove_node(second, allow_graceful=False))
         killer.start()
         disturbed = merge(grid, sleep=list(range(CLIENTS)), seconds=1.0)  # long enough that both are at work
         killer.join()
         assert caplog.text.count("died and was started again") >= 2, "both of its hosts"
         assert disturbed == plain
-        assert answers(grid, "visits") == [2] * CLIENTS
+        assert visits(grid) == [2] * CLIENTS
