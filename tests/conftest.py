@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -32,6 +33,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that start engines: they take longest, and pytest-xdist's workers then end together."""
     longest = {item.path for item in items if LONGEST.intersection(getattr(item, "fixturenames", ()))}
     items.sort(key=lambda item: item.path not in longest)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> None:
+    """What was imported is not searched for garbage time and again: Flower's strategies ask for it with each reply."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
