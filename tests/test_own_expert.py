@@ -20,14 +20,15 @@ from model.stacked import StackedModel
 SMALL = (
     "dataset=synthetic data.synthetic.users=12 data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 max_seq_len=10 "
     "memory_size=10 memory_refresh=5 num_negatives=20 client_fraction=0.5 warmup_rounds=1 evaluate_every=0 "
-    "num_rounds=2 client_cpus=0.5 dropout=0 modalities.audio.expert=examples.experts.average:Average "
+    "num_rounds=2 hosts=1 dropout=0 modalities.audio.expert=examples.experts.average:Average "
     "modalities.audio.expert_parameters.decay=5.0"
 ).split()
 
 
-def test_it_runs_stacked_and_alone(tmp_path: Path) -> None:
+def test_it_runs_stacked_and_alone(ray_address: str, tmp_path: Path) -> None:
     np.save(tmp_path / "audio.npy", np.random.default_rng(1).normal(size=(60, 6)).astype(np.float32))
     words = [*SMALL, f"modalities.audio.file={tmp_path / 'audio.npy'}", "aggregate_in_hosts=false"]
+    words += [f"ray_address={ray_address}"]
     found, metrics = {}, {}
     for engine in ("ray", "vectorized"):
         assert sim.main([*words, f"engine={engine}", f"save_dir={tmp_path / engine}"]) == 0
