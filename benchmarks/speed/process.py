@@ -99,16 +99,17 @@ def peak_memory(process: subprocess.Popen[bytes], deadline: float) -> tuple[int,
 
     Returns the most bytes that it took by itself, and together with its descendants.
     """
+    watched = psutil.Process(process.pid)
     family: set[psutil.Process] = set()
     driver = tree = 0
     while process.poll() is None:
         if time.time() > deadline:
             process.kill()
-        own, children = proportional_bytes(process.pid), set[psutil.Process]()
-        with suppress(psutil.NoSuchProcess):
-            children.update(psutil.Process(process.pid).children(recursive=True))
-        family |= children
-        driver, tree = max(driver, own), max(tree, own + sum(proportional_bytes(child.pid) for child in children))
+        with suppress(psutil.Error):
+            children = watched.children(recursive=True)
+            family.update(children)
+            own = memory_of(watched)
+            driver, tree = max(driver, own), max(tree, own + sum(map(memory_of, children)))
         with suppress(subprocess.TimeoutExpired):
             process.wait(LOOK_SECONDS)
     for each in family:
@@ -118,15 +119,12 @@ def peak_memory(process: subprocess.Popen[bytes], deadline: float) -> tuple[int,
     return driver, tree
 
 
-def proportional_bytes(pid: int) -> int:
-    """Return a process's share of its memory: a page that n processes map counts 1/n for each (PSS).
+def memory_of(process: psutil.Process) -> int:
+    """Return a process's share of its memory in bytes: a page that n processes map counts 1/n for each (PSS).
 
     Where the system does not tell, all that is resident; 0 if the process is gone.
     """
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
     with suppress(psutil.Error):
-        return int(psutil.Process(pid).memory_info().rss)
+        found = process.memory_full_info()
+        return int(getattr(found, "pss", found.rss))
     return 0

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -19,7 +20,7 @@ from benchmarks.speed import __main__ as speed
 from benchmarks.speed import work
 from benchmarks.speed.cases import DEFAULT_ENGINES, ENGINES, TINY, Case, Plan, cases, plan_of, smoke_cases
 from benchmarks.speed.page import RATIOS, figure, page, side_by_side, speed_up
-from benchmarks.speed.process import EngineFailed, Result, peak_memory, proportional_bytes, run
+from benchmarks.speed.process import EngineFailed, Result, memory_of, peak_memory, run
 from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings, settings_from
@@ -163,7 +164,10 @@ def test_the_most_memory_is_seen_and_a_process_ends_at_its_deadline() -> None:
     driver, tree = peak_memory(process, time.time() + 1.5)
     assert process.returncode != 0
     assert 10**6 < driver < tree
-    assert proportional_bytes(2**22 + 1) == 0
+    ended = subprocess.Popen(["true"])
+    gone = psutil.Process(ended.pid)
+    ended.wait()
+    assert memory_of(gone) == 0 < memory_of(psutil.Process())
 
 
 # Results, and a tiny run
