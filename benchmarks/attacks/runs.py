@@ -127,7 +127,7 @@ def run(settings: Settings, attack: Attack) -> Outcome:
     """Run a federation some of whose clients are bad, and measure the model of the server."""
     print(settings.name, flush=True)
     dataset, run_dir = load_dataset(settings), new_run_dir(settings, datetime.now())
-    run_config: dict[str, Any] = {**to_run_config(settings), "run_dir": str(run_dir), "resume": ""}
+    run_config: dict[str, Any] = {**to_run_config(settings), "run_dir": str(run_dir), "resume": "", "simulated": True}
     run_config["attack"] = attack.model_dump_json()
     users, simulation = dataset.interactions.num_users, settings.simulation
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,9 @@ def test_a_small_benchmark_is_kept_and_shown(
     for row in ("| defaults | none |", "| defaults | promotion |", "| privacy, epsilon 8 | sign |"):
         assert row in first
     assert (tmp_path / "tiny" / "attacks.png").is_file()
+    # Noise comes from the seed, so that the benchmark can be repeated.
+    told = [json.loads(file.read_text()) for file in (tmp_path / "tiny" / "runs").glob("*/run.json")]
+    assert told == [{"simulated": True}] * 2
     assert main(words) == 0
     again = capsys.readouterr().out
     assert "rounds in" in first
