@@ -7,10 +7,11 @@ weights count in proportion: medians, Krum and q-FedAvg use them otherwise, or n
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import FedMoEError
@@ -67,28 +68,28 @@ def _tried(demand: str, check: Callable[[Make], str], make: Make) -> Finding:
 
 def _runs(make: Make) -> str:
     for trial, number in _rounds(make):
-        if trial.raised is not None:
-            raise Broken(f"round {number}: {_in_words(trial.raised)}")
-        if trial.returned is None:
+        if trial.probe.raised is not None:
+            raise Broken(f"round {number}: {_in_words(trial.probe.raised)}")
+        if trial.probe.returned is None:
             raise Broken(f"round {number}: nothing was aggregated, though all {CLIENTS} clients replied")
     return f"{ROUNDS} rounds of {CLIENTS} clients, the shared groups changing after round {WARMUP_ROUNDS}"
 
 
 def _names(make: Make) -> str:
     for trial, number in _rounds(make):
-        if trial.returned is None:
+        if trial.probe.returned is None:
             continue
         shared = set(trial.partial.schedule.shared_names(number))
-        if missing := sorted(shared - trial.returned.keys()):
+        if missing := sorted(shared - trial.probe.returned.keys()):
             raise Broken(f"round {number}: no '{missing[0]}' in the result")
-        if added := sorted(trial.returned.keys() - shared):
+        if added := sorted(trial.probe.returned.keys() - shared):
             raise Broken(f"round {number}: '{added[0]}' in the result is not shared")
     return "the result has the shared parameters' names"
 
 
 def _shapes(make: Make) -> str:
     for trial, number in _rounds(make):
-        for name, array in (trial.returned or {}).items():
+        for name, array in (trial.probe.returned or {}).items():
             wanted = tuple(trial.arrays[name].shape) or (1,) if name in trial.arrays else tuple(array.shape)
             if tuple(array.shape) != wanted:
                 raise Broken(f"round {number}: '{name}' has shape {list(array.shape)}, expected {list(wanted)}")
@@ -99,7 +100,7 @@ def _shapes(make: Make) -> str:
 
 def _finite(make: Make) -> str:
     for trial, number in _rounds(make):
-        for name, array in (trial.returned or {}).items():
+        for name, array in (trial.probe.returned or {}).items():
             if np.dtype(array.dtype).kind == "f" and not np.isfinite(array.numpy()).all():
                 raise Broken(f"round {number}: '{name}' has a value that is not finite")
     return "no NaN, no infinity"
@@ -132,30 +133,24 @@ def _order(make: Make) -> str:
 def _private(make: Make) -> str:
     trial = Trial(make())
     for number in range(1, ROUNDS + 1):
-        private = trial.partial.schedule.private_names(number)
-        before = {name: bytes(trial.arrays[name].data) for name in private}
+        private, before = trial.partial.schedule.private_names(number), _bytes(trial.arrays)
         trial.round(number)
-        for name in private:
-            if trial.arrays[name].data != before[name]:
-                raise Broken(f"round {number}: '{name}' is private and has changed")
+        if private and (changed := _changed(before, trial.arrays, private)):
+            raise Broken(f"round {number}: '{changed}' is private and has changed")
     return "bit for bit as they were"
 
 
 def _resume(make: Make) -> str:
     whole = Trial(make())
     state_arrays(whole.partial)  # a state that no checkpoint holds is refused before the first round, too
-    for number in range(1, ROUNDS + 1):
-        whole.round(number)
+    whole.rounds(1, ROUNDS)
     for stop in range(1, ROUNDS):
         first = Trial(make())
-        for number in range(1, stop + 1):
-            first.round(number)
+        first.rounds(1, stop)
         second = Trial(make(), first.arrays, state_arrays(first.partial))
-        for number in range(stop + 1, ROUNDS + 1):
-            second.round(number)
-        for name, array in whole.arrays.items():
-            if array.data != second.arrays[name].data:
-                raise Broken(f"'{name}' differs after a run that was resumed after round {stop}")
+        second.rounds(stop + 1, ROUNDS)
+        if changed := _changed(_bytes(whole.arrays), second.arrays):
+            raise Broken(f"'{changed}' differs after a run that was resumed after round {stop}")
     return f"after rounds 1 to {ROUNDS - 1}: equal bit for bit"
 
 
@@ -164,7 +159,7 @@ def _one_lost(make: Make) -> str:
     skipped = False
     for number in range(1, ROUNDS + 1):
         trial.round(number, lambda k, r, sent: None if k == LOST else trained(k, r, sent))
-        skipped = skipped or trial.returned is None
+        skipped = skipped or trial.probe.returned is None
     return "its rounds are skipped" if skipped else "the others are aggregated"
 
 
@@ -172,11 +167,10 @@ def _all_lost(make: Make) -> str:
     trial = Trial(make())
     trial.round(1)
     for number in (2, 3):
-        before = {name: bytes(array.data) for name, array in trial.arrays.items()}
+        before = _bytes(trial.arrays)
         trial.round(number, lambda k, r, sent: None)
-        for name, array in trial.arrays.items():
-            if array.data != before[name]:
-                raise Broken(f"'{name}' has changed in a round without any reply")
+        if changed := _changed(before, trial.arrays):
+            raise Broken(f"'{changed}' has changed in a round without any reply")
     return "the model stays as it was"
 
 
@@ -209,19 +203,27 @@ THEN: Mapping[str, Callable[[Make], str]] = {
 
 
 def _rounds(make: Make) -> Iterator[tuple[Trial, int]]:
-    """Yield the trial after each round, up to the first that went wrong."""
-    trial = Trial(make())
+    """Yield the trial after each round, up to the first that the strategy spoilt."""
+    trial, failed = Trial(make()), False
     for number in range(1, ROUNDS + 1):
-        before, error = trial.arrays, None
         try:
             trial.round(number)
-        except Exception as raised:  # judged by what the strategy returned or raised
-            error = raised
+        except Exception:
+            if trial.probe.raised is None and trial.probe.returned is None:
+                raise
+            failed = True
         yield trial, number
-        if error is not None:
-            if trial.raised is None and trial.returned is None and before is trial.arrays:
-                raise error
+        if failed:
             return
+
+
+def _bytes(arrays: ArrayRecord) -> dict[str, bytes]:
+    return {name: bytes(array.data) for name, array in arrays.items()}
+
+
+def _changed(before: Mapping[str, bytes], after: ArrayRecord, names: Iterable[str] | None = None) -> str | None:
+    """Return the first of these parameters, of all without names, of which not every byte is the same."""
+    return next((name for name in names or before if after[name].data != before[name]), None)
 
 
 def _after(make: Make, client: Client, order: Sequence[int] | None = None) -> Values:

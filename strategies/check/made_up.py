@@ -77,8 +77,7 @@ class Trial:
 
     state: what ``state_arrays(trial.partial)`` returned in another trial; None: a fresh start.
 
-    ``arrays`` is the model now. ``returned`` is what the strategy itself returned in the latest round, and ``raised``
-    what it raised there, None if it did not.
+    ``arrays`` is the model now; ``probe`` has seen what the strategy itself did in the latest round.
     """
 
     def __init__(
@@ -90,19 +89,9 @@ class Trial:
         if state is not None:
             load_state_arrays(self.partial, state)
 
-    @property
-    def returned(self) -> ArrayRecord | None:
-        """What the strategy itself returned in the latest round."""
-        return self.probe.returned
-
-    @property
-    def raised(self) -> Exception | None:
-        """What the strategy itself raised in the latest round."""
-        return self.probe.raised
-
     def round(self, number: int, client: Client = trained, order: Sequence[int] | None = None) -> None:
         """Train one round; ``order``: clients in the order in which their replies are handed over, default 0, 1, ..."""
-        with _seeded(number), _identity():
+        with _as_in_a_run(number):
             messages = list(self.partial.configure_train(number, self.arrays, ConfigRecord(), NODES))
             by_client = {message.metadata.dst_node_id - FIRST_NODE: message for message in messages}
             shared = self.partial.schedule.shared_names(number)
@@ -110,16 +99,21 @@ class Trial:
             arrays, _ = self.partial.aggregate_train(number, replies)
         self.arrays = self.arrays if arrays is None else arrays
 
+    def rounds(self, first: int, last: int, client: Client = trained) -> None:
+        """Train several rounds."""
+        for number in range(first, last + 1):
+            self.round(number, client)
+
     def evaluate(self, number: int) -> MetricRecord | None:
         """Evaluate: client k reports ``hr@10`` of k / 10, with one example each."""
-        with _seeded(number), _identity():
+        with _as_in_a_run(number):
             messages = list(self.partial.configure_evaluate(number, self.arrays, ConfigRecord(), NODES))
             replies = [Message(_evaluated(message.metadata.dst_node_id), reply_to=message) for message in messages]
             return self.partial.aggregate_evaluate(number, replies)
 
 
 class _Probe(Stateless):
-    """Keeps what the strategy returned or raised, before partial aggregation judges it."""
+    """Keeps what the strategy ``returned`` or ``raised`` in a round, before partial aggregation judges it."""
 
     def __init__(self, strategy: Strategy) -> None:
         super().__init__(strategy)
@@ -164,24 +158,16 @@ def _evaluated(node: int) -> RecordDict:
 
 
 @contextmanager
-def _seeded(server_round: int) -> Iterator[None]:
-    """Within the block the global generators, which Flower samples nodes and noise from, follow from the round."""
+def _as_in_a_run(server_round: int) -> Iterator[None]:
+    """Within the block messages can be made, and the global generators, which Flower draws from, follow the round."""
     states = random.getstate(), np.random.get_state()
+    identity = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id)
     random.seed(server_round)
     np.random.seed(server_round)
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-
-
-@contextmanager
-def _identity() -> Iterator[None]:
-    """Within the block messages can be made."""
-    before = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id)
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    try:
-        yield
-    finally:
-        TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before
+        TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = identity
