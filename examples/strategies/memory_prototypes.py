@@ -11,11 +11,7 @@ short memories attend over these besides their own items. For each modality, wit
     python examples/strategies/memory_prototypes.py ml-100k text_file=... visual_file=...
 
 trains a model centrally for each memory and ranks the test items of users cut down to their latest items. The control
-has as many random items of the catalogue as there are prototypes. NDCG@10 on MovieLens-100K, MiniLM and EfficientNet
-features, users with 3 / 5 / 10 items (docs/strategies.md has the gains and their p-values):
-
-    own memory only     .1105 / .1083 / .1087
-    32 prototypes       .1087 / .1080 / .1051     32 random items    .1099 / .1129 / .1135
+has as many random items of the catalogue as there are prototypes. docs/strategies.md has the results.
 
 The rule of k is no guarantee: the catalogue is public, and the mean of five known vectors may give away which five.
 """
