@@ -53,8 +53,8 @@ from strategies import (
     spent_before,
     state_arrays,
 )
-from strategies.layers.guards import NUM_EXAMPLES
 from strategies.layers.layer import weight_key
+from strategies.layers.replies import NUM_EXAMPLES
 
 RUN = "run.json"  # in the run folder: whether the clients are simulated
 app = ServerApp()

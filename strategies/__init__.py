@@ -19,10 +19,10 @@ with privacy, ``PrivateUpdates`` stands between the second and the third.
 """
 
 from strategies.layers.course import Cohorts, ServerLearningRate, sample_clients
-from strategies.layers.guards import Clipping, Guard, Refusal
 from strategies.layers.layer import AggregationSchedule, Layer, Round, Stateless, chain, weight_key
 from strategies.layers.outliers import OutlierClipping
 from strategies.layers.partial import PartialAggregation
+from strategies.layers.replies import Clipping, Guard, Refusal
 from strategies.layers.reply_mean import ReplyMean, counts_of
 from strategies.needs import needs_every_reply
 from strategies.privacy.accountant import Release, epsilon_of, noise_for

@@ -26,7 +26,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import FedMoEError
 from strategies import Round, Stateless, weight_key
-from strategies.layers.guards import weight_of
+from strategies.layers.replies import weight_of
 from strategies.updates import Vector, norm_of, update_of, vector_of, with_arrays
 
 

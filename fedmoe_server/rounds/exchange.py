@@ -20,8 +20,7 @@ from fedmoe.failures import FailureKind, one_line
 from fedmoe.wire import is_packed, packed_bytes, to_record, unpack
 from fedmoe_server.rounds.record import Exchange, Failure, list_failures
 from strategies import ReplyMean, counts_of
-from strategies.arrays import Valued, record_of, values_of
-from strategies.layers.guards import refused
+from strategies.layers.replies import Valued, record_of, refused, values_of
 
 ClientIds = Callable[[], Mapping[int, int]]
 Reason = tuple[FailureKind, str]

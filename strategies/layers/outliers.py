@@ -20,8 +20,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from strategies.layers.guards import Clipping
 from strategies.layers.layer import Round, Stateless
+from strategies.layers.replies import Clipping
 from strategies.updates import norm_of, update_of, vector_of, with_arrays
 
 

@@ -12,9 +12,8 @@ from flwr.serverapp.exception import AggregationError, InconsistentMessageReplie
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import FedMoEError
-from strategies.arrays import Valued, record_of, values_of
-from strategies.layers.guards import MAX_EXAMPLES, Clipping, Guard, Refusal
 from strategies.layers.layer import AggregationSchedule, Round, Stateless, chain, tell, weight_key
+from strategies.layers.replies import MAX_EXAMPLES, Clipping, Guard, Refusal, Valued, record_of, values_of
 from strategies.layers.reply_mean import ReplyMean, clients_of, mean_of_checked, without_counts
 from strategies.needs import needs_every_reply
 from strategies.state import change_parameters
@@ -25,7 +24,7 @@ class PartialAggregation(Stateless):
 
     Messages carry all parameters, and the names of the shared groups in config["shared"]; replies carry the shared
     parameters only. A private array comes out of a round as the very same array. ``refusals`` holds the replies to the
-    latest training or evaluation that were refused (see ``strategies.layers.guards``).
+    latest training or evaluation that were refused (see ``strategies.layers.replies``).
 
     max_examples: the largest weight that a reply may claim.
     min_reply_fraction: where a smaller share of the clients asked sent a reply that passes, or none did, nothing is

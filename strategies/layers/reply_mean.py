@@ -13,16 +13,19 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from flwr.app import Array, Message, MetricRecord, RecordDict
 
-from strategies.arrays import TableRows, Valued, record_of, values_of
-from strategies.layers.guards import (
+from strategies.layers.replies import (
     COUNTED,
     MAX_EXAMPLES,
     NUM_EXAMPLES,
     Guard,
     Shape,
+    TableRows,
+    Valued,
     difference,
     metrics_of,
+    record_of,
     refused,
+    values_of,
     weight_of,
 )
 

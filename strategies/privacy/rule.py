@@ -47,8 +47,8 @@ from flwr.serverapp.strategy import (
 
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
-from strategies.layers.guards import metrics_of
 from strategies.layers.layer import Layer, Round, chain, weight_key
+from strategies.layers.replies import metrics_of
 from strategies.needs import refuse_comparing
 from strategies.privacy.accountant import noise_for
 from strategies.updates import Vector, norm_of, update_of, vector_of, with_arrays

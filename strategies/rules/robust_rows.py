@@ -34,8 +34,8 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fedmoe.errors import FedMoEError
-from strategies.layers.guards import metrics_of, weight_of
 from strategies.layers.layer import Round, Stateless, weight_key
+from strategies.layers.replies import metrics_of, weight_of
 from strategies.needs import refuse_comparing
 from strategies.rules.row_wise import ITEM_TABLE
 from strategies.updates import Vector, norm_of, update_of, vector_of, with_arrays

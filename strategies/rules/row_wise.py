@@ -22,8 +22,8 @@ from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from strategies.layers.guards import weight_of
 from strategies.layers.layer import Round, Stateless, weight_key
+from strategies.layers.replies import weight_of
 from strategies.updates import update_of, vector_of, with_arrays
 
 ITEM_TABLE = "items.ids.weight"

@@ -33,7 +33,7 @@ from strategies import (
     counts_of,
     needs_every_reply,
 )
-from strategies.arrays import TableRows, Valued
+from strategies.layers.replies import TableRows, Valued
 
 SERVER = record({"items": f32([[0, 0], [1, 1], [2, 2], [3, 3]]), "body": f32([10, 20]), "gate": np.float32(1)})
 

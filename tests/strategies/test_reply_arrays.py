@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, RecordDict
 
-from strategies.arrays import TableRows, Valued, record_of, values_of
+from strategies.layers.replies import TableRows, Valued, record_of, values_of
 
 VALUES = np.arange(6, dtype=np.float32).reshape(3, 2)
 PLAIN = Array(VALUES)
