@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # packing itself does without Flower
 
 VERSION = 1
 STYPE = "fedmoe.wire"  # tells, in Flower's record, that an array's bytes are packed arrays
+ROWS = "/rows"  # NAME/rows are the ids of the rows that travel of a table NAME, where not all of them do
 _NAME = "packed"  # of that array
 _BEGIN = struct.Struct("<6sHI")
 _MAGIC = b"FedMoE"

@@ -18,7 +18,7 @@ from fedmoe.errors import FedMoEError
 from fedmoe.failures import FailureKind, reason_of
 from fedmoe.wire import NamedArrays, packed_bytes, to_record, unpack
 from fedmoe_client.device.node import node_from
-from fedmoe_client.learning.private_reply import asks_for_privacy, noise_stream, private_reply
+from fedmoe_client.learning.private_reply import ASKED, noise_stream, private_reply
 
 
 def answer_failures(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
@@ -52,7 +52,7 @@ def train(message: Message, context: Context) -> Message:
 def train_reply(message: Message, context: Context, arrays: NamedArrays, metrics: dict[str, Any]) -> Message:
     """Return the reply of a client that has trained: as the server asks, perhaps clipped, noisy, without metrics."""
     config = message.content.config_records["config"]
-    if asks_for_privacy(config):
+    if not ASKED.isdisjoint(config):
         node, number = node_from(context.node_config), cast(int, config["server-round"])
         stream = partial(noise_stream, simulated(context), node, context.run_config, number)
         arrays, metrics = private_reply(unpack(_sent(message)), arrays, metrics, config, stream)

@@ -16,10 +16,9 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks.runs import context_length
 from data.sampling import training_part
-from fedmoe.wire import NamedArrays, packed_bytes, to_record, unpack
+from fedmoe.wire import ROWS, NamedArrays, packed_bytes, to_record, unpack
 from fedmoe_client.app import app as honest
 from fedmoe_client.device.node import node_from
-from fedmoe_client.learning.private_reply import ROWS
 from fedmoe_client.learning.workbench import Workbench, workbench
 
 TABLE = "items.ids.weight"

@@ -17,10 +17,10 @@ from data.sampling import Interactions, generator, training_part
 from fedmoe.loading import to_run_config
 from fedmoe.modalities import GROUPS
 from fedmoe.settings import Settings
-from fedmoe.wire import NamedArrays, pack
+from fedmoe.wire import ROWS, NamedArrays, pack
 from fedmoe_client.device.node import Node
 from fedmoe_client.learning.messages import Task, perform
-from fedmoe_client.learning.private_reply import METRICS_KEY, NOISE_KEY, NORM_KEY, ROWS, noise_stream, private_reply
+from fedmoe_client.learning.private_reply import METRICS_KEY, NOISE_KEY, NORM_KEY, noise_stream, private_reply
 from strategies import noise_of
 
 Changes = NDArray[np.floating]

@@ -16,20 +16,15 @@ import numpy as np
 
 from data.sampling import generator
 from fedmoe.loading import from_run_config
-from fedmoe.wire import NamedArrays
+from fedmoe.wire import ROWS, NamedArrays
 from fedmoe_client.device.node import Node
 
 NORM_KEY = "clipping_norm"
 NOISE_KEY = "noise_deviation"
 BIT_KEY = "norm_bit"  # 1 if the update was clipped
 METRICS_KEY = "metrics"
-ROWS = "/rows"  # behind a table's name: the numbers of the rows that the reply holds of it
+ASKED = frozenset([METRICS_KEY, NORM_KEY, NOISE_KEY])  # a config with none of them asks for no privacy
 WEIGHT = "num-examples"
-
-
-def asks_for_privacy(config: Mapping[str, Any]) -> bool:
-    """Whether ``private_reply`` has anything to do for a message's config."""
-    return any(key in config for key in (METRICS_KEY, NORM_KEY, NOISE_KEY))
 
 
 def private_reply(

@@ -19,11 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedmoe import wire
 from fedmoe_client.learning.batches import WindowBatch
 from model.residual_moe import ResidualMoE
 
 TABLE = "items.ids.weight"
-ROWS = f"{TABLE}/rows"  # name under which the ids of the rows travel where TABLE has no others; the server knows it too
+ROWS = f"{TABLE}{wire.ROWS}"
 
 
 def touched_items(batches: Iterable[WindowBatch], num_items: int) -> Tensor:

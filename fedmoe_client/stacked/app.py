@@ -22,7 +22,7 @@ from fedmoe.wire import packed_bytes, to_record
 from fedmoe_client.app import app, train_reply
 from fedmoe_client.device.node import node_from
 from fedmoe_client.learning.client import FedMoEClient, to_send
-from fedmoe_client.learning.private_reply import asks_for_privacy
+from fedmoe_client.learning.private_reply import ASKED
 from fedmoe_client.learning.sub_catalogue import TABLE
 from fedmoe_client.learning.workbench import Workbench, workbench
 from fedmoe_client.stacked.mean import UpdateSum
@@ -81,7 +81,7 @@ def _begin(messages: Sequence[Message], contexts: Sequence[Context], reduce: boo
     server = {name: torch.from_numpy(each).to(bench.device) for name, each in zip(bench.names, arrays, strict=True)}
     shared = bench.names_in(cast(list[str], config["shared"]))
     _require_stackable(bench, shared)
-    if reduce and asks_for_privacy(config):
+    if reduce and not ASKED.isdisjoint(config):
         raise FedMoEError("replies that are clipped, or made noisy, cannot be merged before they are")
     return _Round(bench, _trainer(bench), messages, contexts, config, server, shared)
 

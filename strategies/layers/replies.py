@@ -22,8 +22,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 
 from fedmoe.failures import FailureKind
+from fedmoe.wire import ROWS
 
-ROWS = "/rows"  # NAME/rows are the ids of the rows that are sent of the table NAME; the client's side knows it too
 # Metrics of a reply that is a mean of several: clients in it, and bytes of their replies. Not part of its ``Shape``.
 COUNTED = ("num-clients", "num-bytes")
 Shape = tuple[str, tuple[tuple[str, int], ...]]  # key of the metric record, and (metric, length or -1) sorted

@@ -20,7 +20,6 @@ from fedmoe_client.device.node import node_from
 from fedmoe_client.learning import private_reply as module
 from fedmoe_client.learning.private_reply import noise_stream, private_reply
 from model.build import initial_arrays
-from strategies.layers import replies
 from strategies.privacy import rule
 
 METRICS = {"num-examples": 17, "loss": 2.5}
@@ -77,7 +76,6 @@ def test_a_short_update_is_sent_as_it_is() -> None:
 def test_both_sides_use_the_same_names() -> None:
     for name in ("NORM_KEY", "NOISE_KEY", "BIT_KEY", "METRICS_KEY"):
         assert getattr(module, name) == getattr(rule, name)
-    assert module.ROWS == replies.ROWS
 
 
 def test_noise_covers_the_whole_table_and_tells_no_rows() -> None:
