@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from fedmoe.errors import FedMoEError
 from strategies.layers.layer import AggregationSchedule, Round, Stateless, chain, tell, weight_key
 from strategies.layers.replies import MAX_EXAMPLES, Clipping, Guard, Refusal, Valued, record_of, values_of
-from strategies.layers.reply_mean import ReplyMean, clients_of, mean_of_checked, without_counts
+from strategies.layers.reply_mean import ReplyMean, clients_of, mean_of_checked
 from strategies.needs import needs_every_reply
 from strategies.state import change_parameters
 
@@ -179,9 +179,8 @@ def _full_content(content: RecordDict, sent: Round, arrays: ArrayRecord) -> Reco
 
 def _shown(reply: Message, expected: Mapping[str, Array]) -> Message:
     """Return a checked reply as the wrapped strategy sees it."""
-    reply = without_counts(reply)
     if reply.has_content():
-        arrays = reply.content.array_records["arrays"]
+        arrays = reply.content.array_records["arrays"]  # the guard's own record
         arrays.update({name: _flat(arrays[name]) for name, like in expected.items() if not like.shape})
     return reply
 

@@ -8,6 +8,7 @@ rows, only these are added; for the others the reply counts as the server's own.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -53,11 +54,11 @@ class ReplyMean:
         self._arrays = {name: _Sum(array) for name, array in self.expected.items()}
         self._metrics: dict[str, np.ndarray] = {}
         self._weight: int | float = 0
-        self._counts = dict.fromkeys(COUNTED, 0)
+        self._counts = Counter[str]()
         self._errors: list[Message] = []
 
     def add(self, reply: Message, num_bytes: int | None = None) -> None:
-        """Check a reply as ``guards`` does and add it; a refused one is kept as an error that names the reason.
+        """Check a reply as ``Guard`` does and add it; a refused one is kept as an error that names the reason.
 
         A reply may be a mean of several, as of ``replies``. Its metrics must be those of the first one.
 
@@ -74,12 +75,11 @@ class ReplyMean:
             self._errors.append(refused(reply, found))
             return
         self._shape = found
-        for name, count in counts_of(reply, num_bytes).items():
-            self._counts[name] += count
+        self._counts.update(counts_of(reply, num_bytes))
         self.add_checked(checked)
 
     def add_checked(self, reply: Message) -> None:
-        """Add a reply that has passed the guards, or an error; a mean's number of clients is not looked at."""
+        """Add a reply that has passed the guard, or an error; clients and bytes are not counted."""
         if reply.has_error():
             self._errors.append(reply)
             return
@@ -97,7 +97,7 @@ class ReplyMean:
         """Return the mean, if there is one, and the errors.
 
         The mean is a reply of the first client's node. Its metrics are the means, the sum of the weights, and the sums
-        ``num-clients`` and ``num-bytes`` over the replies in it.
+        ``num-clients`` and ``num-bytes`` over the replies that came by ``add``.
         """
         if self._first is None:
             return list(self._errors)
@@ -108,27 +108,16 @@ class ReplyMean:
         }
         in_order = {name: means.get(name, self._weight) for name in first if name not in COUNTED}
         mean = copy.copy(self._first)
-        mean.content = RecordDict({"arrays": arrays, key: MetricRecord(in_order | self._counts)})
+        mean.content = RecordDict({"arrays": arrays, key: MetricRecord(in_order | dict(self._counts))})
         return [mean, *self._errors]
 
 
 def mean_of_checked(replies: Iterable[Message], expected: Mapping[str, Array], weight_key: str) -> list[Message]:
-    """Return the mean of replies that have passed the guards, and the errors."""
+    """Return the mean of replies that have passed the guard, and the errors."""
     mean = ReplyMean(expected, weight_key)
     for reply in replies:
         mean.add_checked(reply)
     return mean.replies()
-
-
-def without_counts(reply: Message) -> Message:
-    """Return a reply without the metrics that ``ReplyMean`` adds, which are none of a strategy's business."""
-    if reply.has_error():
-        return reply
-    plain = copy.copy(reply)
-    plain.content = RecordDict(dict(reply.content.items()))
-    for key, metrics in reply.content.metric_records.items():
-        plain.content[key] = MetricRecord({name: value for name, value in metrics.items() if name not in COUNTED})
-    return plain
 
 
 def counts_of(reply: Message, num_bytes: int | None = None) -> dict[str, int]:
