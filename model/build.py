@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
-
 import numpy as np
 import torch
 from torch import nn
@@ -13,31 +10,7 @@ from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
 from model.residual_moe import Modality, ResidualMoE
 from model.sasrec import FixedFeatures
-
-
-class Features(Protocol):
-    """Item features of one modality: values ``[V + 1, F]``, present bool ``[V + 1]``."""
-
-    @property
-    def values(self) -> np.ndarray: ...
-    @property
-    def present(self) -> np.ndarray: ...
-
-
-class Interactions(Protocol):
-    """Histories, of which the model needs the size of the catalogue alone."""
-
-    @property
-    def num_items(self) -> int: ...
-
-
-class Catalogue(Protocol):
-    """What the model needs to know of a data set: its size, and the features of each modality by name."""
-
-    @property
-    def interactions(self) -> Interactions: ...
-    @property
-    def features(self) -> Mapping[str, Features]: ...
+from model.version import Catalogue
 
 
 def build_model(settings: Settings, catalogue: Catalogue) -> ResidualMoE:

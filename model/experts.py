@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from fedmoe.components import Kind
 from fedmoe.settings import ModelSettings
-from model.sasrec import FixedFeatures, SharedDropout, principal_axes
+from model.sasrec import Dropout, FixedFeatures, principal_axes
 
 # Subtracting the highest logit, as a softmax does, would let later items touch the last digits of earlier scores.
 # Logits beyond 60 do not come up in training, and exp(60), about 1e26, can still be summed in float32.
@@ -186,7 +186,7 @@ class FeatureAttention(AttentionExpert):
         self.key = nn.Linear(features.dim, settings.attention_dim)
         # The linear map that the reference applies after the attention: the same, since weights sum to 1.
         self.value = nn.Linear(features.dim, settings.dim)
-        self.output = nn.Sequential(nn.LayerNorm(settings.dim), nn.ReLU(), SharedDropout(settings.dropout))
+        self.output = nn.Sequential(nn.LayerNorm(settings.dim), nn.ReLU(), Dropout(settings.dropout, shared=True))
 
 
 class ItemAttention(AttentionExpert):
@@ -198,7 +198,9 @@ class ItemAttention(AttentionExpert):
         self.query = nn.Linear(dim, settings.attention_dim)
         self.key = nn.Linear(features.dim, settings.attention_dim)
         self.value = nn.Linear(features.dim, dim)
-        self.output = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.ReLU(), SharedDropout(settings.dropout))
+        self.output = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, dim), nn.ReLU(), Dropout(settings.dropout, shared=True)
+        )
 
     def queries(self, items: Tensor, vectors: Tensor) -> Tensor:
         """Ask with the items' vectors."""
@@ -234,7 +236,8 @@ def attend(
         logits = logits + ((place - (memory.block - 1)) / decay).unsqueeze(1)
     # In place and behind autograd's back: what exp turns into 0 has no gradient either, and the reach is not met.
     functional.hardtanh_(logits.detach(), -_REACH, _REACH).masked_fill_(~usable.unsqueeze(1), -torch.inf)
-    summed = _sum_segments(logits.exp(), functional.pad(value, (0, 1), value=1.0), memory, _kept(memory.block, decay))
+    kept = exp(-memory.block / decay) if decay else 1.0  # of an item's weight, a block later
+    summed = _sum_segments(logits.exp(), functional.pad(value, (0, 1), value=1.0), memory, kept)
     numerator, total = torch.split(summed, [value.shape[-1], 1], dim=-1)
     attended = numerator * total.clamp_min(torch.finfo(value.dtype).tiny).reciprocal()  # [B, H, M, N, D / H]
     return attended.permute(0, 2, 3, 1, 4).flatten(3), total[:, 0, ..., 0] > 0
@@ -243,11 +246,6 @@ def attend(
 def _split_heads(tensor: Tensor, heads: int) -> Tensor:
     """``[B, X, A]`` -> ``[B, H, X, A / H]``."""
     return tensor.view(*tensor.shape[:2], heads, -1).transpose(1, 2)
-
-
-def _kept(block: int, decay: float) -> float:
-    """Return what is left of an item's weight a block later."""
-    return exp(-block / decay) if decay else 1.0
 
 
 def _sum_segments(weights: Tensor, value: Tensor, memory: Memory, kept: float) -> Tensor:

@@ -26,7 +26,7 @@ from torch.nn import functional
 from fedmoe.modalities import EXPERT
 from fedmoe.settings import ModelSettings
 from model.experts import EXPERTS, Expert, Memory, latest_memory, window_memory
-from model.sasrec import FixedFeatures, ItemVectors, SASRec, SharedDropout
+from model.sasrec import Dropout, FixedFeatures, ItemVectors, SASRec
 
 Score = Literal["dot", "cosine"]
 
@@ -86,10 +86,10 @@ class ItemRouter(nn.Module):
             nn.Linear(dim, dim),
             nn.LayerNorm(dim),
             nn.ReLU(),
-            SharedDropout(dropout),
+            Dropout(dropout, shared=True),
             nn.Linear(dim, half),
             nn.ReLU(),
-            SharedDropout(dropout),
+            Dropout(dropout, shared=True),
             nn.Linear(half, experts),
         )
 

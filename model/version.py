@@ -18,21 +18,23 @@ _FREE = {"gate_init", "dropout", "memory_size", "memory_refresh"}
 
 
 class Features(Protocol):
-    """Item features of one modality: values ``[V + 1, F]``."""
+    """Item features of one modality: values ``[V + 1, F]``, present bool ``[V + 1]``."""
 
     @property
     def values(self) -> np.ndarray: ...
+    @property
+    def present(self) -> np.ndarray: ...
 
 
 class Interactions(Protocol):
-    """Histories, of which the size of the catalogue alone is looked at."""
+    """Histories, of which the model needs the size of the catalogue alone."""
 
     @property
     def num_items(self) -> int: ...
 
 
 class Catalogue(Protocol):
-    """What tells models apart: the size of the catalogue, and the features of each modality by name."""
+    """What the model needs to know of a data set: its size, and the features of each modality by name."""
 
     @property
     def interactions(self) -> Interactions: ...

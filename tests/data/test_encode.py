@@ -83,7 +83,17 @@ def test_pictures_of_own_histories(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Image.new("RGB", (8, 8)).save(tmp_path / "c.png")
     monkeypatch.setattr(encode, "efficientnet_encoder", lambda: lambda paths: np.ones((len(paths), 2)))
     arguments = ["visual", "--dataset", "file", "--data_file", str(tmp_path / "own.csv"), "--pictures", str(tmp_path)]
-    encode.run([*arguments, "--user_column", "who", "--item_column", "what", "--out", str(tmp_path / "v.npy")])
+    encode.run(
+        [
+            *arguments,
+            "--user_column",
+            "who",
+            "--item_column",
+            "what",
+            "--out",
+            str(tmp_path / "v.npy"),
+        ]
+    )
     assert np.load(tmp_path / "v.npy").tolist() == [[0, 0], [0, 0], [1, 1]]
     assert (tmp_path / "item_ids.txt").read_text() == "a\nb\nc\n"
 
@@ -131,7 +141,7 @@ def test_the_command_prints_one_line_for_an_error(
 ) -> None:
     (tmp_path / "own.txt").write_text("1 2 3 4 5\n")
     for arguments, message in (
-        (["text", "--dataset", "file", "--out", "x.npy"], "--dataset file needs --data_file"),
+        (["text", "--dataset", "file", "--out", "x.npy"], "dataset 'file' needs data_file"),
         (
             ["text", "--dataset", "file", "--data_file", str(tmp_path / "own.txt"), "--out", "x.npy"],
             "data set own has no titles",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data.movielens import LAYOUTS, MIRRORS, Member, Mirror, find_files, read_films, read_interactions
+from data.movielens import LAYOUTS, MIRRORS, Mirror, find_files, read_films, read_interactions
 from data.titles import Film
 from fedmoe.errors import FedMoEError
 
@@ -31,8 +31,8 @@ def archive(files: dict[str, bytes]) -> bytes:
 
 
 def mirror(title: str, fetch: Callable[[], bytes], files: dict[str, bytes] | None = None) -> Mirror:
-    members = {name: Member(f"deep/{name}", sha256(content).hexdigest()) for name, content in (files or FILES).items()}
-    return Mirror(title, fetch, members)
+    checksums = {name: sha256(content).hexdigest() for name, content in (files or FILES).items()}
+    return Mirror(title, fetch, "deep", checksums)
 
 
 def unreachable() -> bytes:
@@ -92,9 +92,9 @@ def test_without_a_mirror_the_error_says_what_to_put_where(tmp_path: Path) -> No
 def test_mirrors_give_complete_layouts() -> None:
     for name, mirrors in MIRRORS.items():
         for each in mirrors:
-            assert any(set(layout) == set(each.members) for layout in LAYOUTS[name])
+            assert any(set(layout) == set(each.files) for layout in LAYOUTS[name])
             # Written last, the interactions stand for a complete folder.
-            assert list(each.members)[-1] in {layout.events for layout in LAYOUTS[name]}
+            assert list(each.files)[-1] in {layout.events for layout in LAYOUTS[name]}
 
 
 # Finding
@@ -164,9 +164,9 @@ def test_a_damaged_table_of_films_names_the_line(tmp_path: Path, name: str) -> N
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real data")
 def test_the_real_ml_100k_has_the_pinned_checksums() -> None:
-    for name, member in MIRRORS["ml-100k"][1].members.items():
-        assert sha256((SHARED / "ml-100k" / name).read_bytes()).hexdigest() == member.sha256
+    for name, checksum in MIRRORS["ml-100k"][1].files.items():
+        assert sha256((SHARED / "ml-100k" / name).read_bytes()).hexdigest() == checksum
     ratings = (SHARED / "ml-100k" / "ml-100k.inter").read_bytes().split(b"\n", 1)[1]  # u.data under a header
-    assert sha256(ratings).hexdigest() == MIRRORS["ml-100k"][0].members["u.data"].sha256
+    assert sha256(ratings).hexdigest() == MIRRORS["ml-100k"][0].files["u.data"]
     movies = (SHARED / "ml-1m" / "movies.dat").read_bytes()
-    assert sha256(movies).hexdigest() == MIRRORS["ml-1m"][0].members["movies.dat"].sha256
+    assert sha256(movies).hexdigest() == MIRRORS["ml-1m"][0].files["movies.dat"]
