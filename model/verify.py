@@ -1,11 +1,4 @@
-"""``python -m model.verify``: check the five facts of the residual mixture on a small model; exit 1 if one fails.
-
-1. SASRec is the backbone and its output is preserved: without a word from the experts the scores are its own.
-2. The router weighs the auxiliary experts alone, here two, and its weights sum to 1.
-3. The gate controls how strongly they speak: the scores are linear in it, and it learns.
-4. The fusion is ``final = LN(seq) + g * sum_m w_m * LN(view_m)``, computed here the long way.
-5. The load-balance loss concerns the two experts and pulls each towards 1/2.
-"""
+"""``python -m model.verify``: check the five facts of the residual mixture on a small model; exit 1 if one fails."""
 
 from __future__ import annotations
 
@@ -63,7 +56,7 @@ def small_batch() -> tuple[Tensor, Tensor]:
 
 
 def backbone_is_preserved() -> bool:
-    """Fact 1: with gate 0, and for a user without a memory, the scores are SASRec's to the last bit."""
+    """SASRec is the backbone and its output is preserved: with gate 0 the scores are its own to the last bit."""
     context, candidates = small_batch()
     mixture, sasrec = small_model(), small_model(mixture=False)
     sasrec.load_state_dict({name: mixture.state_dict()[name] for name in sasrec.state_dict()})
@@ -76,7 +69,7 @@ def backbone_is_preserved() -> bool:
 
 
 def router_weighs_two_experts() -> bool:
-    """Fact 2: two weights a candidate, not negative, summing to 1 wherever an expert has a view."""
+    """The router weighs the auxiliary experts alone, here two, and its weights sum to 1."""
     context, candidates = small_batch()
     views = small_model()(context, LENGTH, candidates).views
     assert views is not None
@@ -91,7 +84,7 @@ def router_weighs_two_experts() -> bool:
 
 
 def gate_controls_the_experts() -> bool:
-    """Fact 3: what the experts add doubles when the gate doubles, and the gate has a gradient."""
+    """The gate controls how strongly the experts speak: the scores are linear in it, and it learns."""
     context, candidates = small_batch()
     model = small_model()
     assert model.gate is not None
@@ -107,7 +100,7 @@ def gate_controls_the_experts() -> bool:
 
 
 def fusion_is_residual() -> bool:
-    """Fact 4: the scores equal the dot products of ``final``, built for every position and candidate."""
+    """The fusion is final = LN(seq) + g * sum_m w_m * LN(view_m), here built for every position and candidate."""
     context, candidates = small_batch()
     model = small_model()
     assert model.gate is not None
@@ -125,20 +118,21 @@ def fusion_is_residual() -> bool:
 
 
 def balance_is_towards_one_half() -> bool:
-    """Fact 5: two experts at .9 and .1 cost .4^2 + .4^2 = .32, at 1/2 nothing."""
+    """The load-balance loss pulls each expert to its part: two at .9 and .1 cost .4^2 + .4^2 = .32, at 1/2 nothing."""
     weights = torch.tensor([[0.9, 0.1], [0.9, 0.1]])
     both = torch.ones(2, 2, dtype=torch.bool)
     uneven, even = load_balance_loss(weights, both), load_balance_loss(torch.full((2, 2), 0.5), both)
     return abs(float(uneven) - 0.32) < 1e-6 and float(even) == 0.0
 
 
-FACTS: dict[str, Callable[[], bool]] = {
-    "SASRec is the backbone and its output is preserved": backbone_is_preserved,
-    "the router weighs two auxiliary experts and its weights sum to 1": router_weighs_two_experts,
-    "the gate controls how strongly the experts speak, and learns": gate_controls_the_experts,
-    "final = LN(seq) + g * sum_m w_m * LN(view_m)": fusion_is_residual,
-    "the load-balance loss concerns two experts and pulls each to 1/2": balance_is_towards_one_half,
-}
+CHECKS: tuple[Callable[[], bool], ...] = (
+    backbone_is_preserved,
+    router_weighs_two_experts,
+    gate_controls_the_experts,
+    fusion_is_residual,
+    balance_is_towards_one_half,
+)
+FACTS = {str(check.__doc__): check for check in CHECKS}
 
 
 def main() -> int:

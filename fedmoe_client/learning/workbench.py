@@ -36,6 +36,7 @@ class Workbench:
         self._received: tuple[bytes, list[NDArray[np.float32]]] | None = None
         self._catalogue_side: tuple[list[NDArray[np.float32]], ItemSide] | None = None
         self.groups = parameter_names(self.model)
+        self._names_in: dict[tuple[str, ...], list[str]] = {}
 
     @property
     def names(self) -> list[str]:
@@ -44,8 +45,11 @@ class Workbench:
 
     def names_in(self, groups: Collection[str]) -> list[str]:
         """Return the names of the parameters of groups, or of patterns of groups, in the model's order."""
-        wanted = {name for group in selected(groups, self.groups) for name in self.groups[group]}
-        return [name for name in self.parameters if name in wanted]
+        key = tuple(groups)
+        if key not in self._names_in:
+            wanted = {name for group in selected(key, self.groups) for name in self.groups[group]}
+            self._names_in[key] = [name for name in self.parameters if name in wanted]
+        return self._names_in[key]
 
     @cached_property
     def item_numbers(self) -> dict[str, int]:
