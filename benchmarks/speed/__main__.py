@@ -55,7 +55,7 @@ def _run(given: argparse.Namespace, command: str) -> bool:
     chosen = [case for case in everything if given.cases is None or case.name in given.cases]
     data, kept = Kept(given.folder / "data"), Kept(given.folder)
     left_out: dict[str, str] = {}
-    plans = [plan for case in chosen if given.repeats for plan in _plans(case, data, given, left_out)]
+    plans = [plan for case in chosen if given.repeats and case.engines for plan in _plans(case, data, given, left_out)]
     for engine, reason in left_out.items():
         print(f"{engine} is left out: {reason}", flush=True)
     failed: dict[str, str] = {}

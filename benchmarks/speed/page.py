@@ -134,6 +134,8 @@ def _against(points: Mapping[str, int], x: str, runs: Runs, folder: Path) -> lis
         if costs:
             ys = np.array([(median(c), median(c) - min(c), max(c) - median(c)) for c in costs])
             axes.errorbar([points[case] for case in order], ys[:, 0], ys[:, 1:].T, marker="o", capsize=3, label=engine)
+    if not rows:
+        return []
     axes.set(xscale="log", xlabel=x, ylabel="milliseconds a client")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

@@ -204,6 +204,7 @@ def test_the_page_has_tables_plots_and_what_was_left_out(tmp_path: Path) -> None
     assert "| ray | 5 | 200.00 | 1.0 | 0.20 | 1.00 | 3.00 | 1.00 |" in text
     assert "| 6,040 | vectorized | 100.00 | 1.00 | 1.0 | 0.20 | 1.00 |" in text
     assert "* pfl is left out: not at hand" in text
+    assert "## Against" not in page({"synthetic-80-8": MADE}, [], {}, "", tmp_path)
     for picture in ("cost-users.png", "cost-cohort.png"):
         assert f"images/{picture}" in text
         assert (tmp_path / "images" / picture).stat().st_size > 1000
