@@ -33,18 +33,19 @@ def write_summary(folder: Path, name: str, folders: Mapping[str, Path]) -> None:
     # Flower and Matplotlib take a while to import: not for sim.py --help.
     from fedmoe.files import write_file
     from fedmoe_server.report.plots import draw_sweep
+    from fedmoe_server.report.progress import number
+    from fedmoe_server.report.report import table
     from fedmoe_server.report.run_folder import read_run
 
     runs = {label: read_run(path) for label, path in folders.items()}
-    lines = [
-        "| | best round | validation NDCG@10 | test HR@10 | test NDCG@10 | test NDCG@10, server's model alone |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    titles = ["", "best round", "validation NDCG@10", "test HR@10", "test NDCG@10"]
+    rows = []
     for label, run in runs.items():
         validation, test = run.result.validation["personalised"], run.result.test["personalised"]
-        numbers = [validation["ndcg@10"], test["hr@10"], test["ndcg@10"], run.result.test["global"]["ndcg@10"]]
-        cells = " | ".join(f"{number:.4f}" for number in numbers)
-        lines.append(f"| [{label}]({run.folder.name}/report.md) | {run.result.best_round} | {cells} |")
+        metrics = [validation["ndcg@10"], test["hr@10"], test["ndcg@10"], run.result.test["global"]["ndcg@10"]]
+        cells = [number(value, 4) for value in metrics]
+        rows.append([f"[{label}]({run.folder.name}/report.md)", str(run.result.best_round), *cells])
     draw_sweep(runs, folder / "sweep.png")
+    summary = table([*titles, "test NDCG@10, server's model alone"], rows)
     picture = "![Test NDCG@10, validation NDCG@10 and the gate over the rounds](sweep.png)"
-    write_file(folder / "sweep.md", (f"# {name}\n\n" + "\n".join(lines) + f"\n\n{picture}\n").encode())
+    write_file(folder / "sweep.md", f"# {name}\n\n{summary}\n\n{picture}\n".encode())
