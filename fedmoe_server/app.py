@@ -8,7 +8,6 @@ clients that a deployment has admitted, see ``server_folder``; empty: every clie
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,6 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import Strategy
 from rich.console import Console
 
 from data.dataset import Dataset
@@ -30,33 +28,24 @@ from fedmoe.loading import from_run_config
 from fedmoe.settings import Settings
 from fedmoe_server.deploy.deployed import Deployed, identity, progress_log
 from fedmoe_server.report.report import write_report
-from fedmoe_server.report.run_folder import CHECKPOINTS, PRIVACY, bytes_needed, check_run_dir, new_run_dir, write_json
+from fedmoe_server.report.run_folder import (
+    CHECKPOINTS,
+    PRIVACY,
+    RUN,
+    bytes_needed,
+    check_run_dir,
+    new_run_dir,
+    write_document,
+)
 from fedmoe_server.report.tracking import Tracker
 from fedmoe_server.rounds.checkpoints import Checkpoint, CheckpointStore, SavingGrid, find_checkpoint, load_checkpoint
 from fedmoe_server.rounds.clients import ClientDirectory
-from fedmoe_server.rounds.exchange import ReducingGrid
 from fedmoe_server.rounds.loop import ServerLoop
 from fedmoe_server.rounds.record import LoopState, list_arrays
+from fedmoe_server.rounds.strategy import layered_strategy
 from model.build import initial_arrays, parameter_groups
-from strategies import (
-    AggregationSchedule,
-    Cohorts,
-    OutlierClipping,
-    PartialAggregation,
-    PrivacyLedger,
-    PrivateUpdates,
-    ServerLearningRate,
-    build_strategy,
-    needs_every_reply,
-    private,
-    secret_of,
-    spent_before,
-    state_arrays,
-)
-from strategies.layers.layer import weight_key
-from strategies.layers.replies import NUM_EXAMPLES
+from strategies import AggregationSchedule, PrivacyLedger, spent_before, state_arrays
 
-RUN = "run.json"  # in the run folder: whether the clients are simulated
 app = ServerApp()
 
 
@@ -99,11 +88,12 @@ def run(
     source = find_checkpoint(resume) if resume is not None else None
     dataset = load_dataset(settings)
     arrays = initial_arrays(settings, dataset)
-    schedule = aggregation_schedule(settings, parameter_groups(settings, dataset))
+    groups = parameter_groups(settings, dataset)
     directory = ClientDirectory() if deployed is None else deployed.directory(settings.deployment)
     strategy, aggregation, updates = layered_strategy(
-        settings, schedule, directory, deployed is not None, isinstance(grid, ReducingGrid)
+        settings, groups, grid, directory.client_ids, deployed is not None
     )
+    schedule = aggregation.schedule
     state_arrays(strategy)  # a strategy that no checkpoint could hold is refused now, not at the first checkpoint
 
     state = LoopState(list_arrays(arrays))
@@ -118,7 +108,7 @@ def run(
         before = None if source is None else source.resolve().parent.parent / PRIVACY
         entries = [record.privacy for record in state.history if record.privacy]
         spent = spent_before(before, entries, deployed is not None)
-        ledger = PrivacyLedger(settings, updates, partial(write_json, folder / PRIVACY), spent)
+        ledger = PrivacyLedger(settings, updates, partial(write_document, folder / PRIVACY), spent)
     going_on = source is not None and source.resolve().parent.parent == folder.resolve()
     check_run_dir(folder, _bytes_needed(settings, dataset, arrays, schedule, grid), resuming=going_on)
     store = CheckpointStore(folder / CHECKPOINTS)
@@ -126,12 +116,12 @@ def run(
         store.forget_after(state.round)
     earlier = sum(record.seconds for record in state.history)
     tracker = Tracker(folder, settings, state.history, console, every_round=deployed is not None)
-    (folder / RUN).write_text(json.dumps({"simulated": deployed is None}) + "\n", encoding="utf-8")
+    write_document(folder / RUN, {"simulated": deployed is None})
     directory.note = tracker.note
     if deployed is not None:
         directory.announce = identity(settings, dataset, state.round)
     deadline = None if deployed is None else settings.deployment.round_deadline or None
-    loop = ServerLoop(grid, strategy, aggregation, schedule, settings, directory, tracker, store, deadline, ledger)
+    loop = ServerLoop(grid, strategy, aggregation, settings, directory, tracker, store, deadline, ledger)
     with _quiet_flower(), _failure_recorded(tracker):
         known = str(dataset.interactions.num_users) if deployed is None else "the connected"
         tracker.note(_headline(settings, dataset, state, folder, known))
@@ -142,48 +132,8 @@ def run(
     return folder
 
 
-def aggregation_schedule(settings: Settings, groups: Mapping[str, list[str]]) -> AggregationSchedule:
-    """Return which groups' parameters are shared in which round."""
-    federation = settings.federation
-    return AggregationSchedule(groups, federation.warmup_rounds, federation.warmup, federation.shared)
-
-
-def layered_strategy(
-    settings: Settings, schedule: AggregationSchedule, directory: ClientDirectory, deployed: bool, reducing: bool
-) -> tuple[Cohorts, PartialAggregation, PrivateUpdates | None]:
-    """Return the strategy with all its layers; of these the one that withholds groups, and that of a private run.
-
-    reducing: whether the grid can merge replies where the clients live.
-    """
-    inner = _inner_strategy(settings, reducing)
-    if (key := weight_key(inner)) != NUM_EXAMPLES:
-        raise FedMoEError(
-            f"federation.strategy_parameters: weighted_by_key is '{key}', but clients answer evaluations, and in "
-            f"stacks trainings, by '{NUM_EXAMPLES}': leave it, and choose the weight with federation.client_weight"
-        )
-    drawn_from, updates = settings.seed, None
-    if settings.privacy.on:
-        drawn_from = secret_of(settings, deployed)
-        inner = updates = private(inner, settings, drawn_from)
-    aggregation = PartialAggregation(
-        inner, schedule, settings.federation.guards.max_examples, settings.federation.min_reply_fraction
-    )
-    cohorts = Cohorts(aggregation, settings.federation.client_fraction, drawn_from, directory.client_ids)
-    return cohorts, aggregation, updates
-
-
 def _path(value: object) -> Path | None:
     return Path(str(value)) if value else None
-
-
-def _inner_strategy(settings: Settings, reducing: bool) -> Strategy:
-    federation = settings.federation
-    strategy = build_strategy(federation.strategy, federation.strategy_parameters)
-    rated = ServerLearningRate(strategy, federation.server_schedule, federation.num_rounds)
-    # Where a simulation's hosts merge the replies, there are no single updates left to compare.
-    merged = reducing and settings.simulation.aggregate_in_hosts and not needs_every_reply(rated)
-    multiple = federation.guards.norm_multiple
-    return rated if merged or not multiple else OutlierClipping(rated, multiple)
 
 
 def _default_run_dir(settings: Settings, source: Path | None) -> Path:

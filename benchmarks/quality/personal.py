@@ -25,9 +25,9 @@ from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
 from fedmoe_client.learning.evaluation import catalogue_scorer, model_scorer
 from fedmoe_client.store.private import NamedArrays, PrivateParameters
-from fedmoe_server.app import aggregation_schedule
 from fedmoe_server.report.report import table
 from fedmoe_server.report.run_folder import federated_metrics
+from fedmoe_server.rounds.strategy import aggregation_schedule
 from model.build import parameter_names
 from sim import settings_of_run
 from simulation.flower_runtime import records_from_bytes

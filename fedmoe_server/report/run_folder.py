@@ -19,6 +19,7 @@ from fedmoe_server.rounds.record import Metrics, Result, RoundRecord
 
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
+RUN = "run.json"  # whether the clients are simulated
 SETTINGS = "settings.yaml"
 BASELINES = "baselines.json"
 PRIVACY = "privacy.json"
@@ -120,11 +121,11 @@ def baselines_of(run_dir: Path) -> dict[str, Splits]:
 
 def add_baseline(run_dir: Path, name: str, metrics: Splits) -> None:
     """Add or replace a baseline in the run folder."""
-    write_json(run_dir / BASELINES, {**baselines_of(run_dir), name: metrics})
+    write_document(run_dir / BASELINES, {**baselines_of(run_dir), name: metrics})
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a file of the run folder, which is the old or the new one at any time."""
+def write_document(path: Path, content: Any) -> None:
+    """Write a JSON file of the run folder, which is the old or the new one at any time."""
     write_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 

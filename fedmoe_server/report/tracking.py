@@ -15,7 +15,7 @@ from fedmoe.errors import FedMoEError
 from fedmoe.files import write_file
 from fedmoe.settings import Settings
 from fedmoe_server.report.progress import Progress, duration, number, progress_for
-from fedmoe_server.report.run_folder import METRICS, RESULT, SETTINGS, TENSORBOARD, baselines_of, write_json
+from fedmoe_server.report.run_folder import METRICS, RESULT, SETTINGS, TENSORBOARD, baselines_of, write_document
 from fedmoe_server.rounds.record import Failure, Result, RoundRecord, list_failures
 
 RECENT_ROUNDS = 20
@@ -119,7 +119,7 @@ class Tracker:
 
     def _end(self, result: Result) -> None:
         compared = replace(result, baselines=baselines_of(self.run_dir) or None)
-        write_json(self.run_dir / RESULT, compared.to_json())
+        write_document(self.run_dir / RESULT, compared.to_json())
         self.close()
 
 

@@ -38,7 +38,7 @@ from fedmoe_server.rounds.record import (
     Sender,
     split_global,
 )
-from strategies import AggregationSchedule, Cohorts, PartialAggregation, PrivacyLedger, ReplyMean
+from strategies import Cohorts, PartialAggregation, PrivacyLedger, ReplyMean
 
 LARGEST_NORM = 1e300  # JSON has no infinity
 T = TypeVar("T")
@@ -53,7 +53,6 @@ class ServerLoop:
         grid: any Flower grid; where it offers ``save_clients``, checkpoints hold the clients' private state too.
         strategy: chooses the cohort and aggregates; its inner layers hold the user's strategy.
         partial: the layer of ``strategy`` that withholds private groups and refuses bad replies.
-        schedule: which parameters are shared in which round.
         directory: node id -> client id.
         timeout: seconds to wait for a round's replies; None: until every client has answered or failed.
         ledger: what a private run has spent; it stops before it spends more than its budget.
@@ -62,7 +61,6 @@ class ServerLoop:
     grid: Grid
     strategy: Cohorts
     partial: PartialAggregation
-    schedule: AggregationSchedule
     settings: Settings
     directory: ClientDirectory
     tracker: Tracker
@@ -105,7 +103,7 @@ class ServerLoop:
         record = RoundRecord(
             round=number,
             phase="warmup" if number <= self.settings.federation.warmup_rounds else "main",
-            shared=tuple(self.schedule.shared_groups(number)),
+            shared=tuple(self.partial.schedule.shared_groups(number)),
             clients=outcome.sent,
             train=train,
             clipped=clipped,

@@ -23,15 +23,7 @@ from fedmoe_server.rounds.checkpoints import CheckpointStore
 from fedmoe_server.rounds.clients import ClientDirectory
 from fedmoe_server.rounds.loop import ServerLoop
 from fedmoe_server.rounds.record import LoopState
-from strategies import (
-    AggregationSchedule,
-    Cohorts,
-    OutlierClipping,
-    PartialAggregation,
-    ServerLearningRate,
-    build_strategy,
-    needs_every_reply,
-)
+from fedmoe_server.rounds.strategy import layered_strategy
 
 FIRST_NODE = 1_000
 PARAMETERS = {"embedding": ["item"], "backbone": ["body"], "gate": ["gate"]}
@@ -156,20 +148,12 @@ def make_loop(
 ) -> ServerLoop:
     """Put a loop together as the app does, around Flower's FedAdam or whatever the settings name."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    f = settings.federation
     groups = {group: PARAMETERS.get(group, []) for group in GROUPS}
-    schedule = AggregationSchedule(groups, f.warmup_rounds, f.warmup, f.shared)
-    inner = ServerLearningRate(build_strategy(f.strategy, f.strategy_parameters), f.server_schedule, f.num_rounds)
-    merged = (
-        settings.simulation.aggregate_in_hosts and hasattr(grid, "send_and_reduce") and not needs_every_reply(inner)
-    )
-    clipping = OutlierClipping(inner, 0.0 if merged else f.guards.norm_multiple)
-    partial = PartialAggregation(clipping, schedule, f.guards.max_examples, f.min_reply_fraction)
     directory = ClientDirectory(wait_seconds=0.0)
-    strategy = Cohorts(partial, f.client_fraction, settings.seed, directory.client_ids)
+    strategy, partial, _ = layered_strategy(settings, groups, grid, directory.client_ids, deployed=False)
     tracker = Tracker(run_dir, settings, state.history if state else (), console or quiet_console())
     store = CheckpointStore(run_dir / CHECKPOINTS)
-    return ServerLoop(grid, strategy, partial, schedule, settings, directory, tracker, store)
+    return ServerLoop(grid, strategy, partial, settings, directory, tracker, store)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedmoe.errors import FedMoEError
+from fedmoe.failures import FailureKind
 from fedmoe.loading import settings_from
 from fedmoe.settings import DeploymentSettings
 from fedmoe_server.deploy import submission
@@ -77,10 +78,8 @@ def test_a_node_is_who_it_was_admitted_as(fakes: Any, tmp_path: Path) -> None:
 
 
 def test_a_refusal_is_told_once_and_asked_again_later(fakes: Any) -> None:
-    reason = (
-        "<class 'errors.FedMoEError'>:<'the model version is not the server's: 1-a at the server, 1-b at the client'>"
-    )
-    grid = Nodes(fakes, {50: 0, 60: Error(1, reason)})
+    reason = "the model version is not the server's: 1-a at the server, 1-b at the client"
+    grid = Nodes(fakes, {50: 0, 60: Error(FailureKind.RAISED, reason)})
     notes: list[str] = []
     directory = ClientDirectory(note=notes.append, retry_seconds=60.0)
     directory.announce = {"model": "1-a", "round": 3}
@@ -88,7 +87,7 @@ def test_a_refusal_is_told_once_and_asked_again_later(fakes: Any) -> None:
         assert directory.client_ids(grid) == {50: 0}  # type: ignore[arg-type]
     assert len(grid.asked) == 2
     assert dict(grid.asked[0].content.config_records["config"]) == {"model": "1-a", "round": 3}
-    told = "node 60 is left out: the model version is not the server's: 1-a at the server, 1-b at the client"
+    told = f"node 60 is left out: {reason}"
     assert notes == [told]
     directory.retry_seconds = 0.0
     directory._refused[60] = (0.0, directory._refused[60][1])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmoe.settings import PrivacySettings
-from fedmoe_server.report.run_folder import PRIVACY, write_json
+from fedmoe_server.report.run_folder import PRIVACY, write_document
 from fedmoe_server.rounds.record import LoopState
 from strategies import PrivacyLedger, build_strategy, private
 
@@ -20,7 +20,7 @@ def test_the_loop_stops_at_the_budget(fakes: Any, tmp_path: Path) -> None:
     settings = fakes.make_settings(num_rounds=9, client_fraction=0.5, evaluate_every=50)
     budget = settings.model_copy(update={"privacy": PrivacySettings(epsilon=5.0, noise_multiplier=1.2)})
     mechanism = private(build_strategy("fedavg", {}), budget, 1)
-    ledger = PrivacyLedger(budget, mechanism, partial(write_json, tmp_path / PRIVACY))
+    ledger = PrivacyLedger(budget, mechanism, partial(write_document, tmp_path / PRIVACY))
     result = replace(fakes.make_loop(grid, tmp_path, settings), ledger=ledger).run(LoopState(fakes.model_arrays()))
     assert result.stopped_early
     assert 1 < result.rounds < 9

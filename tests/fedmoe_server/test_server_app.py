@@ -31,7 +31,12 @@ def prepared(fakes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(grid: Any, settings: Settings, run_dir: Path | str = "", resume: Path | str = "") -> None:
-    config = {"settings": settings.model_dump_json(), "run_dir": str(run_dir), "resume": str(resume)}
+    config = {
+        "settings": settings.model_dump_json(),
+        "run_dir": str(run_dir),
+        "resume": str(resume),
+        "simulated": True,
+    }
     server_app.app(grid=grid, context=Context(1, 1, {}, RecordDict(), config))
 
 
@@ -46,7 +51,7 @@ def test_a_run_leaves_its_folder_complete(fakes: Any, tmp_path: Path, capsys: py
     (folder,) = tmp_path.iterdir()
     assert folder.name.endswith("-test")
     assert files(folder) == {
-        "settings.yaml", "metrics.jsonl", "result.json", "report.md", "clients.csv",
+        "settings.yaml", "run.json", "metrics.jsonl", "result.json", "report.md", "clients.csv",
         "loss.png", "ranking.png", "gate.png", "tensorboard", "checkpoints",
     }  # fmt: skip
     out = capsys.readouterr().out

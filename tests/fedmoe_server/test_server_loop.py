@@ -128,7 +128,7 @@ def test_patience_stops_the_run_and_the_best_model_comes_back(fakes: Any, tmp_pa
 def test_a_failed_client_is_named_and_the_round_goes_on(fakes: Any, tmp_path: Path) -> None:
     grid = fakes.FakeGrid()
     grid.fail = lambda client, stage, round_: (
-        f"client {client}: train: ValueError: bad luck\nTraceback" if (client, stage) == (3, "train") else None
+        "ValueError: bad luck\nTraceback" if (client, stage) == (3, "train") else None
     )
     console = fakes.quiet_console()
     loop = fakes.make_loop(grid, tmp_path, fakes.make_settings(client_fraction=1.0), console=console)

@@ -1,0 +1,73 @@
+"""The strategy of a run: the one that the settings name, in the layers that every run has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedmoe.errors import FedMoEError
+from fedmoe.settings import Settings
+from fedmoe_server.rounds.exchange import ReducingGrid
+from strategies import (
+    AggregationSchedule,
+    Cohorts,
+    OutlierClipping,
+    PartialAggregation,
+    PrivateUpdates,
+    ServerLearningRate,
+    build_strategy,
+    needs_every_reply,
+    private,
+    secret_of,
+)
+from strategies.layers.layer import weight_key
+from strategies.layers.replies import NUM_EXAMPLES
+
+
+def aggregation_schedule(settings: Settings, groups: Mapping[str, Sequence[str]]) -> AggregationSchedule:
+    """Return which groups' parameters are shared in which round."""
+    federation = settings.federation
+    return AggregationSchedule(groups, federation.warmup_rounds, federation.warmup, federation.shared)
+
+
+def layered_strategy(
+    settings: Settings,
+    groups: Mapping[str, Sequence[str]],
+    grid: Grid,
+    client_ids: Callable[[Grid], Mapping[int, int]],
+    deployed: bool,
+) -> tuple[Cohorts, PartialAggregation, PrivateUpdates | None]:
+    """Return the strategy with all its layers; of these the one that withholds groups, and that of a private run.
+
+    groups: the model's groups of parameters, each with its parameters' names. client_ids: node id -> client id.
+
+    Raises:
+        FedMoEError: the strategy, its parameters or its weights are not those that clients and layers can serve.
+    """
+    federation = settings.federation
+    inner = _rated_strategy(settings, isinstance(grid, ReducingGrid))
+    if (key := weight_key(inner)) != NUM_EXAMPLES:
+        raise FedMoEError(
+            f"federation.strategy_parameters: weighted_by_key is '{key}', but clients answer evaluations, and in "
+            f"stacks trainings, by '{NUM_EXAMPLES}': leave it, and choose the weight with federation.client_weight"
+        )
+    drawn_from, updates = settings.seed, None
+    if settings.privacy.on:
+        drawn_from = secret_of(settings, deployed)
+        inner = updates = private(inner, settings, drawn_from)
+    schedule = aggregation_schedule(settings, groups)
+    partial = PartialAggregation(inner, schedule, federation.guards.max_examples, federation.min_reply_fraction)
+    return Cohorts(partial, federation.client_fraction, drawn_from, client_ids), partial, updates
+
+
+def _rated_strategy(settings: Settings, reducing: bool) -> Strategy:
+    """Return the strategy with its learning rate, and with its guard against outliers where single replies come."""
+    federation = settings.federation
+    strategy = build_strategy(federation.strategy, federation.strategy_parameters)
+    rated = ServerLearningRate(strategy, federation.server_schedule, federation.num_rounds)
+    # Where a simulation's hosts merge the replies, there are no single updates left to compare.
+    merged = reducing and settings.simulation.aggregate_in_hosts and not needs_every_reply(rated)
+    multiple = federation.guards.norm_multiple
+    return rated if merged or not multiple else OutlierClipping(rated, multiple)
