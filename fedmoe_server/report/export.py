@@ -8,7 +8,6 @@ item k), ``model.pt2`` (the ranking as a ``torch.export`` program, where the mod
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +17,11 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor, nn
 
-from data.dataset import Dataset
 from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.files import write_folder
 from fedmoe.loading import read_yaml, settings_from
-from fedmoe.settings import Settings
-from fedmoe_server.report.model_card import Part, model_card
+from fedmoe_server.report.model_card import model_card
 from fedmoe_server.report.run_folder import SETTINGS
 from fedmoe_server.rounds.checkpoints import find_checkpoint, load_checkpoint
 from fedmoe_server.rounds.record import list_arrays
@@ -70,21 +67,22 @@ def export(run_dir: Path, out: Path) -> Export:
     model = build_model(settings, dataset)
     number = _load_best(run_dir, model)
     model.eval()
-    problems: list[str | None] = []
+    marks = dataset.fingerprints() | {"model": model_version(settings, dataset)}  # as clients are told
+    problem: str | None = None
 
     def fill(folder: Path) -> None:
-        marks = _marks(settings, dataset)
+        nonlocal problem
         # Written by Python, since safetensors reports a full disk as an error of its own kind.
         (folder / WEIGHTS).write_bytes(save(arrays_of(model), metadata={**marks, "round": str(number)}))
         (folder / SETTINGS).write_bytes((run_dir / SETTINGS).read_bytes())
         ids = dataset.interactions.item_ids[1:].tolist()
         (folder / ITEM_IDS).write_text("".join(f"{item}\n" for item in ids), encoding="utf-8")
-        problems.append(_save_program(model, folder / PROGRAM))
-        parts = [Part(path.name, path.stat().st_size, _sha256(path)) for path in sorted(folder.iterdir())]
-        (folder / CARD).write_text(model_card(run_dir, settings, dataset, marks, parts, problems[-1]), encoding="utf-8")
+        problem = _save_program(model, folder / PROGRAM)
+        card = model_card(run_dir, folder, settings, dataset, marks, problem)
+        (folder / CARD).write_text(card, encoding="utf-8")
 
     write_folder(out, fill)
-    return Export(out, number, problems[-1])
+    return Export(out, number, problem)
 
 
 def main(words: Sequence[str]) -> int:
@@ -113,11 +111,6 @@ def _load_best(run_dir: Path, model: ResidualMoE) -> int:
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(arrays[name].numpy()))
     return number
-
-
-def _marks(settings: Settings, dataset: Dataset) -> dict[str, str]:
-    """Return what tells models and catalogues apart, as clients are told."""
-    return dataset.fingerprints() | {"model": model_version(settings, dataset)}
 
 
 def _save_program(model: ResidualMoE, path: Path) -> str | None:
@@ -150,11 +143,6 @@ def _example(num_items: int, batch: int, length: int, candidates: int) -> tuple[
     context = torch.arange(batch * length).reshape(batch, length) % num_items + 1
     context[0, : length // 2] = 0
     return context, torch.arange(batch * candidates).reshape(batch, candidates) % num_items + 1
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 if __name__ == "__main__":

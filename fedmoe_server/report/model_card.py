@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from data.dataset import Dataset
@@ -12,97 +12,85 @@ from fedmoe.modalities import GROUPS, selected
 from fedmoe.settings import Settings
 from fedmoe_server.report.progress import number
 from fedmoe_server.report.report import ranked_among, table
-from fedmoe_server.report.run_folder import Splits, baselines_of, federated_metrics, read_result
+from fedmoe_server.report.run_folder import baselines_of, federated_metrics, read_result
 
-_METRICS = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
+METRICS = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
+PRIVATE = """
+After the warm-up {} stayed with the clients, and are here as the server last knew them: the figures to expect are those
+of the global model.
+"""
+NO_PROGRAM = """
+There is no `torch.export` program: {}
+"""
+USE = """
+`model.pt2` needs torch alone and has the item features in it; items are numbered by the lines of `item_ids.txt`, from
+1:
 
+```python
+import torch
 
-@dataclass(frozen=True)
-class Part:
-    """A file of the export: its name, size in bytes and SHA-256."""
-
-    name: str
-    size: int
-    sha256: str
+ranking = torch.export.load("model.pt2").module()
+context = torch.zeros(1, {}, dtype=torch.long)  # the latest items, oldest first, 0 on the left
+context[0, -2:] = torch.tensor([17, 4])
+scores = ranking(context, torch.arange(1, num_items + 1).unsqueeze(0))  # [1, num_items]
+```
+"""
 
 
 def model_card(
-    run_dir: Path,
-    settings: Settings,
-    dataset: Dataset,
-    marks: Mapping[str, str],
-    parts: Sequence[Part],
-    program_problem: str | None,
+    run_dir: Path, exported: Path, settings: Settings, dataset: Dataset, marks: Mapping[str, str], problem: str | None
 ) -> str:
-    """Return the card in Markdown; everything in it comes from the arguments and the run folder."""
-    known = dataset.interactions
-    sections = [
-        f"# {settings.name}: global model of a federated run",
-        f"SASRec with {_experts(settings, dataset)}, trained with {settings.federation.strategy} on the data set "
-        f"{dataset.name}: {known.num_items} items, {known.num_users} users, each of them a client that kept its "
-        "history to itself. " + _rounds(run_dir),
-        "## How well it ranks\n\n" + _figures(run_dir, settings),
-        _private(settings),
-        "## Files\n\n" + _files(parts, program_problem),
-        "## Use\n\n" + _use(settings, program_problem),
-        "## Identity\n\n" + "\n".join(f"* {name}: `{mark}`" for name, mark in marks.items()),
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    """Return the card in Markdown.
 
-
-def _experts(settings: Settings, dataset: Dataset) -> str:
-    if not settings.model.mixture or not dataset.features:
-        return "no experts"
-    return f"a {settings.model.fusion} mixture of experts ({', '.join(dataset.features)})"
-
-
-def _rounds(run_dir: Path) -> str:
+    exported: folder of the other files. marks: what tells this model and its catalogue apart. problem: why there is no
+    ``torch.export`` program, None if there is one.
+    """
+    known, model = dataset.interactions, settings.model
+    experts = "no experts"
+    if model.mixture and dataset.features:
+        experts = f"a {model.fusion} mixture of experts ({', '.join(dataset.features)})"
     result = read_result(run_dir)
-    if result.status != "completed":
-        return "**The run has not completed**: this is the model of its last checkpoint."
-    return f"The model of round {result.best_round} of {result.rounds}, the best by NDCG@10 on validation."
+    origin = "**The run has not completed**: this is the model of its last checkpoint."
+    if result.status == "completed":
+        origin = f"The model of round {result.best_round} of {result.rounds}, the best by NDCG@10 on validation."
+    private = [group for group in GROUPS if not selected(settings.federation.shared, [group])]
+    files = [
+        [path.name, str(path.stat().st_size), f"`{hashlib.sha256(path.read_bytes()).hexdigest()}`"]
+        for path in sorted(exported.iterdir())
+    ]
+    identity = "\n".join(f"* {name}: `{mark}`" for name, mark in marks.items())
+    use = USE.format(max(model.max_seq_len, model.memory_size))
+    return f"""\
+# {settings.name}: global model of a federated run
+
+SASRec with {experts}, trained with {settings.federation.strategy} on the data set {dataset.name}: {known.num_items} \
+items, {known.num_users} users, each of them a client that kept its history to itself. {origin}
+
+## How well it ranks
+
+{_figures(run_dir, settings)}
+{PRIVATE.format(", ".join(private)) if private else ""}
+## Files
+
+{table(["file", "bytes", "SHA-256"], files, text=(0, 2))}
+{NO_PROGRAM.format(problem) if problem else ""}
+## Use
+
+`model.safetensors` holds the parameters by name, for `model.build.build_model` with `settings.yaml`.
+{use if problem is None else ""}
+## Identity
+
+{identity}
+"""
 
 
 def _figures(run_dir: Path, settings: Settings) -> str:
     try:
-        rows: dict[str, Splits] = {**federated_metrics(run_dir), **baselines_of(run_dir)}
+        rows = {**federated_metrics(run_dir), **baselines_of(run_dir)}
     except FedMoEError:
         return "Not measured: the run has not completed."
-    among = ranked_among(settings.evaluation.model_dump())
-    names = [name for name in _METRICS if all(name in splits["test"] for splits in rows.values())]
+    names = [name for name in METRICS if all(name in splits["test"] for splits in rows.values())]
     body = [[title, *(number(splits["test"][name], 4) for name in names)] for title, splits in rows.items()]
-    return f"Test: the last item of each user, ranked among {among}; means over users.\n\n" + table(
-        ["", *(name.upper() for name in names)], body
-    )
-
-
-def _private(settings: Settings) -> str:
-    private = [group for group in GROUPS if not selected(settings.federation.shared, [group])]
-    if not private:
-        return ""
-    return (
-        f"After the warm-up {', '.join(private)} stayed with the clients, and are here as the server last knew them: "
-        "the figures to expect are those of the global model."
-    )
-
-
-def _files(parts: Sequence[Part], program_problem: str | None) -> str:
-    lines = ["| file | bytes | SHA-256 |", "|---|---:|---|"]
-    lines += [f"| {part.name} | {part.size} | `{part.sha256}` |" for part in parts]
-    if program_problem is not None:
-        lines += ["", f"There is no `torch.export` program: {program_problem}"]
-    return "\n".join(lines)
-
-
-def _use(settings: Settings, program_problem: str | None) -> str:
-    length = max(settings.model.max_seq_len, settings.model.memory_size)
-    weights = "`model.safetensors` holds the parameters by name, for `model.build.build_model` with `settings.yaml`."
-    if program_problem is not None:
-        return weights
-    return (
-        f"{weights}\n`model.pt2` needs torch alone and has the item features in it; items are numbered by the lines of "
-        '`item_ids.txt`, from 1:\n\n```python\nimport torch\n\nranking = torch.export.load("model.pt2").module()\n'
-        f"context = torch.zeros(1, {length}, dtype=torch.long)  # the latest items, oldest first, 0 on the left\n"
-        "context[0, -2:] = torch.tensor([17, 4])\n"
-        "scores = ranking(context, torch.arange(1, num_items + 1).unsqueeze(0))  # [1, num_items]\n```"
-    )
+    among = ranked_among(settings.evaluation.model_dump())
+    figures = table(["", *(name.upper() for name in names)], body)
+    return f"Test: the last item of each user, ranked among {among}; means over users.\n\n{figures}"

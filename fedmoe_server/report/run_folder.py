@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
@@ -153,7 +154,7 @@ def bytes_needed(model_bytes: int, client_bytes: int, clients: int, rounds: int)
 
 
 def check_run_dir(run_dir: Path, needed: int, resuming: bool) -> None:
-    """Refuse a run folder that cannot be used. Nothing is left behind when it is refused.
+    """Make the run folder, or refuse one that cannot be used. Nothing is left behind when it is refused.
 
     Args:
         needed: bytes the run will write, as estimated.
@@ -164,38 +165,23 @@ def check_run_dir(run_dir: Path, needed: int, resuming: bool) -> None:
     """
     if not resuming and (run_dir / METRICS).exists():
         raise FedMoEError(f"run folder {run_dir} already holds a run: resume it, or choose another folder")
-    existing = run_dir.absolute()
-    missing: list[Path] = []
-    while not existing.exists():
-        missing.append(existing)
-        existing = existing.parent
+    whole = run_dir.absolute()
+    existing = next(path for path in (whole, *whole.parents) if path.exists())
     if not existing.is_dir():
         raise FedMoEError(f"run folder {run_dir}: {existing} is a file, not a folder: choose another save_dir")
     try:
         free = shutil.disk_usage(existing).free
+        with TemporaryFile(dir=existing):
+            pass
     except OSError as error:
-        raise FedMoEError(f"run folder {run_dir}: cannot tell the free space of {existing}: {error}") from error
+        reason = error.strerror or str(error)
+        raise FedMoEError(f"run folder {run_dir} cannot be written ({reason}): choose another save_dir") from error
     if free < needed:
         raise FedMoEError(
             f"run folder {run_dir}: the run needs about {_megabytes(needed)} for checkpoints and logs, "
             f"{existing} has {_megabytes(free)} free: free some space or choose another save_dir"
         )
-    _try_to_write(run_dir, missing)
-
-
-def _try_to_write(run_dir: Path, missing: list[Path]) -> None:
-    """Create the folder and a file in it; take back what was created if that fails."""
-    probe = run_dir / ".writable"
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        for folder in missing:  # the innermost first
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-        reason = error.strerror or str(error)
-        raise FedMoEError(f"run folder {run_dir} cannot be written ({reason}): choose another save_dir") from error
+    run_dir.mkdir(parents=True, exist_ok=True)
 
 
 def _megabytes(count: int) -> str:

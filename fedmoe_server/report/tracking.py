@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import yaml
 from rich.console import Console
@@ -16,14 +16,9 @@ from fedmoe.files import write_file
 from fedmoe.settings import Settings
 from fedmoe_server.report.progress import Progress, duration, number, progress_for
 from fedmoe_server.report.run_folder import METRICS, RESULT, SETTINGS, TENSORBOARD, baselines_of, write_document
-from fedmoe_server.rounds.record import Failure, Result, RoundRecord, list_failures
+from fedmoe_server.rounds.record import Result, RoundRecord, list_failures
 
 RECENT_ROUNDS = 20
-
-
-class _EventWriter(Protocol):
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
-    def close(self) -> None: ...
 
 
 class Tracker:
@@ -80,11 +75,6 @@ class Tracker:
             self.note(f"round {record.round}: {len(record.failed)} failed - {list_failures(record.failed)}")
         self._progress.round(record, (self.total - record.round) * sum(self._recent) / len(self._recent))
 
-    def failures(self, what: str, asked: int, failures: Sequence[Failure]) -> None:
-        """Show the clients that failed, the first few by name."""
-        if failures:
-            self.note(f"{what}: {len(failures)} of {asked} clients failed - {list_failures(failures)}")
-
     def note(self, text: str) -> None:
         """Show one line."""
         self._progress.note(text)
@@ -127,14 +117,13 @@ def _line(record: RoundRecord) -> str:
     return json.dumps(record.to_json(), allow_nan=False) + "\n"
 
 
-def _event_writer(folder: Path, first_step: int) -> _EventWriter:
+def _event_writer(folder: Path, first_step: int) -> Any:
     # Imported here: everything else in this package, the report included, does without torch.
     from torch.utils.tensorboard import SummaryWriter
 
-    # purge_step hides the events of rounds that a resume does again.
     writer: Any = SummaryWriter  # torch leaves its signature untyped
-    created: _EventWriter = writer(str(folder), purge_step=first_step if first_step > 1 else None, max_queue=1000)
-    return created
+    # purge_step hides the events of rounds that a resume does again.
+    return writer(str(folder), purge_step=first_step if first_step > 1 else None, max_queue=1000)
 
 
 def _scalars(record: RoundRecord) -> dict[str, float]:

@@ -36,6 +36,7 @@ from fedmoe_server.rounds.record import (
     Result,
     RoundRecord,
     Sender,
+    list_failures,
     split_global,
 )
 from strategies import Cohorts, PartialAggregation, PrivacyLedger, ReplyMean
@@ -239,7 +240,9 @@ class ServerLoop:
             outcome, metrics[split] = self._evaluate(best_round, arrays, split, None)
             if outcome.problem is not None:
                 raise FedMoEError(outcome.problem)
-            self.tracker.failures("final evaluation", outcome.sent, outcome.failures)
+            if failed := outcome.failures:
+                what = f"final evaluation: {len(failed)} of {outcome.sent} clients failed"
+                self.tracker.note(f"{what} - {list_failures(failed)}")
             ranks += ranks_of(split, outcome.replies, self._client_ids())
             outcomes.append(outcome)
         write_client_ranks(self.tracker.run_dir, ranks)

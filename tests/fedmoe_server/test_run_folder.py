@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fedmoe.errors import FedMoEError
+from fedmoe_server.report import run_folder
 from fedmoe_server.report.run_folder import bytes_needed, check_run_dir, new_run_dir
 
 Usage = namedtuple("Usage", "total used free")
@@ -34,10 +35,10 @@ def test_without_space_nothing_is_written(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_folder_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: Any) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(run_folder, "TemporaryFile", refuse)
     with pytest.raises(FedMoEError, match=r"cannot be written \(Permission denied\)"):
         check_run_dir(tmp_path / "a" / "b", 1, resuming=False)
     assert list(tmp_path.iterdir()) == []
