@@ -45,12 +45,22 @@ def run(folder: Path, *words: str, path: str = "") -> subprocess.CompletedProces
     [((str(ROOT / "sim.py"),), "", "ray"), (("-m", "sim"), os.pathsep.join((".", str(ROOT))), "vectorized")],
     ids=["python sim.py", "python -m sim"],
 )
-def test_a_simulation_in_a_users_folder(folder: Path, start: tuple[str, ...], path: str, engine: str) -> None:
-    done = run(folder, *start, *SMALL, f"simulation.engine={engine}", path=path)
+def test_a_simulation_in_a_users_folder(
+    folder: Path, ray_address: str, start: tuple[str, ...], path: str, engine: str
+) -> None:
+    done = run(folder, *start, *SMALL, f"engine={engine}", f"ray_address={ray_address}", path=path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "stack of them fails" not in done.stdout + done.stderr
     (run_dir,) = (folder / "runs").iterdir()
     assert (run_dir / "report.html").exists() or (run_dir / "report.md").exists()
+
+
+def test_a_file_that_ray_would_take_for_our_engine_is_named(folder: Path) -> None:
+    (folder / "simulation.py").write_text("")
+    (folder / "fedmoe").mkdir()  # no module: it does no harm
+    done = run(folder, str(ROOT / "sim.py"), *SMALL)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert f"error: {folder / 'simulation.py'} hides FedMoE's package from Ray" in done.stderr
 
 
 def test_a_clients_commands_in_a_users_folder(folder: Path) -> None:

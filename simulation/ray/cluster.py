@@ -11,6 +11,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,13 @@ def start_ray(address: str | None = None, environment: dict[str, str] | None = N
 
     ``address``: host:port, or ``auto`` for the cluster that runs on this machine.
     ``environment``: variables of every worker process. Returns whether this call connected, in which case the
-    caller has to call ``ray.shutdown()``. Raises FedMoEError if the cluster does not answer.
+    caller has to call ``ray.shutdown()``. Raises FedMoEError if the cluster does not answer, or Ray's processes, which
+    search the working folder first, would take a file there for our packages.
     """
+    for name in ("fedmoe", "simulation"):  # what they import before our packages come first
+        found = PathFinder.find_spec(name, [os.getcwd()])
+        if found is not None and found.origin not in (None, sys.modules[name].__file__):
+            raise FedMoEError(f"{found.origin} hides FedMoE's package from Ray: rename it, or start in another folder")
     if ray.is_initialized():
         return False
     if address and address != "auto":

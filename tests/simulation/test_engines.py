@@ -20,7 +20,7 @@ CLIENTS = 8
 FAILURE = "RuntimeError: out of luck"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def resources(ray_address: str) -> SimulationSettings:
     """Two hosts, or processes of Flower's runtime, on the session's Ray."""
     return SimulationSettings(ray_address=ray_address, client_cpus=1, hosts=2)
@@ -37,17 +37,24 @@ def outcome(
         return dict(file)
 
 
-def test_flower_and_ray_agree_to_the_last_bit(resources: SimulationSettings, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def plain(resources: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """What comes of the engine ``ray`` on two hosts."""
+    return outcome("ray", resources, tmp_path_factory.mktemp("plain"))
+
+
+def test_flower_and_ray_agree_to_the_last_bit(
+    plain: dict[str, np.ndarray], resources: SimulationSettings, tmp_path: Path
+) -> None:
     level = console_handler.level
     flower = outcome("flower", resources, tmp_path)
     assert not ray.is_initialized()
-    two = outcome("ray", resources, tmp_path)
     three = outcome("ray", resources.model_copy(update={"hosts": 3, "client_cpus": 0.25}), tmp_path)
     assert not ray.is_initialized()
-    for other in (two, three):
+    for other in (plain, three):
         assert flower.keys() == other.keys()
         assert all(flower[name].tobytes() == other[name].tobytes() for name in flower if name != "processes")
-    assert (len(set(two["processes"])), len(set(three["processes"]))) == (2, 3)
+    assert (len(set(plain["processes"])), len(set(three["processes"]))) == (2, 3)
     assert flower["failures"].tolist() == [FAILURE]
     # Client 5 failed in round 1, was rolled back, and so has one visit where the others have two.
     assert flower["visits"].tolist() == [1] * 7 + [2, 2, 2, 2, 2, 1, 2, 2]
@@ -76,20 +83,14 @@ def test_unknown_engine_and_cluster() -> None:
     with pytest.raises(FedMoEError, match="simulation.engine 'spark' is not known"):
         run_simulation("spark", ServerApp(), "simulation_apps:app", 2, {}, SimulationSettings())
     with pytest.raises(FedMoEError, match="cannot reach the Ray cluster at 127.0.0.1:9"):
-        run_simulation(
-            "ray",
-            ServerApp(),
-            "simulation_apps:app",
-            2,
-            {},
-            SimulationSettings(ray_address="127.0.0.1:9"),
-        )
+        run_simulation("ray", ServerApp(), "simulation_apps:app", 2, {}, SimulationSettings(ray_address="127.0.0.1:9"))
     with pytest.raises(FedMoEError, match="address 'here' is no address: write host:port"):
         run_simulation("flower", ServerApp(), "simulation_apps:app", 2, {}, SimulationSettings(ray_address="here"))
 
 
-def test_stacks_give_the_same_numbers(resources: SimulationSettings, tmp_path: Path) -> None:
-    plain = outcome("ray", resources, tmp_path)
+def test_stacks_give_the_same_numbers(
+    plain: dict[str, np.ndarray], resources: SimulationSettings, tmp_path: Path
+) -> None:
     stacked = outcome("vectorized", resources, tmp_path, "simulation_apps:train_stack")
     assert all(plain[name].tobytes() == stacked[name].tobytes() for name in plain if name != "processes")
     with pytest.raises(FedMoEError, match="'vectorized': simulation_apps:app has no function for stacks: use 'ray'"):

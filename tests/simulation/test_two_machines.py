@@ -35,7 +35,7 @@ def test_a_machine_that_dies_in_the_middle_of_a_round(cluster: Cluster, caplog: 
         assert len(Counter(told(grid, "process"))) == 3, "a host for each CPU"
         killer = threading.Timer(0.5, lambda: cluster.remove_node(second, allow_graceful=False))
         killer.start()
-        disturbed = merge(grid, sleep=list(range(CLIENTS)), seconds=1.0)  # long enough that both are at work
+        disturbed = merge(grid, sleep=[0, 1, 2], seconds=2.5)  # one client of each host: all are at work
         killer.join()
         assert caplog.text.count("died and was started again") >= 2, "both of its hosts"
         assert disturbed == plain
