@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +23,7 @@ from data.synthetic import synthetic
 from data.titles import film_of, read_item_list, title_features
 from fedmoe.data_settings import DataSettings
 from fedmoe.errors import FedMoEError
-from fedmoe.modalities import NOISE, TITLES
+from fedmoe.modalities import DEFAULTS, NOISE, TITLES
 from fedmoe.settings import Settings
 
 _FORM = 3  # part of the cache's key; a change of what is parsed, or how, must change it
@@ -67,8 +67,16 @@ def load_catalogue(settings: Settings, folder: Path) -> Dataset:
     Raises FedMoEError as ``data.dataset.load_catalogue`` does.
     """
     dataset = folders.load_catalogue(folder)
-    known = dataset.features
-    return replace(dataset, features={name: known[name] for name in settings.named_modalities if name in known})
+    known = {name: dataset.features[name] for name in settings.named_modalities if name in dataset.features}
+    _require_named(settings, known)
+    return replace(dataset, features=known)
+
+
+def _require_named(settings: Settings, found: Collection[str]) -> None:
+    """Raise FedMoEError if there are no features of a modality that the settings name and that is none by default."""
+    for name in settings.named_modalities:
+        if name not in found and name not in DEFAULTS:
+            raise FedMoEError(f"modalities.{name}: the data set has no features of that name - set its file")
 
 
 def catalogue_from_list(path: Path, settings: Settings) -> Dataset:
@@ -158,4 +166,5 @@ def _with_features(dataset: Dataset, own: Own, settings: Settings, files: Mappin
             found[name] = noise(len(item_ids), dim or _NOISE_WIDTH, generator(settings.seed, f"{name} noise"))
         elif make := own.get(modality.file or name):
             found[name] = make()
+    _require_named(settings, found)
     return replace(dataset, features={name: principal_components(each, dim) for name, each in found.items()})

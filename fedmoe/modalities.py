@@ -21,6 +21,8 @@ NOISE = "noise"
 EXPERT = "experts."
 GROUPS = ("embedding", "backbone", f"{EXPERT}*", "router", "gate", "norms")
 KINDS = ("matching", "attention", "feature_attention", "item_attention")
+# The modalities that are there without being named, where a data set has features of them.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {"visual": {}, "text": {"file": TITLES}}
 # The reference's expert of this name asks with the candidate's item vector, the others with its features.
 ITEM_ATTENTION = ("text",)
 # The reference's spellings, and what they are here.
@@ -79,10 +81,9 @@ def _completed(given: Any) -> Any:
     if not isinstance(given, Mapping):
         return given
     named = {_NAMES.get(str(name), str(name)): value for name, value in given.items()}
-    defaults: dict[str, dict[str, Any]] = {"visual": {}, "text": {"file": TITLES}}
     return {
-        name: defaults.get(name, {}) | value if isinstance(value, dict) else value
-        for name, value in (defaults | named).items()
+        name: {**DEFAULTS.get(name, {}), **value} if isinstance(value, Mapping) else value
+        for name, value in {**DEFAULTS, **named}.items()
     }
 
 

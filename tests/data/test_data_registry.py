@@ -180,6 +180,8 @@ def test_errors_name_what_to_correct(films: Path, tmp_path: Path) -> None:
         load_dataset(tiny(tmp_path / "nowhere"), tmp_path)
     with pytest.raises(FedMoEError, match=r"typo.npy: cannot be read \(No such file.*visual file"):
         load_dataset(tiny(films, files={"visual": "typo.npy"}), tmp_path)
+    with pytest.raises(FedMoEError, match="modalities.audio: the data set has no features of that name - set its file"):
+        load_dataset(tiny(films, files={"audio": None}), tmp_path / "cache")
     with pytest.raises(FedMoEError, match="no user has 9 items"):
         load_dataset(tiny(films, min_items=9), tmp_path / "cache")
     assert not (tmp_path / "cache").exists()  # nothing half-written
