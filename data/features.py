@@ -116,7 +116,7 @@ def _read_table(path: Path) -> NDArray[Any]:
     if not path.is_file():
         raise FedMoEError(f"{path}: no such feature file - correct the path, or set it to null to run without")
     try:
-        table = {".npy": _read_npy, ".pt": _read_pt, ".safetensors": _read_safetensors}[path.suffix](path)
+        table = {".npy": _npy, ".pt": _pt, ".safetensors": _safetensors}[path.suffix](path)
     except FedMoEError:
         raise
     # The three readers raise a dozen unrelated types for damaged files; all of them mean the same to the user.
@@ -130,12 +130,11 @@ def _read_table(path: Path) -> NDArray[Any]:
     return table
 
 
-def _read_npy(path: Path) -> NDArray[Any]:
-    table: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return table
+def _npy(path: Path) -> Any:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def _read_pt(path: Path) -> NDArray[Any]:
+def _pt(path: Path) -> Any:
     import torch
 
     content = torch.load(path, map_location="cpu", weights_only=True)
@@ -143,19 +142,16 @@ def _read_pt(path: Path) -> NDArray[Any]:
         raise FedMoEError(f"{path}: holds a {type(content).__name__} - save one tensor [items, width]")
     if content.dtype == torch.bfloat16:
         raise FedMoEError(f"{path}: features are bfloat16 - save them as float16, float32 or float64")
-    table: NDArray[Any] = content.detach().numpy()
-    return table
+    return content.detach().numpy()
 
 
-def _read_safetensors(path: Path) -> NDArray[Any]:
+def _safetensors(path: Path) -> Any:
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
-        names = list(file.keys())
-        if len(names) != 1:
-            raise FedMoEError(f"{path}: holds {len(names)} tensors - save one tensor [items, width]")
-        table: NDArray[Any] = file.get_tensor(names[0])
-    return table
+        if len(file.keys()) != 1:
+            raise FedMoEError(f"{path}: holds {len(file.keys())} tensors - save one tensor [items, width]")
+        return file.get_tensor(*file.keys())
 
 
 def _rows_by_id(path: Path, count: int, item_ids: NDArray[np.str_], id_file: Path) -> NDArray[np.int64]:
