@@ -115,6 +115,7 @@ def _read_table(path: Path) -> NDArray[Any]:
         raise FedMoEError(f"{path}: features are read from {', '.join(SUFFIXES)} - convert the file")
     if not path.is_file():
         raise FedMoEError(f"{path}: no such feature file - correct the path, or set it to null to run without")
+    table: NDArray[Any]
     try:
         table = {".npy": _npy, ".pt": _pt, ".safetensors": _safetensors}[path.suffix](path)
     except FedMoEError:
