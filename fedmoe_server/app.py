@@ -40,6 +40,7 @@ from fedmoe_server.report.run_folder import (
 from fedmoe_server.report.tracking import Tracker
 from fedmoe_server.rounds.checkpoints import Checkpoint, CheckpointStore, SavingGrid, find_checkpoint, load_checkpoint
 from fedmoe_server.rounds.clients import ClientDirectory
+from fedmoe_server.rounds.exchange import KnownClients
 from fedmoe_server.rounds.loop import ServerLoop
 from fedmoe_server.rounds.record import LoopState, list_arrays
 from fedmoe_server.rounds.strategy import layered_strategy
@@ -89,7 +90,7 @@ def run(
     dataset = load_dataset(settings)
     arrays = initial_arrays(settings, dataset)
     groups = parameter_groups(settings, dataset)
-    directory = ClientDirectory() if deployed is None else deployed.directory(settings.deployment)
+    directory = _directory(grid, settings, deployed)
     strategy, aggregation, updates = layered_strategy(
         settings, groups, grid, directory.client_ids, deployed is not None
     )
@@ -117,9 +118,10 @@ def run(
     earlier = sum(record.seconds for record in state.history)
     tracker = Tracker(folder, settings, state.history, console, every_round=deployed is not None)
     write_document(folder / RUN, {"simulated": deployed is None})
-    directory.note = tracker.note
-    if deployed is not None:
-        directory.announce = identity(settings, dataset, state.round)
+    if isinstance(directory, ClientDirectory):
+        directory.note = tracker.note
+        if deployed is not None:
+            directory.announce = identity(settings, dataset, state.round)
     deadline = None if deployed is None else settings.deployment.round_deadline or None
     loop = ServerLoop(grid, strategy, aggregation, settings, directory, tracker, store, deadline, ledger)
     with _quiet_flower(), _failure_recorded(tracker):
@@ -130,6 +132,13 @@ def run(
     report = write_report(folder)
     tracker.note(f"report: {report}")
     return folder
+
+
+def _directory(grid: Grid, settings: Settings, deployed: Deployed | None) -> ClientDirectory | KnownClients:
+    """Return who tells which client a node is: the admitted keys, an engine that knows, or the nodes themselves."""
+    if deployed is not None:
+        return deployed.directory(settings.deployment)
+    return KnownClients() if hasattr(grid, "client_ids") else ClientDirectory()
 
 
 def _path(value: object) -> Path | None:

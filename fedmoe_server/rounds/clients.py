@@ -1,7 +1,7 @@
 """Which client sits behind which node.
 
 A client's identity is its client id (= user = Flower's ``partition-id``); a node id is only an address and may be
-random. Engines that know the mapping offer it (``grid.client_ids()``); otherwise each node is asked once.
+random. Each node is asked once which client it is.
 """
 
 from __future__ import annotations
@@ -59,13 +59,11 @@ class ClientDirectory:
         Raises:
             FedMoEError: no client could be reached within ``wait_seconds``.
         """
-        offered = _offered(grid)
-        return self._at_least(1, grid) if offered is None else offered
+        return self._at_least(1, grid)
 
     def names(self, grid: Grid) -> Mapping[int, int]:
         """Return node id -> client id of every node met so far, connected or not: to name those that fail."""
-        offered = _offered(grid)
-        return self._known if offered is None else offered
+        return self._known
 
     def await_clients(self, grid: Grid) -> None:
         """Wait until ``minimum`` clients are connected.
@@ -73,8 +71,7 @@ class ClientDirectory:
         Raises:
             FedMoEError: there are fewer after ``wait_seconds``.
         """
-        if _offered(grid) is None:
-            self._at_least(self.minimum, grid)
+        self._at_least(self.minimum, grid)
 
     def _at_least(self, minimum: int, grid: Grid) -> dict[int, int]:
         """Return node id -> client id of the connected nodes as soon as there are ``minimum`` clients."""
@@ -148,13 +145,6 @@ class ClientDirectory:
             who = f"node {node}" if client is None else f"client {client}"
             self._tell(f"{who} is left out: {reason}")
         self._refused[node] = (time.monotonic() + self.retry_seconds, reason)
-
-
-def _offered(grid: Grid) -> Mapping[int, int] | None:
-    """Return node id -> client id where the engine knows it."""
-    offer = getattr(grid, "client_ids", None)
-    mapping: Mapping[int, int] | None = None if offer is None else offer()
-    return mapping
 
 
 def _client_id(reply: Message) -> int | str:

@@ -35,6 +35,33 @@ class ReducingGrid(Protocol):
         """Return what each reducer made of the replies it got; every reply is in a merged one, or an error."""
 
 
+class Directory(Protocol):
+    """Tells which client sits behind which node of a grid."""
+
+    def client_ids(self, grid: Grid) -> Mapping[int, int]:
+        """Return node id -> client id of the nodes that are connected."""
+
+    def names(self, grid: Grid) -> Mapping[int, int]:
+        """Return node id -> client id of every node met so far, to name those that fail."""
+
+    def await_clients(self, grid: Grid) -> None:
+        """Wait until there are enough clients to begin a round."""
+
+
+class KnownClients:
+    """The directory of a simulation whose grid knows its clients: none is asked, and none is waited for."""
+
+    def client_ids(self, grid: Grid) -> Mapping[int, int]:
+        """Return node id -> client id as the grid tells it."""
+        known: Mapping[int, int] = grid.client_ids()  # type: ignore[attr-defined]  # the app has looked
+        return known
+
+    names = client_ids
+
+    def await_clients(self, grid: Grid) -> None:
+        """Return at once."""
+
+
 def exchange(
     grid: Grid, messages: Iterable[Message], stage: str, client_ids: ClientIds, timeout: float | None
 ) -> Exchange:

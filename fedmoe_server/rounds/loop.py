@@ -25,8 +25,7 @@ from fedmoe.settings import Settings
 from fedmoe_server.report.client_ranks import ClientRank, ranks_of, write_client_ranks
 from fedmoe_server.report.tracking import Tracker
 from fedmoe_server.rounds.checkpoints import CheckpointStore
-from fedmoe_server.rounds.clients import ClientDirectory
-from fedmoe_server.rounds.exchange import ReducingGrid, exchange, name_failures, reduced_exchange, too_few
+from fedmoe_server.rounds.exchange import Directory, ReducingGrid, exchange, name_failures, reduced_exchange, too_few
 from fedmoe_server.rounds.record import (
     SELECTION_METRIC,
     Clipped,
@@ -63,7 +62,7 @@ class ServerLoop:
     strategy: Cohorts
     partial: PartialAggregation
     settings: Settings
-    directory: ClientDirectory
+    directory: Directory
     tracker: Tracker
     checkpoints: CheckpointStore
     timeout: float | None = None

@@ -21,6 +21,7 @@ from fedmoe_server.report.run_folder import CHECKPOINTS
 from fedmoe_server.report.tracking import Tracker
 from fedmoe_server.rounds.checkpoints import CheckpointStore
 from fedmoe_server.rounds.clients import ClientDirectory
+from fedmoe_server.rounds.exchange import KnownClients
 from fedmoe_server.rounds.loop import ServerLoop
 from fedmoe_server.rounds.record import LoopState
 from fedmoe_server.rounds.strategy import layered_strategy
@@ -149,7 +150,7 @@ def make_loop(
     """Put a loop together as the app does, around Flower's FedAdam or whatever the settings name."""
     run_dir.mkdir(parents=True, exist_ok=True)
     groups = {group: PARAMETERS.get(group, []) for group in GROUPS}
-    directory = ClientDirectory(wait_seconds=0.0)
+    directory = KnownClients() if hasattr(grid, "client_ids") else ClientDirectory(wait_seconds=0.0)
     strategy, partial, _ = layered_strategy(settings, groups, grid, directory.client_ids, deployed=False)
     tracker = Tracker(run_dir, settings, state.history if state else (), console or quiet_console())
     store = CheckpointStore(run_dir / CHECKPOINTS)

@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedmoe.errors import FedMoEError
 from fedmoe_server.rounds.clients import ClientDirectory
+from fedmoe_server.rounds.exchange import KnownClients
 
 
 def asking(fakes: Any, answers: dict[int, Any]) -> Any:
@@ -37,7 +38,9 @@ def asking(fakes: Any, answers: dict[int, Any]) -> Any:
 
 def test_a_grid_that_knows_is_not_asked(fakes: Any) -> None:
     grid = fakes.SavingGrid(3)
-    assert ClientDirectory().client_ids(grid) == {1000: 0, 1001: 1, 1002: 2}
+    directory = KnownClients()
+    directory.await_clients(grid)
+    assert directory.client_ids(grid) == directory.names(grid) == {1000: 0, 1001: 1, 1002: 2}
     assert grid.sent == []
 
 
