@@ -49,7 +49,7 @@ def ranks_of(split: str, replies: Iterable[Message], client_ids: Mapping[int, in
 
 
 def _is_rank(value: object) -> TypeGuard[float]:
-    """Whether a client's word can be a rank: what it says is not to break the report of the run."""
+    """Whether a value from a client can be a rank."""
     return isinstance(value, float) and 1.0 <= value < inf
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -16,10 +17,11 @@ from fedmoe.errors import FedMoEError
 from fedmoe_server.rounds.exchange import exchange
 
 
+@dataclass
 class ClientDirectory:
     """Maps node ids to client ids and remembers the answers of the nodes it has asked.
 
-    Args:
+    Attributes:
         wait_seconds: how long to wait for a first node to connect before giving up.
         poll_seconds: pause between two looks while waiting.
         retry_seconds: pause before a node that gave no valid answer is asked again.
@@ -28,28 +30,19 @@ class ClientDirectory:
         minimum: clients that ``await_clients`` waits for.
         admitted: returns node id -> client id of the nodes whose keys are registered; a node that claims to be another
             client is refused. None: every node is believed.
+        announce: what a node is told with the query, see ``deployed.identity``.
     """
 
-    def __init__(
-        self,
-        wait_seconds: float = 600.0,
-        poll_seconds: float = 1.0,
-        retry_seconds: float = 30.0,
-        timeout: float | None = None,
-        note: Callable[[str], None] | None = None,
-        minimum: int = 1,
-        admitted: Callable[[], Mapping[int, int]] | None = None,
-    ) -> None:
-        self.wait_seconds = wait_seconds
-        self.poll_seconds = poll_seconds
-        self.retry_seconds = retry_seconds
-        self.timeout = timeout
-        self.note = note
-        self.minimum = minimum
-        self.admitted = admitted
-        self.announce: dict[str, str | int] = {}  # what a node is told with the query, see ``deployed.identity``
-        self._refused: dict[int, tuple[float, str]] = {}  # node id -> when it is asked again, and why it was refused
-        self._known: dict[int, int] = {}  # node id -> client id, in the order in which the nodes were met
+    wait_seconds: float = 600.0
+    poll_seconds: float = 1.0
+    retry_seconds: float = 30.0
+    timeout: float | None = None
+    note: Callable[[str], None] | None = None
+    minimum: int = 1
+    admitted: Callable[[], Mapping[int, int]] | None = None
+    announce: dict[str, str | int] = field(default_factory=dict)
+    _refused: dict[int, tuple[float, str]] = field(default_factory=dict)  # node id -> when it is asked again, and why
+    _known: dict[int, int] = field(default_factory=dict)  # node id -> client id, in the order in which they were met
 
     def client_ids(self, grid: Grid) -> Mapping[int, int]:
         """Return node id -> client id of the connected nodes, every client id once.

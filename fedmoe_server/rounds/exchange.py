@@ -1,7 +1,7 @@
 """One exchange of messages with the clients: what came back, who failed and why, and how many bytes travelled.
 
-Here the model's arrays go on the wire and come off it: all else at the server sees them by their names. What a strategy
-puts into records of other names travels as it is.
+The model's arrays are packed before they are sent and unpacked when they arrive; all other modules of the server see
+them by their names. What a strategy puts into records of other names travels as it is.
 """
 
 from __future__ import annotations

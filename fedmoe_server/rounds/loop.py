@@ -1,8 +1,8 @@
 """The round loop: train, aggregate, now and then evaluate, checkpoint, stop early; at the end the best model.
 
 Flower's ``Strategy.start`` knows neither checkpoints nor early stopping nor an evaluation every few rounds, so the
-loop is our own; what it calls are the strategy's five methods, and the grid's ``send_and_receive``. Nothing in here
-depends on the time of day, the order of arrival or the number of workers: the same seed gives the same numbers.
+loop is our own. It calls the strategy's methods and the grid's ``send_and_receive``. The same seed gives the same
+numbers: nothing here depends on the time of day, the order of arrival or the number of workers.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class ServerLoop:
         return every > 0 and (number % every == 0 or self._last(number))
 
     def _give_up_if_all_fail(self, state: LoopState) -> None:
-        """End the run after too many failed rounds in a row: whatever is wrong does not pass by itself."""
+        """Raise FedMoEError after too many failed rounds in a row."""
         most = self.settings.federation.guards.max_failed_rounds
         latest = [record.failure for record in state.history[-most:]]
         if len(latest) == most and all(latest):
@@ -183,7 +183,7 @@ class ServerLoop:
         return outcome
 
     def _reducer(self, number: int) -> Callable[[], ReplyMean] | None:
-        """Return what merges the replies of a round where the clients live; None: each is needed here."""
+        """Return what merges the replies of a round in the hosts; None: the server needs each reply."""
         wanted = self.settings.simulation.aggregate_in_hosts and self.timeout is None
         reducer = self.partial.reducer(number) if wanted and isinstance(self.grid, ReducingGrid) else None
         self.partial.means = reducer is not None

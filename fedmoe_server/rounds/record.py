@@ -57,7 +57,7 @@ class Sender(_Value):
 
 @dataclass(frozen=True)
 class Failure(Sender):
-    """A client that was asked and gave nothing usable.
+    """A client that was asked and gave no usable reply.
 
     Attributes:
         stage: what it was asked for: ``train``, ``validation``, ``test`` or ``query``.
@@ -106,8 +106,8 @@ class Exchange:
         replies: everything that came back, error replies included (strategies expect to see those).
         failures: the clients that failed, sorted by client.
         bytes_down, bytes_up: payload sent to and received from all clients.
-        dropped: nodes of the replies that nobody waited for any more: late ones to an earlier message, or second ones.
-        problem: why the exchange is worth nothing as a whole, None if it is worth something.
+        dropped: nodes whose replies were ignored: late ones to an earlier message, or second ones.
+        problem: why the whole exchange failed, None if it did not.
     """
 
     sent: int
@@ -135,7 +135,7 @@ class RoundRecord(_Value):
         failure: why the round left the model as it was, None if it did not fail.
         validation_failure: why the model could not be judged, None if it could or was not to be.
         failed: the clients that failed.
-        dropped: who sent replies that nobody waited for any more.
+        dropped: who sent replies that were ignored: late ones to an earlier message, or second ones.
         bytes_down, bytes_up: payload sent to and received from all clients.
         seconds: duration.
     """
