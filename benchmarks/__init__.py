@@ -1,3 +1,3 @@
-"""Measurements: quality against central training and popularity, and speed. Nothing of the product imports them."""
+"""Measurements of quality, speed and attacks. No other package imports them."""
 
 import fedmoe  # noqa: F401  # our packages before a user's modules of the same name

@@ -1,1 +1,1 @@
-"""What bad clients and curious servers do, and what defences do about it."""
+"""Attacks by bad clients, defences against them, and what updates reveal."""

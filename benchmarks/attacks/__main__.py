@@ -1,8 +1,8 @@
-"""``python -m benchmarks.attacks [CONFIG] [key=value ...]``: what attacks do, and what defences do about it.
+"""``python -m benchmarks.attacks [CONFIG] [key=value ...]``: attacks against defences.
 
-Runs the shortened default job for each attack and defence, and writes a page with tables and a picture: HR@10 on test
-and the exposure ER@10 of a promoted cold item; and how well updates tell whom they come from. Runs that are in the
-folder already are not done again, so that the page can be extended.
+Runs the shortened default job for each attack and defence. Writes a page with tables and a picture: HR@10 on test, the
+exposure ER@10 of a promoted cold item, and how well updates reveal a history. Runs that are in the folder already are
+not repeated, so the page can be extended.
 """
 
 from __future__ import annotations

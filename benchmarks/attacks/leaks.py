@@ -1,4 +1,4 @@
-"""What updates tell about a history: AUC of "did this user meet this item", for the server and for everybody else.
+"""What updates reveal of a history: AUC of "did this user meet this item", for the server and for everybody else.
 
 The server sees a client's replies, in one round or in several; everybody else sees the mean of a cohort, from one model
 that is sent to the next. Users are measured one by one, over all items of the catalogue; 0.5 is chance.

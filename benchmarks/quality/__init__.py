@@ -1,1 +1,1 @@
-"""What is learned: central and federated training, variants, personalisation and strategies."""
+"""Ranking quality: central and federated training, variants, personalisation and strategies."""

@@ -1,4 +1,4 @@
-"""What is learned, in numbers to be believed: ``python -m benchmarks.quality COMMAND --help`` tells more.
+"""Ranking quality; see ``python -m benchmarks.quality COMMAND --help``.
 
 compare     central and federated variants over several seeds: means, paired tests, slices; a page and a picture
 central     the model of a finished run, trained centrally and shown beside it

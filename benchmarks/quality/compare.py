@@ -1,7 +1,8 @@
 """Popularity, central and federated variants on one data set, with several seeds.
 
 Writes a Markdown page with means and standard deviations over seeds, paired tests over users, and slices by history
-length, item popularity and modality. What is in the folder already is not trained again, so that it can be extended.
+length, item popularity and modality. Results that are in the
+folder already are not measured again, so the page can be extended.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Is it the user's own parameters that help?
+"""Whose private parameters improve a user's ranking?
 
 Ranks each user's test item four times: with the server's model alone, with the user's private parameters in it, with
-the mean of all users' private parameters, and with those of another user, drawn at random. What the last two gain is
-none of the user's own: the server's copy of a private group stays as it was at the end of the warm-up, while all that
-is shared goes on training. Of several runs, one a seed, each user's mean is taken; those of the command ``compare`` are
-in ``runs/`` beside its page.
+the mean of all users' private parameters, and with those of another user, drawn at random. The last two are
+controls: the server's copy of a private group stays as it was at the end of the warm-up while the shared parameters go
+on training, so other users' newer values may help as well. Several runs, one a seed, are averaged for each user; the
+runs of the command ``compare`` are in ``runs/`` beside its page.
 """
 
 from __future__ import annotations

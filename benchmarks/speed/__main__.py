@@ -1,8 +1,8 @@
-"""``python -m benchmarks.speed``: what the engines cost, beside central training and pfl-research.
+"""``python -m benchmarks.speed``: the cost of a round on each engine, beside central training and pfl-research.
 
 Each engine is run in a process of its own, in all cases one after the other and this ``--repeats`` times, on the same
 clients with the same seeds. Results are kept in ``--folder`` and not measured again, so a benchmark can be made in
-parts (``--cases``); medians, ratios and plots are made of all that is there.
+parts (``--cases``). Medians, ratios and plots are made of all results in the folder.
 """
 
 from __future__ import annotations

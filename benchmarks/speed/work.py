@@ -1,7 +1,7 @@
-"""What a measured process is given and reports; run by itself, it trains the windows of each round's cohort centrally.
+"""The plan and the report of a measured process; run by itself, it trains the windows of each cohort centrally.
 
-Central training is the arithmetic alone: packing windows and drawing negatives is left out of its time, so that what is
-left is what no engine can do without: forward, backward and a step, in large batches, with all threads of torch.
+The time of central training leaves out packing windows and drawing negatives. It counts what every engine has to do:
+forward, backward and a step, in large batches, with all threads of torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An expert of your own: what the user has met lately on the whole, whatever the candidate.
+"""An expert of your own: the mean of the memory, the same for every candidate.
 
     python sim.py quick experts=examples.experts.average:Average
     python sim.py quick modalities.visual.expert=examples.experts.average:Average \

@@ -1,11 +1,11 @@
-r"""Similarity-aware aggregation: a client counts for more, the more its update points where the others' do.
+r"""Similarity-aware aggregation: a client weighs more, the closer its update is to the direction of the mean.
 
 With u_i = x_i - x the update of client i, w_i its weight and m = sum_i w_i u_i / sum_i w_i,
 
     s_i = cos(u_i, m)        a_i = w_i exp(s_i / tau) / sum_j w_j exp(s_j / tau)        x  <-  x + sum_i a_i u_i
 
-tau -> infinity is the weighted mean; the smaller tau, the more the clients that agree decide. Updates that point
-elsewhere - noise of a very short history, a client that was tampered with - fade, without being refused.
+With tau -> infinity this is the weighted mean; a small tau favours clients that agree. Updates that point elsewhere,
+such as those of a very short history or of a manipulated client, get a small weight and are not refused.
 
     PYTHONPATH=examples/strategies python sim.py strategy=attentive:Attentive server_schedule=cosine \
         strategy_parameters='{strategy: {name: fedadam, eta: 0.005, tau: 1e-6}, tau: 0.5}'

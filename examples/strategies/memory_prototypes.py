@@ -1,8 +1,8 @@
-r"""Memory prototypes: can cold users borrow a memory from all the others? Random items do at least as well.
+r"""Memory prototypes: the memories of cold users are extended by those of all others. Random items do at least as well.
 
-The experts attend over the items that a user has met, and a cold user has met few. So let each client find the centres
-of the feature vectors of its own memory, let the server make P prototypes of all clients' centres, and let users with
-short memories attend over these besides their own items. For each modality, with the vectors x_i of client u's memory,
+The experts attend over the items that a user has met, and a cold user has met few. Each client computes the centres of
+the feature vectors of its memory, and the server makes P prototypes of all clients' centres. Users with short memories
+attend over the prototypes besides their own items. For each modality, with the vectors x_i of client u's memory,
 
     client    c_uj = mean of x_i over S_uj,   S_u1, ..., S_uJ a k-means clustering of the memory
               sent with |S_uj| where |S_uj| >= k; smaller clusters never leave the client
