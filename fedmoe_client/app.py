@@ -1,24 +1,21 @@
 """The Flower ClientApp: takes a message apart, has it carried out, and packs the answer under the same names.
 
 Flower starts a process for each message in deployment, so nothing heavy is imported here: torch, the model and the data
-come with ``learning.messages``, in this process (a simulation's actor keeps them) or in the node's resident one.
+come with ``learning.client``, in this process (a simulation's actor keeps them) or in the node's resident one.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedmoe.errors import FedMoEError
 from fedmoe.failures import FailureKind, reason_of
-from fedmoe.wire import NamedArrays, packed_bytes, to_record, unpack
-from fedmoe_client.device.node import node_from
-from fedmoe_client.learning.private_reply import ASKED, noise_stream, private_reply
+from fedmoe.wire import NamedArrays, packed_bytes, to_record
 
 
 def answer_failures(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
@@ -41,21 +38,21 @@ def simulated(context: Context) -> bool:
     return context.run_config.get("simulated") is True
 
 
+def number_of(context: Context) -> int:
+    """Return the number of a simulated client, which is its user in the data set."""
+    return int(context.node_config["partition-id"])
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train on the client's history; answer with the shared arrays and the metrics."""
     arrays, metrics = _carried_out(message, context)
     assert arrays is not None  # training returns arrays
-    return train_reply(message, context, arrays, metrics)
+    return train_reply(message, arrays, metrics)
 
 
-def train_reply(message: Message, context: Context, arrays: NamedArrays, metrics: dict[str, Any]) -> Message:
-    """Return the reply of a client that has trained: as the server asks, perhaps clipped, noisy, without metrics."""
-    config = message.content.config_records["config"]
-    if not ASKED.isdisjoint(config):
-        node, number = node_from(context.node_config), cast(int, config["server-round"])
-        stream = partial(noise_stream, simulated(context), node, context.run_config, number)
-        arrays, metrics = private_reply(unpack(_sent(message)), arrays, metrics, config, stream)
+def train_reply(message: Message, arrays: NamedArrays, metrics: dict[str, Any]) -> Message:
+    """Return the reply of a client that has trained."""
     return _reply(message, {"arrays": to_record(arrays), "metrics": MetricRecord(metrics)})
 
 
@@ -72,36 +69,39 @@ def query(message: Message, context: Context) -> Message:
 
     In deployment the server says what it is at first; a client that differs, or that is not ready, refuses.
     """
-    node = node_from(context.node_config)
-    if (server := message.content.config_records.get("config")) is not None and "model" in server:
-        from fedmoe_client.device.joining import join
+    if simulated(context):
+        return _reply(message, {"config": ConfigRecord({"client-id": number_of(context)})})
+    from fedmoe_client.device.joining import join, number_on
+    from fedmoe_client.device.node import node_from
 
+    node, server = node_from(context.node_config), message.content.config_records.get("config")
+    if server is not None and "model" in server:
         number = join(dict(server), node, context.run_config, _run_name(context), str(context.run_id))
-    elif node.state_dir is not None:
-        from fedmoe_client.store.folder import StateFolder
-
-        number = StateFolder(node.state_dir).number(node.number)
     else:
-        number = node.sole_number
+        number = number_on(node)
     return _reply(message, {"config": ConfigRecord({"client-id": number})})
 
 
 def _carried_out(message: Message, context: Context) -> tuple[NamedArrays | None, dict[str, Any]]:
-    kind = message.metadata.message_type
-    node = node_from(context.node_config)
-    arrays, config = _sent(message), dict(message.content.config_records["config"])
-    if node.warm:
+    """Return the arrays (None after an evaluation) and metrics of a client's answer."""
+    kind, config = message.metadata.message_type, dict(message.content.config_records["config"])
+    packed = packed_bytes(message.content.array_records["arrays"])
+    if simulated(context):
+        from fedmoe_client.learning.client import FedMoEClient, carry_out, workbench
+        from fedmoe_client.store.private import InContext
+
+        bench, private = workbench(context.run_config), InContext(context.state)
+        client = FedMoEClient(bench, number_of(context), private, simulated=True)
+        return carry_out(client, kind, packed, config)
+    from fedmoe_client.device.node import node_from
+
+    if (node := node_from(context.node_config)).warm:
         from fedmoe_client.device.resident_call import perform_there
 
-        return perform_there(kind, arrays, config, context.node_config, context.run_config, _run_name(context))
-    from fedmoe_client.learning.messages import Task, perform
+        return perform_there(kind, packed, config, context.node_config, context.run_config, _run_name(context))
+    from fedmoe_client.device.task import Task, perform
 
-    return perform(Task(kind, arrays, config, node, context.run_config, _run_name(context)), context.state)
-
-
-def _sent(message: Message) -> bytes:
-    """Return the model that the server sent, packed."""
-    return packed_bytes(message.content.array_records["arrays"])
+    return perform(Task(kind, packed, config, node, context.run_config, _run_name(context)), context.state)
 
 
 def _run_name(context: Context) -> str:

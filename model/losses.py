@@ -1,4 +1,7 @@
-"""Losses over the scores of a window, one positive a position and the window's negatives; and the router's.
+"""What a batch of windows asks of the model: a ranking loss, the router's load-balance loss, and a report.
+
+``window_scores`` runs the model. ``losses_of`` and ``step_report`` are plain arithmetic on what it returns, and nothing
+in them branches on a value, so that they can be mapped over the clients of a stack.
 
 Shapes: positive ``[B, L]``, negative ``[B, L, n]`` (-inf where a negative must not count), valid bool ``[B, L]``.
 A ranking loss is the mean over the valid positions, a scalar.
@@ -6,9 +9,120 @@ A ranking loss is the mean over the valid positions, a scalar.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import log
+from typing import Literal, NamedTuple, Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from fedmoe.settings import TrainingSettings
+from model.residual_moe import ResidualMoE, Scored
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """context ``[B, P + L]``: earlier items, then the inputs; targets ``[B, L]``; negatives ``[B, n]``, or None where
+    the loss runs over the whole catalogue. Item ids, 0 = padding, all on one device."""
+
+    context: Tensor
+    targets: Tensor
+    negatives: Tensor | None
+
+
+class Model(Protocol):
+    """Scores candidates at every position of a window: ``ResidualMoE``, or its stacked form."""
+
+    def __call__(self, context: Tensor, length: int, candidates: Tensor) -> Scored:
+        """See ``ResidualMoE.forward``."""
+
+
+class WindowScores(NamedTuple):
+    """Of B windows: positive ``[B, L]``, negative ``[B, L, n]``, valid bool ``[B, L]``, and of the experts, where
+    there are any, weights and available ``[B, M, N, E]`` and power ``[B, E]`` (see ``model.residual_moe.Views``)."""
+
+    positive: Tensor
+    negative: Tensor
+    valid: Tensor
+    weights: Tensor | None = None
+    available: Tensor | None = None
+    power: Tensor | None = None
+
+    def by_client(self, clients: int) -> WindowScores:
+        """Return ``[B, ...]`` as ``[C, W, ...]``."""
+        return self.map(lambda tensor: tensor.view(clients, -1, *tensor.shape[1:]))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> WindowScores:
+        """Apply a function to every tensor."""
+        return WindowScores(*(change(tensor) for tensor in self.tensors()))
+
+    def tensors(self) -> list[Tensor]:
+        """Return those that there are; ``WindowScores(*tensors)`` puts them together again."""
+        return [tensor for tensor in self if tensor is not None]
+
+
+class Losses(NamedTuple):
+    """Scalars of one client: total = ranking + balance_weight * balance."""
+
+    total: Tensor
+    ranking: Tensor
+    balance: Tensor
+
+
+def objective(model: ResidualMoE, batch: WindowBatch, training: TrainingSettings) -> tuple[Losses, WindowScores]:
+    """Return the losses of one client's batch, and the scores that they come from."""
+    scores = window_scores(model, batch, model.num_items, training.precision)
+    return losses_of(scores, model.num_items, training), scores
+
+
+def window_scores(
+    model: Model, batch: WindowBatch, num_items: int, precision: Literal["float32", "bfloat16"]
+) -> WindowScores:
+    """Run the model on a batch. With bfloat16, its matrix products are taken in that type (torch's autocast)."""
+    with torch.autocast(batch.context.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        scores = _scores_of(model, batch, num_items)
+    if precision == "float32":
+        return scores
+    return scores.map(lambda each: each.float() if each.is_floating_point() else each)
+
+
+def _scores_of(model: Model, batch: WindowBatch, num_items: int) -> WindowScores:
+    length = batch.targets.shape[1]
+    if batch.negatives is None:
+        catalogue = torch.arange(1, num_items + 1, device=batch.targets.device)
+        scored = model(batch.context, length, catalogue.expand(len(batch.targets), -1))
+        column = (batch.targets - 1).clamp_min(0).unsqueeze(-1)
+        positive = scored.scores.gather(2, column).squeeze(-1)
+        negative = scored.scores.scatter(2, column, -torch.inf)  # the target is no negative of itself
+    else:
+        scored = model(batch.context, length, torch.cat([batch.targets, batch.negatives], dim=1))
+        positive = scored.scores[:, :, :length].diagonal(dim1=1, dim2=2)
+        negative = scored.scores[:, :, length:]
+    views = scored.views
+    said = () if views is None else (views.weights, views.available, views.power)
+    return WindowScores(positive, negative, batch.targets > 0, *said)
+
+
+def losses_of(scores: WindowScores, num_items: int, training: TrainingSettings) -> Losses:
+    """Return the losses of one client's windows."""
+    ranking = ranking_loss(scores.positive, scores.negative, scores.valid, num_items, training)
+    balance = torch.zeros_like(ranking)
+    if scores.weights is not None and scores.available is not None and scores.weights.shape[-1] > 1:
+        balance = load_balance_loss(scores.weights, scores.available)
+    return Losses(ranking + training.balance_weight * balance, ranking, balance)
+
+
+def ranking_loss(
+    positive: Tensor, negative: Tensor, valid: Tensor, num_items: int, training: TrainingSettings
+) -> Tensor:
+    """Return the loss that the settings name."""
+    if training.loss == "bpr":
+        return bpr_loss(positive, negative, valid)
+    if training.loss == "gbce":
+        return gbce_loss(positive, negative, valid, num_items, training.gbce_calibration)
+    return softmax_loss(positive, negative, valid)
 
 
 def softmax_loss(positive: Tensor, negative: Tensor, valid: Tensor) -> Tensor:
@@ -53,3 +167,35 @@ def load_balance_loss(weights: Tensor, available: Tensor) -> Tensor:
     mean = (weights * chosen).flatten(0, -2).sum(dim=0) / chosen.sum().clamp_min(1)
     off = (mean - 1.0 / experts).square().sum()
     return torch.where(chosen.any(), off, torch.zeros_like(off))
+
+
+def step_report(scores: WindowScores, losses: Losses, experts: Sequence[str], competes: bool) -> dict[str, Tensor]:
+    """Return what the router and the experts did in a step, beside its loss: scalars by name.
+
+    The names depend on the model alone, so that all clients report the same.
+
+    scores, losses: of one client's windows, detached. experts: names of the model's experts; competes: whether the
+    backbone has a share of the router's weights.
+    """
+    numbers = {"loss": losses.ranking}
+    if scores.weights is None or scores.available is None or scores.power is None:
+        return numbers
+    numbers["balance-loss"] = losses.balance
+    names = ["sequence"] * competes + list(experts)
+    spoken = scores.available[..., int(competes) :].any(dim=-1)  # [W, M, N]
+    count = spoken.sum()
+    # A user whose items lack every modality chose nothing, which counts as an even choice.
+    means = torch.where(
+        count > 0,
+        (scores.weights * spoken.unsqueeze(-1)).flatten(0, -2).sum(dim=0) / count.clamp_min(1),
+        torch.full_like(scores.power[0, :1], 1 / len(names)),
+    )
+    for name, mean in zip(names, means.unbind(), strict=True):
+        numbers[f"router-{name}"] = mean
+    for name, power in zip(experts, scores.power.mean(dim=0).unbind(), strict=True):
+        numbers[f"view-{name}"] = power.sqrt()
+    if len(names) > 1:  # 1: an even choice, 0: always the same expert
+        entropies = torch.special.entr(scores.weights).sum(dim=-1) * spoken
+        entropy = entropies.sum() / count.clamp_min(1) / log(len(names))
+        numbers["router-entropy"] = torch.where(count > 0, entropy, torch.ones_like(entropy))
+    return numbers

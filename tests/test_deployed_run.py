@@ -20,6 +20,7 @@ from data.dataset import save_catalogue
 from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings, to_run_config
+from fedmoe.modalities import selected
 from fedmoe.wire import packed_bytes, unpack
 from fedmoe_client.app import app as client_app
 from fedmoe_client.store.folder import StateFolder
@@ -168,7 +169,8 @@ def test_a_server_that_dies_goes_on_with_its_clients_where_the_checkpoint_was(wh
 
 def test_the_server_needs_no_history(whole: Loopback, tmp_path: Path) -> None:
     grid = Loopback(tmp_path / "deployment")
-    words = [*WORDS, "dataset=catalogue", f"data_dir={grid.folder / 'catalogue'}"]
+    words = [word for word in WORDS if not word.startswith(("dataset=", "data.synthetic."))]
+    words += ["dataset=catalogue", f"data_dir={grid.folder / 'catalogue'}"]
     grid.settings, _ = load_settings(words)
     grid.run_config |= to_run_config(grid.settings)
     assert arrays_of(grid.serve()) == arrays_of(whole.run_dir)
@@ -176,7 +178,7 @@ def test_the_server_needs_no_history(whole: Loopback, tmp_path: Path) -> None:
 
 def test_nothing_private_is_on_the_wire(whole: Loopback) -> None:
     groups = parameter_groups(whole.settings, whole.dataset)
-    shared = {name for group in whole.settings.federation.shared for name in groups[group]}
+    shared = {name for group in selected(whole.settings.federation.shared, groups) for name in groups[group]}
     private = {name for names in groups.values() for name in names} - shared
     assert private
     copies: dict[str, set[bytes]] = {name: set() for name in private}

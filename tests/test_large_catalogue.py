@@ -14,7 +14,7 @@ from data.registry import load_dataset
 from fedmoe.loading import load_settings, to_run_config
 from fedmoe.settings import Settings
 from fedmoe_client.app import app
-from fedmoe_client.learning.sub_catalogue import ROWS, TABLE
+from fedmoe_client.learning.client import ROWS, TABLE
 from fedmoe_server.rounds.exchange import packed, unpacked
 from model.build import initial_arrays, parameter_groups
 from strategies import AggregationSchedule, PartialAggregation, build_strategy, counts_of

@@ -71,7 +71,7 @@ def test_a_clients_commands_in_a_users_folder(folder: Path) -> None:
     assert "of the user" not in done.stderr
 
 
-@pytest.mark.parametrize("module", ["fedmoe_client.learning.messages", "fedmoe_server.app", "benchmarks.quality"])
+@pytest.mark.parametrize("module", ["fedmoe_client.device.task", "fedmoe_server.app", "benchmarks.quality"])
 def test_our_modules_find_each_other(folder: Path, module: str) -> None:
     code = f"import {module}, data, model, strategies; assert all(m.__path__ for m in (data, model, strategies))"
     done = run(folder, "-c", code, path=str(ROOT))

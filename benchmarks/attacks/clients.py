@@ -18,8 +18,9 @@ from benchmarks.runs import context_length
 from data.sampling import training_part
 from fedmoe.wire import ROWS, NamedArrays, packed_bytes, to_record, unpack
 from fedmoe_client.app import app as honest
-from fedmoe_client.device.node import node_from
-from fedmoe_client.learning.workbench import Workbench, workbench
+from fedmoe_client.app import number_of
+from fedmoe_client.learning.client import workbench
+from fedmoe_client.learning.workbench import Workbench
 
 TABLE = "items.ids.weight"
 RIVALS = 100  # popular items that the promoted one has to overtake
@@ -51,7 +52,7 @@ def train(message: Message, context: Context) -> Message:
     """Train honestly; a bad client changes what it sends."""
     reply: Message = honest(message, context)
     attack = Attack.model_validate_json(str(context.run_config["attack"]))
-    if reply.has_error() or node_from(context.node_config).sole_number not in attack.clients:
+    if reply.has_error() or number_of(context) not in attack.clients:
         return reply
     sent, trained = (unpack(packed_bytes(each.content.array_records["arrays"])) for each in (message, reply))
     if attack.kind == "scale":

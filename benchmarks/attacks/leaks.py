@@ -7,9 +7,9 @@ that is sent to the next. Users are measured one by one, over all items of the c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
+from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from benchmarks.attacks.clients import TABLE
@@ -18,9 +18,9 @@ from fedmoe.loading import to_run_config
 from fedmoe.modalities import GROUPS
 from fedmoe.settings import Settings
 from fedmoe.wire import ROWS, NamedArrays, pack
-from fedmoe_client.device.node import Node
-from fedmoe_client.learning.messages import Task, perform
-from fedmoe_client.learning.private_reply import METRICS_KEY, NOISE_KEY, NORM_KEY, noise_stream, private_reply
+from fedmoe_client.learning.client import FedMoEClient, carry_out, workbench
+from fedmoe_client.learning.private_reply import METRICS_KEY, NOISE_KEY, NORM_KEY
+from fedmoe_client.store.private import InContext
 from strategies import noise_of
 
 Changes = NDArray[np.floating]
@@ -55,14 +55,13 @@ def _mean_auc(score: Score, changes: Sequence[Changes], met: Sequence[NDArray[np
 
 
 def _changes(settings: Settings, interactions: Interactions, sent: NamedArrays, user: int, rounds: int) -> Changes:
-    run_config, node, before = to_run_config(settings), Node(user), sent[TABLE]
+    bench, before = workbench(to_run_config(settings)), sent[TABLE]
     changes = np.zeros((rounds, *before.shape), np.float32)
     for number in range(1, rounds + 1):
         config = {"server-round": number, "shared": list(GROUPS), **_asked(settings, interactions)}
-        trained, metrics = perform(Task("train", pack(sent), config, node, run_config, "leak"))
+        client = FedMoEClient(bench, user, InContext(RecordDict()), simulated=True)
+        trained, _ = carry_out(client, "train", pack(sent), config)
         assert trained is not None
-        noise = partial(noise_stream, True, node, run_config, number)
-        trained, _ = private_reply(sent, trained, metrics, config, noise)
         rows = trained.get(TABLE + ROWS, ...)
         changes[number - 1][rows] = trained[TABLE] - before[rows]
     return changes

@@ -20,12 +20,12 @@ from data.registry import load_dataset
 from data.sampling import Split, generator, packed_windows, sample_negatives, training_part
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
-from fedmoe_client.learning.batches import WindowBatch, with_earlier_items
 from fedmoe_client.learning.evaluation import catalogue_scorer, mean_metrics
-from fedmoe_client.learning.objective import objective
+from fedmoe_client.learning.training import with_earlier_items
 from fedmoe_server.report.report import comparison, write_report
 from fedmoe_server.report.run_folder import RESULT, add_baseline
 from model.build import build_model
+from model.losses import WindowBatch, objective
 from model.residual_moe import ResidualMoE
 from sim import settings_of_run
 
@@ -110,7 +110,7 @@ def train_centrally(
             negatives = _negatives(rng, settings, dataset, [seen[user] for user in users[chosen]])
             optimizer.zero_grad()
             batch = WindowBatch(windows.context[chosen], windows.targets[chosen], negatives)
-            losses_of_batch = objective(model, batch, settings.training)
+            losses_of_batch, _ = objective(model, batch, settings.training)
             losses_of_batch.total.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.training.clip_norm or torch.inf)
             optimizer.step()

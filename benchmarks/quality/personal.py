@@ -24,7 +24,7 @@ from data.sampling import generator
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
 from fedmoe_client.learning.evaluation import catalogue_scorer, model_scorer
-from fedmoe_client.store.private import NamedArrays, PrivateParameters
+from fedmoe_client.store.private import InContext, NamedArrays
 from fedmoe_server.report.report import table
 from fedmoe_server.report.run_folder import federated_metrics
 from fedmoe_server.rounds.strategy import aggregation_schedule
@@ -135,7 +135,7 @@ def private_parameters(folder: Path, users: int, names: Sequence[str]) -> dict[i
     kept = {}
     with open_clients(folder / CLIENTS_FILE) as file:
         for client, state in read_clients(file, users):
-            own = PrivateParameters(records_from_bytes(state)).load()
+            own = InContext(records_from_bytes(state)).load()
             if names and all(name in own for name in names):
                 kept[client] = {name: own[name] for name in names}
     return kept

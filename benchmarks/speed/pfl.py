@@ -28,9 +28,8 @@ from torch import Tensor, nn
 from benchmarks.speed.work import Report, client_windows, given_plan
 from data.registry import load_dataset
 from fedmoe.settings import TrainingSettings
-from fedmoe_client.learning.batches import WindowBatch
-from fedmoe_client.learning.objective import objective
 from model.build import build_model
+from model.losses import WindowBatch, objective
 
 Client = tuple[int, int]  # round and client
 
@@ -45,7 +44,7 @@ class Trained(nn.Module):
     def loss(self, context: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
         """Return the loss of a batch of windows."""
         self.train()
-        return objective(self.model, WindowBatch(context, targets, negatives), self.settings).total  # type: ignore[arg-type]
+        return objective(self.model, WindowBatch(context, targets, negatives), self.settings)[0].total  # type: ignore[arg-type]
 
     def metrics(self, *batch: Tensor) -> dict[str, Any]:
         """Return nothing: nothing is evaluated."""

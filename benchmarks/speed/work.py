@@ -19,10 +19,9 @@ from data.registry import load_dataset
 from data.sampling import training_part
 from fedmoe.loading import settings_from
 from fedmoe.settings import Settings
-from fedmoe_client.learning.batches import WindowBatch
-from fedmoe_client.learning.objective import objective
 from fedmoe_client.learning.training import draw_steps, make_optimizer
 from model.build import build_model
+from model.losses import WindowBatch, objective
 from model.residual_moe import ResidualMoE
 
 BATCH_SIZES = (64, 128, 256)  # windows; the fastest on the first cohort is used for the others
@@ -98,7 +97,7 @@ def train(model: ResidualMoE, settings: Settings, windows: WindowBatch, size: in
     begun = time.time()
     for batch in parts(windows, size):
         optimizer.zero_grad()
-        objective(model, batch, settings.training).total.backward()  # type: ignore[no-untyped-call]
+        objective(model, batch, settings.training)[0].total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return begun, time.time()
 

@@ -14,7 +14,7 @@ from fedmoe_client.device.node import Node, Value
 from fedmoe_client.store.folder import StateFolder
 from fedmoe_client.store.history import read_histories
 from fedmoe_client.store.identity import described, item_numbers, refuse_other
-from fedmoe_client.store.private import StoredParameters
+from fedmoe_client.store.private import InFolder
 
 
 def join(server: Mapping[str, Any], node: Node, run_config: Mapping[str, Value], run: str, session: str) -> int:
@@ -39,13 +39,18 @@ def join(server: Mapping[str, Any], node: Node, run_config: Mapping[str, Value],
         note = {"run": run, "session": session, "identity": {key: server[key] for key in identity if key in server}}
         if store.note("server").get("session") != session:  # else the node was started again in the middle of it
             done = int(server.get("round", 0))
-            StoredParameters(store, identity["model"], run, done, False, 0).go_back(done)
+            InFolder(store, identity["model"], run, done, False, 0).go_back(done)
         store.keep_note("server", note)
     if node.warm:
         from fedmoe_client.device.resident_call import prepare
 
         prepare(node.state_dir, node.catalogue, run_config)
     return number
+
+
+def number_on(node: Node) -> int:
+    """Return the number of the client on a node."""
+    return node.sole_number if node.state_dir is None else StateFolder(node.state_dir).number(node.number)
 
 
 def _check_history(node: Node, number: int, dataset: Dataset, least: int) -> None:

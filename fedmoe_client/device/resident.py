@@ -77,7 +77,7 @@ class Resident:
     def serve(self) -> None:
         """Answer calls until there is a reason to end."""
         import fedmoe_client.device.flower_program
-        import fedmoe_client.learning.messages  # noqa: F401  torch and the rest, while the first caller waits
+        import fedmoe_client.device.task  # noqa: F401  torch and the rest, while the first caller waits
 
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks end by themselves
 
@@ -149,8 +149,8 @@ def _attempt(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any
 
 
 def _carry_out(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
-    from fedmoe_client.learning.messages import Task, perform
-    from fedmoe_client.learning.workbench import workbench
+    from fedmoe_client.device.task import Task, perform
+    from fedmoe_client.learning.client import workbench
 
     if request["do"] == "prepare":
         workbench(request["run_config"], None if request["catalogue"] is None else Path(request["catalogue"]))

@@ -43,7 +43,7 @@ def perform_there(
     run_config: Mapping[str, Value],
     run: str,
 ) -> tuple[NamedArrays | None, dict[str, Any]]:
-    """Have the resident process carry out a message; arguments and result as in ``fedmoe_client.learning.messages``."""
+    """Have the resident process carry out a message; arguments and result as in ``fedmoe_client.device.task``."""
     request = {
         "do": "perform",
         "kind": kind,

@@ -1,32 +1,54 @@
-"""The Flower client: one user, its history, its private parameters."""
+"""The Flower client: one user, its history, its private parameters.
+
+A round trains on the part of the catalogue that it touches. All batches are drawn before the first step, so it is known
+which items occur in them: those of the contexts, the targets and the negatives. Only their rows of the item table can
+move, since an item row without a gradient stays where it is (item rows never decay, and each optimiser starts afresh).
+So the items are renumbered, and the model is given these rows of the table and of the features alone: what a client
+costs does not depend on the catalogue. A loss over the whole catalogue touches all of it.
+
+Shapes: V items, R touched rows with that of the padding, D hidden size, F width of a feature.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from data.sampling import Split, generator, training_part
-from fedmoe_client.learning.evaluation import Histories, mean_metrics, metrics_of, model_scorer, ranks
-from fedmoe_client.learning.sub_catalogue import (
-    ROWS,
-    TABLE,
-    in_table,
+from fedmoe import wire
+from fedmoe_client.learning.evaluation import Histories, client_metrics
+from fedmoe_client.learning.private_reply import ASKED, noise_stream, private_reply
+from fedmoe_client.learning.training import (
+    LocalSteps,
+    Outcome,
+    Proximal,
+    draw_steps,
+    load,
     renumbered,
-    substituted,
-    substitutes,
     touched_items,
-    travels_as_rows,
+    train_steps,
+    weighted_means,
 )
-from fedmoe_client.learning.training import LocalSteps, Outcome, Proximal, draw_steps, train_steps
-from fedmoe_client.learning.workbench import Workbench
+from fedmoe_client.learning.workbench import Workbench, made_workbench
 from fedmoe_client.store.history import OwnHistories
-from fedmoe_client.store.private import Private
+from fedmoe_client.store.identity import catalogue_stamp
+from fedmoe_client.store.private import NamedArrays, PrivateParameters
+from model.residual_moe import ResidualMoE
+
+TABLE = "items.ids.weight"
+ROWS = f"{TABLE}{wire.ROWS}"
+Table = NDArray[np.float32]  # [V + 1, D], row 0 is the padding
 
 
 class FedMoEClient(NumPyClient):
@@ -39,18 +61,21 @@ class FedMoEClient(NumPyClient):
         self,
         workbench: Workbench,
         client: int,
-        private: Private,
+        private: PrivateParameters,
         own: OwnHistories | None = None,
+        simulated: bool = False,
     ) -> None:
         """Put a client together.
 
         client: its number; without ``own`` histories also the user of the data set, ``0..num_users-1``.
         private: where its own parameters are kept between rounds.
         own: the histories it has of its own; None: the data set's.
+        simulated: whether noise may be drawn from the run's seed, which the server knows.
         """
         self.workbench = workbench
         self.client = client
         self.private = private
+        self.simulated = simulated
         self.histories: Histories = workbench.dataset.interactions if own is None else own
         self.users = [client] if own is None else own.users
 
@@ -61,124 +86,147 @@ class FedMoEClient(NumPyClient):
         are one more array at the end (see ``reply_names``).
 
         config: ``shared``: the groups that are aggregated; ``server-round``; ``proximal-mu`` where the strategy
-        wants FedProx's term. Raises FloatingPointError if a loss or a private parameter is not finite.
+        wants FedProx's term; what differential privacy asks for (see ``private_reply``).
+        Raises FloatingPointError if a loss or a private parameter is not finite.
         """
-        bench = self.workbench
-        shared = bench.names_in(cast(list[str], config["shared"]))
-        server, own = self._start(parameters, shared)
-        trained, touched, outcome = self._train(server | own, shared, config)
-        table = (server | own)[TABLE]
-        sent = to_send(bench, trained, touched, table, shared)
+        server, own, shared = self._start(parameters, config)
+        users = [self.steps(user, int(config["server-round"])) for user in self._ordered_users(config)]
+        batches = (batch for steps in users for batch in steps.batches)
+        touched = touched_items(batches, self.workbench.model.num_items)
+        trained, outcome = self._train(server | own, touched, users, shared, config)
+        ids, table = touched.cpu().numpy(), (server | own)[TABLE]
+        sent = to_send(self.workbench, trained, ids, table, shared)
+        sent, metrics = self.as_asked(server, sent, {"num-examples": outcome.weight, **outcome.metrics}, config)
         if TABLE not in shared:
-            trained[TABLE] = in_table(table, touched, trained[TABLE])
-        self._keep({name: array for name, array in trained.items() if name not in set(shared)})
-        return list(sent.values()), outcome.weight, _scalars(outcome)
-
-    def _keep(self, own: dict[str, NDArray[np.float32]]) -> None:
-        if any(not np.isfinite(array).all() for array in own.values()):  # kept, they would spoil all rounds to come
-            raise FloatingPointError("a private parameter is not finite after training: lower training.learning_rate")
-        self.private.save(own)
-
-    def reply_names(self, shared: Sequence[str], arrays: NDArrays) -> list[str]:
-        """Return the names of the arrays that ``fit`` returned; shared: the groups that it was given."""
-        names = self.workbench.names_in(shared)
-        return names if len(arrays) == len(names) else [*names, ROWS]
+            trained[TABLE] = in_table(table, ids, trained[TABLE])
+        self.private.save({name: array for name, array in trained.items() if name not in set(shared)})
+        return list(sent.values()), int(metrics.pop("num-examples")), metrics
 
     def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Rank the held-out item with the own private parameters, and (``global-``) with the server's of everything.
 
         config: ``shared`` as in ``fit``; ``split``: ``validation`` or ``test``. The loss is 1 - NDCG@10.
         """
-        shared = self.workbench.names_in(cast(list[str], config["shared"]))
-        split = cast(Split, config["split"])
-        server, own = self._start(parameters, shared)
-        self.workbench.load(server)
-        common = self._metrics(split, server)
+        bench, split = self.workbench, cast(Split, config["split"])
+        server, own, _ = self._start(parameters, config)
+        bench.load(server)
+        common = client_metrics(bench.scorer(server), self.histories, self.users, split, bench.settings)
         personal = common
         if own:
-            self.workbench.load(own)
-            personal = self._metrics(split, server | own)
+            bench.load(own)
+            personal = client_metrics(bench.scorer(server | own), self.histories, self.users, split, bench.settings)
         metrics: dict[str, Scalar] = {**personal, **{f"global-{name}": value for name, value in common.items()}}
         return 1.0 - personal["ndcg@10"], len(self.users), metrics
 
-    def _train(
-        self, start: dict[str, NDArray[np.float32]], shared: list[str], config: dict[str, Scalar]
-    ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64], Outcome]:
-        """Train on a part of the catalogue; return all arrays, the item table with its touched rows alone, and these.
-
-        The users are trained on one after the other, in an order that is drawn anew each round.
-        """
-        bench, server_round = self.workbench, int(config["server-round"])
-        users = [self.steps(user, server_round) for user in self._ordered_users(server_round)]
-        num_items = bench.dataset.interactions.num_items
-        touched = touched_items((batch for steps in users for batch in steps.batches), num_items)
-        bench.load({name: array for name, array in start.items() if name != TABLE})
-        outcomes = []
-        with substituted(bench.model, substitutes(bench.model, start[TABLE], touched)):
-            proximal = self._proximal(shared, float(config.get("proximal-mu", 0.0)))
-            for steps in users:
-                steps = replace(steps, batches=[renumbered(batch, touched) for batch in steps.batches])
-                outcomes.append(train_steps(bench.model, steps, bench.settings.training, server_round, proximal))
-            trained = bench.take(bench.names)
-        return trained, touched.cpu().numpy(), outcomes[0] if len(outcomes) == 1 else _merged(outcomes)
-
-    def _ordered_users(self, server_round: int) -> list[int]:
-        if len(self.users) == 1:
-            return self.users
-        order = generator(self.workbench.settings.seed, "users of a silo", server_round, self.client)
-        return [self.users[position] for position in order.permutation(len(self.users))]
+    def reply_names(self, shared: Sequence[str], arrays: NDArrays) -> list[str]:
+        """Return the names of the arrays that ``fit`` returned; shared: the groups that it was given."""
+        names = self.workbench.names_in(tuple(shared))
+        return names if len(arrays) == len(names) else [*names, ROWS]
 
     def steps(self, user: int, server_round: int) -> LocalSteps:
         """Draw a user's steps of a round."""
-        bench = self.workbench
-        items = training_part(self.histories.history(user))
-        return draw_steps(items, bench.dataset.interactions.num_items, bench.settings, user, server_round, bench.device)
+        bench, items = self.workbench, training_part(self.histories.history(user))
+        return draw_steps(items, bench.model.num_items, bench.settings, user, server_round, bench.device)
 
-    def _start(
-        self, parameters: NDArrays, shared: list[str]
-    ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
-        """Return the server's arrays by name, and the client's own value of those that are private."""
-        server = dict(zip(self.workbench.names, parameters, strict=True))
-        of_server = set(shared)
-        return server, {name: array for name, array in self.private.load().items() if name not in of_server}
-
-    def _proximal(self, shared: list[str], mu: float) -> Proximal | None:
-        if mu == 0.0:
-            return None
-        used = self.workbench.used()
-        tensors = [used[name] for name in shared]
-        return Proximal(mu, tensors, [tensor.detach().clone() for tensor in tensors])
-
-    def _metrics(self, split: Split, loaded: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
-        settings = self.workbench.settings
-        full = settings.evaluation.protocol == "full"
-        found = ranks(
-            model_scorer(self.workbench.model, self.workbench.catalogue_side(loaded) if full else None),
-            self.histories,
-            self.users,
-            split,
-            settings.evaluation,
-            settings.seed,
-            max(settings.model.max_seq_len, settings.model.memory_size),
+    def as_asked(
+        self, server: NamedArrays, sent: wire.NamedArrays, metrics: dict[str, Any], config: Mapping[str, Any]
+    ) -> tuple[wire.NamedArrays, dict[str, Any]]:
+        """Return what leaves as the server asks for it: perhaps clipped, noisy, without metrics."""
+        if ASKED.isdisjoint(config):
+            return sent, metrics
+        seed, number = self.workbench.settings.seed, int(config["server-round"])
+        return private_reply(
+            server, sent, metrics, config, partial(noise_stream, self.simulated, seed, number, self.client)
         )
-        cutoffs = settings.evaluation.cutoffs
-        means = metrics_of(float(found[0]), cutoffs) if len(found) == 1 else mean_metrics(found, cutoffs)
-        return {"rank": float(found.mean()), **means}
+
+    def _start(self, parameters: NDArrays, config: Mapping[str, Any]) -> tuple[NamedArrays, NamedArrays, Sequence[str]]:
+        """Return the server's arrays, the client's own value of those that are private, and the shared ones' names."""
+        shared = self.workbench.names_in(tuple(config["shared"]))
+        server = dict(zip(self.workbench.names, parameters, strict=True))
+        own = {name: array for name, array in self.private.load().items() if name not in set(shared)}
+        return server, own, shared
+
+    def _ordered_users(self, config: Mapping[str, Any]) -> list[int]:
+        """Return the users in the order in which they are trained on, which is drawn anew each round."""
+        if len(self.users) == 1:
+            return self.users
+        rng = generator(self.workbench.settings.seed, "users of a silo", int(config["server-round"]), self.client)
+        return [self.users[position] for position in rng.permutation(len(self.users))]
+
+    def _train(
+        self,
+        start: NamedArrays,
+        touched: Tensor,
+        users: list[LocalSteps],
+        shared: Sequence[str],
+        config: Mapping[str, Any],
+    ) -> tuple[NamedArrays, Outcome]:
+        """Train on one user after the other; return all arrays, of the item table the touched rows alone."""
+        bench, training = self.workbench, self.workbench.settings.training
+        load(bench.parameters, {name: array for name, array in start.items() if name != TABLE})
+        outcomes = []
+        with substituted(bench.model, substitutes(bench.model, start[TABLE], touched)):
+            used = bench.parameters | {TABLE: bench.model.get_parameter(TABLE)}
+            proximal = _proximal([used[name] for name in shared], float(config.get("proximal-mu", 0.0)))
+            for steps in users:
+                steps = replace(steps, batches=[renumbered(batch, touched) for batch in steps.batches])
+                outcomes.append(train_steps(bench.model, steps, training, int(config["server-round"]), proximal))
+            trained = {name: parameter.detach().cpu().numpy().copy() for name, parameter in used.items()}
+        if len(outcomes) == 1:
+            return trained, outcomes[0]
+        means = weighted_means([(outcome.weight, outcome.metrics) for outcome in outcomes])
+        return trained, Outcome(sum(outcome.weight for outcome in outcomes), means)
+
+
+def workbench(run_config: Mapping[str, bool | int | float | str], catalogue: Path | None = None) -> Workbench:
+    """Return this process's workbench for the settings of a run; made once and reused.
+
+    catalogue: folder of the catalogue to use in place of the data set's, which then is not looked for.
+    """
+    # With their types: True, 1 and 1.0 are equal.
+    items = tuple((key, type(value).__name__, value) for key, value in sorted(run_config.items()))
+    return made_workbench(items, catalogue, None if catalogue is None else catalogue_stamp(catalogue))
+
+
+def carry_out(
+    client: FedMoEClient, kind: str, packed: bytes, config: Mapping[str, Any]
+) -> tuple[wire.NamedArrays | None, dict[str, Any]]:
+    """Return the shared arrays (None after an evaluation) and the metrics, ``num-examples`` first.
+
+    kind: ``train`` or ``evaluate``; packed: all parameters. Raises FedMoEError for arrays of another model.
+    """
+    arrays = received(client.workbench, packed)
+    if kind == "train":
+        trained, examples, metrics = client.fit(arrays, dict(config))
+        names = client.reply_names(config["shared"], trained)
+        return dict(zip(names, trained, strict=True)), {"num-examples": examples, **metrics}
+    _, examples, metrics = client.evaluate(arrays, dict(config))
+    return None, {"num-examples": examples, **metrics}
+
+
+def received(bench: Workbench, packed: bytes) -> list[NDArray[np.float32]]:
+    """Return the server's packed arrays in the model's order, to be read only. FedMoEError: they are another model's.
+
+    The clients of a round that share a process get the very same bytes, which are unpacked for the first of them.
+    """
+    if bench.received is None or bench.received[0] is not packed:
+        arrays = wire.unpack(bytearray(packed))  # torch warns of memory that must not be written to
+        shapes = {name: array.shape for name, array in arrays.items()}
+        if shapes != bench.shapes:
+            bench.refuse(shapes)
+        bench.received = packed, [arrays[name] for name in bench.names]
+    return bench.received[1]
 
 
 def to_send(
-    bench: Workbench,
-    trained: Mapping[str, NDArray[np.float32]],
-    touched: NDArray[np.int64],
-    table: NDArray[np.float32],
-    shared: Sequence[str],
-) -> dict[str, NDArray[Any]]:
+    bench: Workbench, trained: NamedArrays, touched: NDArray[np.int64], table: Table, shared: Sequence[str]
+) -> wire.NamedArrays:
     """Return what goes to the server, by name: of the item table its touched rows and their ids where that is smaller.
 
     trained: all arrays, the item table's touched rows ``[R, D]`` alone; touched: their ids ``[R]``, 0 first; table:
     what it was before ``[V + 1, D]``; shared: names of the shared parameters, in the model's order.
     """
-    sent: dict[str, NDArray[Any]] = {name: trained[name] for name in shared}
+    sent: wire.NamedArrays = {name: trained[name] for name in shared}
     if TABLE not in sent:
         return sent
     if bench.settings.federation.item_updates == "auto" and travels_as_rows(table, touched):
@@ -186,17 +234,55 @@ def to_send(
     return sent | {TABLE: in_table(table, touched, trained[TABLE])}
 
 
-def _merged(outcomes: Sequence[Outcome]) -> Outcome:
-    """Return several users' outcomes as one, their metrics weighted as they are."""
-    weight = sum(outcome.weight for outcome in outcomes)
-    return Outcome(
-        weight,
-        {
-            name: sum(outcome.weight * outcome.metrics[name] for outcome in outcomes) / weight
-            for name in outcomes[0].metrics
-        },
-    )
+def travels_as_rows(table: Table, touched: NDArray[np.int64]) -> bool:
+    """Return whether the touched rows and their ids (without the padding's) are smaller than the table."""
+    row = table[:1].nbytes + touched.itemsize
+    return row * (len(touched) - 1) < table.nbytes
 
 
-def _scalars(outcome: Outcome) -> dict[str, Scalar]:
-    return {name: float(value) for name, value in outcome.metrics.items()}
+def in_table(table: Table, touched: NDArray[np.int64], rows: NDArray[np.float32]) -> Table:
+    """Return a copy of ``table`` ``[V + 1, D]`` with ``rows`` ``[R, D]`` at ``touched`` ``[R]``."""
+    whole = table.copy()
+    whole[touched] = rows
+    return whole
+
+
+def substitutes(model: ResidualMoE, table: Table, touched: Tensor) -> dict[str, Tensor]:
+    """Return what stands for the catalogue in the model, by name, on the model's device.
+
+    That is the parameter ``items.ids.weight`` ``[R, D]`` and, of each modality, the buffers ``features.NAME.values``
+    ``[R, F]`` and ``features.NAME.present`` ``[R]``. ``torch.func.functional_call`` takes them as they are.
+
+    table: the item table to start from ``[V + 1, D]``; it is only read. touched: ids ``[R]``, see ``touched_items``.
+    """
+    found = {TABLE: torch.from_numpy(table).index_select(0, touched.cpu()).to(touched.device)}
+    for name, buffer in model.features.named_buffers():
+        found[f"features.{name}"] = buffer.index_select(0, touched)
+    return found
+
+
+@contextmanager
+def substituted(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let a model use other tensors for some of its parameters and buffers; afterwards it has its own again.
+
+    Unlike ``functional_call`` this lasts over several calls, and ``model.parameters()`` gives what is trained, which
+    optimiser, clipping and reports go by.
+    """
+    own: list[tuple[nn.Module, str, Tensor]] = []
+    try:
+        for name, tensor in tensors.items():
+            path, _, attribute = name.rpartition(".")
+            module = model.get_submodule(path)
+            before = getattr(module, attribute)
+            own.append((module, attribute, before))
+            setattr(module, attribute, nn.Parameter(tensor) if isinstance(before, nn.Parameter) else tensor)
+        yield
+    finally:
+        for module, attribute, before in own:
+            setattr(module, attribute, before)
+
+
+def _proximal(parameters: list[nn.Parameter], mu: float) -> Proximal | None:
+    if mu == 0.0:
+        return None
+    return Proximal(mu, parameters, [parameter.detach().clone() for parameter in parameters])

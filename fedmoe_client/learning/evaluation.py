@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from data.sampling import Interactions, Split, evaluation_candidates, held_out
-from fedmoe.settings import EvaluationSettings
+from fedmoe.settings import EvaluationSettings, Settings
 from model.residual_moe import ItemSide, ResidualMoE
 
 Scorer = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
@@ -58,6 +58,17 @@ def ranks(
             raise ValueError(f"the model gives user {user} a score that is not a number")
         found.append(rank_of_first(scores, counted))
     return np.concatenate(found) if found else np.zeros(0)
+
+
+def client_metrics(
+    scorer: Scorer, histories: Histories, users: Sequence[int], split: Split, settings: Settings
+) -> dict[str, float]:
+    """Return the mean ``rank`` and the mean metrics of a client's users."""
+    reach = max(settings.model.max_seq_len, settings.model.memory_size)
+    found = ranks(scorer, histories, users, split, settings.evaluation, settings.seed, reach)
+    cutoffs = settings.evaluation.cutoffs
+    means = metrics_of(float(found[0]), cutoffs) if len(found) == 1 else mean_metrics(found, cutoffs)
+    return {"rank": float(found.mean()), **means}
 
 
 def rank_of_first(scores: NDArray[np.float32], counted: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 
 from data.sampling import generator
-from fedmoe.loading import from_run_config
 from fedmoe.wire import ROWS, NamedArrays
-from fedmoe_client.device.node import Node
 
 NORM_KEY = "clipping_norm"
 NOISE_KEY = "noise_deviation"
@@ -49,7 +47,7 @@ def private_reply(
     return trained, metrics
 
 
-def noise_stream(simulated: bool, node: Node, run_config: Mapping[str, Any], server_round: int) -> np.random.Generator:
+def noise_stream(simulated: bool, seed: int, server_round: int, client: int) -> np.random.Generator:
     """Return what a client draws its noise from.
 
     A simulated client draws from (seed, round, client), so that a run can be repeated. A real one asks the operating
@@ -57,7 +55,7 @@ def noise_stream(simulated: bool, node: Node, run_config: Mapping[str, Any], ser
     """
     if not simulated:
         return np.random.default_rng()
-    return generator(from_run_config(run_config).seed, "privacy noise", server_round, node.sole_number)
+    return generator(seed, "privacy noise", server_round, client)
 
 
 def _clipped(sent: NamedArrays, trained: NamedArrays, norm: float) -> tuple[NamedArrays, bool]:

@@ -1,8 +1,11 @@
-"""Local training: a few epochs over one user's windows."""
+"""Local training: from one user's items to batches, and a few epochs of steps over these batches.
+
+Shapes: B windows, L positions, P earlier items for the experts' memory, n negatives, V items, R touched items.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
@@ -13,34 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data.sampling import generator
-from fedmoe.settings import Settings, TrainingSettings
-from fedmoe_client.learning.batches import WindowBatch, window_batches
-from fedmoe_client.learning.objective import Losses, Objective, objective
-from fedmoe_client.learning.step_report import step_report
+from data.sampling import PackedWindows, generator, packed_windows, sample_negatives
+from fedmoe.settings import ModelSettings, Settings, TrainingSettings
+from model.losses import Losses, WindowBatch, WindowScores, objective, step_report
 from model.residual_moe import ResidualMoE
-
-
-@dataclass(frozen=True)
-class Proximal:
-    """FedProx (Li et al., MLSys 2020): ``mu / 2 * ||w - w_server||^2`` over the shared parameters."""
-
-    mu: float
-    parameters: list[nn.Parameter]
-    server: list[Tensor]
-
-    def term(self) -> Tensor:
-        """Return the scalar that is added to the loss."""
-        distances = [(own - server).square().sum() for own, server in zip(self.parameters, self.server, strict=True)]
-        return 0.5 * self.mu * torch.stack(distances).sum()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a client reports of its training: its weight in the mean, and means over its steps by name."""
-
-    weight: int
-    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -59,12 +38,7 @@ class LocalSteps:
 
 
 def draw_steps(
-    items: NDArray[np.int32],
-    num_items: int,
-    settings: Settings,
-    client: int,
-    server_round: int,
-    device: torch.device,
+    items: NDArray[np.int32], num_items: int, settings: Settings, client: int, server_round: int, device: torch.device
 ) -> LocalSteps:
     """Draw a user's batches; all randomness is that of (seed, round, client).
 
@@ -89,6 +63,106 @@ def weight_of(targets: int, rule: Literal["examples", "sqrt", "equal"]) -> int:
     if rule == "equal":
         return 1
     return targets if rule == "examples" else max(1, round(10 * sqrt(targets)))  # 10: the rounding should not matter
+
+
+def window_batches(
+    items: NDArray[np.int32],
+    num_items: int,
+    model: ModelSettings,
+    training: TrainingSettings,
+    rng: np.random.Generator,
+    device: torch.device,
+) -> Iterator[WindowBatch]:
+    """Yield one epoch of a user's windows, in random order, or of as many as ``max_windows`` allows.
+
+    items: its training part, oldest first. Negatives are drawn from the items outside the training part alone: leaving
+    out the validation or the test item as well would tell which they are.
+    """
+    windows = packed_windows(items, model.max_seq_len, training.windows, rng)
+    context = with_earlier_items(windows, items, model.memory_size if model.mixture else 0)
+    seen = np.unique(items)
+    order = _chosen(len(windows), training.max_windows, rng)
+    for chosen in np.split(order, range(training.batch_size, len(order), training.batch_size)):
+        negatives = None
+        if training.loss != "softmax":
+            drawn = sample_negatives(rng, num_items, seen, len(chosen) * training.num_negatives)
+            negatives = _tensor(drawn.reshape(len(chosen), training.num_negatives), device)
+        yield WindowBatch(_tensor(context[chosen], device), _tensor(windows.targets[chosen], device), negatives)
+
+
+def _chosen(count: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return which windows are trained, in random order: all, or the latest and others drawn at random.
+
+    The latest is nearest to what is to be recommended: with it a federation learns more than with windows drawn alike.
+    """
+    if not most or count <= most:
+        return rng.permutation(count)
+    others = rng.choice(count - 1, size=most - 1, replace=False)
+    return rng.permutation(np.append(others, count - 1))
+
+
+def with_earlier_items(windows: PackedWindows, items: NDArray[np.int32], earlier: int) -> NDArray[np.int32]:
+    """Return int32 ``[W, earlier + L]``: each window's inputs, preceded by the items before its start."""
+    padded = np.concatenate([np.zeros(earlier, np.int32), items])
+    before = padded[windows.starts[:, None] + np.arange(earlier)]
+    return np.concatenate([before, windows.inputs], axis=1)
+
+
+def _tensor(array: NDArray[np.int32], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array.astype(np.int64))
+    if device.type == "cuda":  # from pinned memory a copy does not wait for the kernels before it
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def touched_items(batches: Iterable[WindowBatch], num_items: int) -> Tensor:
+    """Return the ids in some batches, int64 ``[R]``, ascending and distinct; the first one is 0, the padding.
+
+    All ids ``0..V`` if one of the batches has no negatives: its loss runs over the whole catalogue.
+    """
+    found = []
+    for batch in batches:
+        if batch.negatives is None:
+            return torch.arange(num_items + 1, device=batch.targets.device)
+        found += [batch.context.flatten(), batch.targets.flatten(), batch.negatives.flatten()]
+    touched: Tensor = torch.unique(torch.cat([found[0].new_zeros(1), *found]))
+    return touched
+
+
+def renumbered(batch: WindowBatch, touched: Tensor) -> WindowBatch:
+    """Return a batch with each item's place in ``touched`` for its id; padding stays 0."""
+    if batch.negatives is None:
+        return batch
+    return WindowBatch(*(torch.searchsorted(touched, ids) for ids in (batch.context, batch.targets, batch.negatives)))
+
+
+def load(parameters: Mapping[str, nn.Parameter], arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    """Copy arrays into parameters in place."""
+    with torch.no_grad():
+        for name, array in arrays.items():
+            parameters[name].copy_(torch.from_numpy(array))
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """FedProx (Li et al., MLSys 2020): ``mu / 2 * ||w - w_server||^2`` over the shared parameters."""
+
+    mu: float
+    parameters: list[nn.Parameter]
+    server: list[Tensor]
+
+    def term(self) -> Tensor:
+        """Return the scalar that is added to the loss."""
+        distances = [(own - server).square().sum() for own, server in zip(self.parameters, self.server, strict=True)]
+        return 0.5 * self.mu * torch.stack(distances).sum()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a client reports of its training: its weight in the mean, and means over its steps by name."""
+
+    weight: int
+    metrics: dict[str, float]
 
 
 def train_locally(
@@ -123,14 +197,14 @@ def train_steps(
         model.train()
     reports = []
     for batch in steps.batches:
-        losses = objective(model, batch, training)
+        losses, scores = objective(model, batch, training)
         total = losses.total if proximal is None else losses.total + proximal.term()
         optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         gate_gradient = clip_gradients(parameters, training)
         optimizer.step()
-        reports.append((int((batch.targets > 0).sum()), report(model, losses, gate_gradient)))
-    return Outcome(steps.weight, _weighted_means(reports))
+        reports.append((int((batch.targets > 0).sum()), _report(model, losses, scores, gate_gradient)))
+    return Outcome(steps.weight, weighted_means(reports))
 
 
 def seed_dropout(seed: int, device: torch.device) -> None:
@@ -190,26 +264,20 @@ def clip_gradients(parameters: Mapping[str, Tensor], training: TrainingSettings)
     return gate_gradient
 
 
-def report(model: ResidualMoE, losses: Objective, gate_gradient: float) -> dict[str, float]:
-    """Return a step's numbers, see ``step_report``. Raises FloatingPointError if the loss is not finite."""
-    require_finite(float(losses.ranking.detach()))
-    detached = Losses(losses.total.detach(), losses.ranking.detach(), losses.balance.detach())
-    scores = losses.scores.map(Tensor.detach)
-    numbers = {
-        name: float(value) for name, value in step_report(scores, detached, list(model.experts), model.competes).items()
-    }
+def _report(model: ResidualMoE, losses: Losses, scores: WindowScores, gate_gradient: float) -> dict[str, float]:
+    """Return a step's numbers. Raises FloatingPointError, with what to try, if the loss is not finite."""
+    ranking = float(losses.ranking.detach())
+    if not np.isfinite(ranking):
+        raise FloatingPointError(f"the loss is {ranking}: lower training.learning_rate or training.clip_norm")
+    detached = Losses(*(loss.detach() for loss in losses))
+    said = step_report(scores.map(Tensor.detach), detached, list(model.experts), model.competes)
+    numbers = {name: float(value) for name, value in said.items()}
     if model.gate is not None:
         numbers |= {"gate": float(model.gate.value.detach()), "gate-gradient": gate_gradient}
     return numbers
 
 
-def require_finite(ranking: float) -> None:
-    """Raise FloatingPointError, with what to try, if a step's loss is not finite."""
-    if not np.isfinite(ranking):
-        raise FloatingPointError(f"the loss is {ranking}: lower training.learning_rate or training.clip_norm")
-
-
-def _weighted_means(reports: Iterable[tuple[int, dict[str, float]]]) -> dict[str, float]:
-    reports = list(reports)
+def weighted_means(reports: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """Return the means by name of reports, each a weight and numbers of the same names."""
     total = sum(weight for weight, _ in reports)
     return {name: sum(weight * numbers[name] for weight, numbers in reports) / total for name in reports[0][1]}

@@ -8,7 +8,7 @@ needs the mean alone, it is taken here, and no client's update is ever put toget
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
@@ -19,29 +19,23 @@ from torch import Tensor
 
 from fedmoe.errors import FedMoEError
 from fedmoe.wire import packed_bytes, to_record
-from fedmoe_client.app import app, train_reply
-from fedmoe_client.device.node import node_from
-from fedmoe_client.learning.client import FedMoEClient, to_send
+from fedmoe_client.app import app, number_of, train_reply
+from fedmoe_client.learning.client import TABLE, FedMoEClient, received, to_send, workbench
 from fedmoe_client.learning.private_reply import ASKED
-from fedmoe_client.learning.sub_catalogue import TABLE
-from fedmoe_client.learning.workbench import Workbench, workbench
-from fedmoe_client.stacked.mean import UpdateSum
-from fedmoe_client.stacked.training import Member, StackTrainer, Trained, stacks_of
-from fedmoe_client.store.private import PrivateParameters
+from fedmoe_client.learning.workbench import Workbench
+from fedmoe_client.stacked.training import Member, StackTrainer, Trained, UpdateSum, stacks_of
+from fedmoe_client.store.private import InContext
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Round:
-    """The messages of one call, which share the server's arrays and the round's config."""
+    """The clients of a call, in the order of their messages, the round's config and the server's arrays."""
 
     bench: Workbench
-    trainer: StackTrainer
-    messages: Sequence[Message]
-    contexts: Sequence[Context]
+    clients: Sequence[FedMoEClient]
     config: Mapping[str, Any]
     server: Mapping[str, Tensor]
-    shared: list[str]
-    places: dict[int, int] = field(default_factory=dict)  # client -> place of its message
+    shared: Sequence[str]
 
 
 def train(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool) -> list[Message]:
@@ -52,50 +46,41 @@ def train(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool
 
     Raises FedMoEError if these settings' clients cannot be stacked: they must be trained one by one.
     """
-    this = _begin(messages, contexts, reduce)
+    this = _begin(messages[0], contexts)
+    if reduce and not ASKED.isdisjoint(this.config):
+        raise FedMoEError("replies that are clipped, or made noisy, cannot be merged before they are")
+    members, alone = _members(this, reduce)
+    total = UpdateSum({name: this.server[name] for name in this.shared}, this.bench.settings) if reduce else None
     replies: dict[int, Message] = {}
-    members = _members(this, reduce, replies)
-    total = _sum(this) if reduce else None
     for stack in stacks_of(members, this.bench.settings.simulation.stack_size):
         try:
-            trained = this.trainer.train(stack, this.server, int(this.config["server-round"]))
+            trained = _trainer(this.bench).train(stack, this.server, int(this.config["server-round"]))
         except (FloatingPointError, FedMoEError):  # one of them at fault: the others must not pay for it
-            for member in stack:
-                place = this.places[member.client]
-                replies[place] = app(messages[place], contexts[place])
+            alone += [member.place for member in stack]
             continue
-        _keep_private(this, trained)
-        if total is not None:
-            total.add(trained)
+        if total is None:
+            for place, (arrays, metrics) in _each(this, trained):
+                replies[place] = train_reply(messages[place], arrays, metrics)
         else:
-            for place, reply in _each(this, trained):
-                replies[place] = reply
+            total.add(trained)
+        _keep_private(this, trained)
+    replies |= {place: app(messages[place], contexts[place]) for place in alone}
     found = [reply for _, reply in sorted(replies.items())]
-    return [_mean_reply(this, total), *found] if total is not None and total.clients else found
+    return [_mean_reply(messages[0], total), *found] if total is not None and total.clients else found
 
 
-def _begin(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool) -> _Round:
+def _begin(message: Message, contexts: Sequence[Context]) -> _Round:
     bench = workbench(contexts[0].run_config)
-    config = dict(messages[0].content.config_records["config"])
-    arrays = bench.received(packed_bytes(messages[0].content.array_records["arrays"]))
+    config = dict(message.content.config_records["config"])
+    arrays = received(bench, packed_bytes(message.content.array_records["arrays"]))
     server = {name: torch.from_numpy(each).to(bench.device) for name, each in zip(bench.names, arrays, strict=True)}
-    shared = bench.names_in(cast(list[str], config["shared"]))
-    _require_stackable(bench, shared)
-    if reduce and not ASKED.isdisjoint(config):
-        raise FedMoEError("replies that are clipped, or made noisy, cannot be merged before they are")
-    return _Round(bench, _trainer(bench), messages, contexts, config, server, shared)
-
-
-def _sum(this: _Round) -> UpdateSum:
-    rows_travel = this.bench.settings.federation.item_updates == "auto"
-    return UpdateSum({name: this.server[name] for name in this.shared}, rows_travel)
-
-
-def _require_stackable(bench: Workbench, shared: Sequence[str]) -> None:
+    shared = bench.names_in(tuple(cast(list[str], config["shared"])))
     if bench.settings.training.loss == "softmax":
         raise FedMoEError("training.loss = softmax runs over the whole catalogue, which does not stack")
     if TABLE not in shared:
         raise FedMoEError("the group 'embedding' is private, and a table of its own for each client does not stack")
+    clients = [FedMoEClient(bench, number_of(each), InContext(each.state), simulated=True) for each in contexts]
+    return _Round(bench, clients, config, server, shared)
 
 
 @lru_cache(maxsize=1)
@@ -103,66 +88,53 @@ def _trainer(bench: Workbench) -> StackTrainer:
     return StackTrainer(bench.model, bench.settings.training)
 
 
-def _members(this: _Round, reduce: bool, replies: dict[int, Message]) -> list[Member]:
-    """Return the clients that go into stacks; others are trained alone, and their replies put into ``replies``."""
-    members = []
-    for place, (message, context) in enumerate(zip(this.messages, this.contexts, strict=True)):
+def _members(this: _Round, reduce: bool) -> tuple[list[Member], list[int]]:
+    """Return the clients that go into stacks, and the places of those that must be trained alone."""
+    members, alone = [], []
+    for place, client in enumerate(this.clients):
         try:
-            member = _member(this, place)
+            steps = client.steps(client.client, int(this.config["server-round"]))
         except FedMoEError:  # no item left to draw negatives from, say
-            replies[place] = app(message, context)
+            alone.append(place)
             continue
-        if reduce and member.steps.weight > this.bench.settings.federation.guards.max_examples:
-            replies[place] = app(message, context)  # the server refuses it, which it cannot do to a part of a mean
-        else:
-            members.append(member)
+        if reduce and steps.weight > this.bench.settings.federation.guards.max_examples:
+            alone.append(place)  # the server refuses the reply, which it cannot do to a part of a mean
+            continue
+        own = {
+            name: torch.from_numpy(array).to(this.bench.device)
+            for name, array in client.private.load().items()
+            if name not in this.shared
+        }
+        members.append(Member(place, steps, own))
     if this.config.get("proximal-mu", 0.0) and any(len(member.steps.batches) > 1 for member in members):
         raise FedMoEError("fedprox with more than one local step is not stacked")
-    return members
-
-
-def _member(this: _Round, place: int) -> Member:
-    """Draw a client's steps and fetch its own parameters."""
-    context = this.contexts[place]
-    number = node_from(context.node_config).sole_number
-    this.places[number] = place
-    private = PrivateParameters(context.state)
-    client = FedMoEClient(this.bench, number, private)
-    own = {
-        name: torch.from_numpy(array).to(this.bench.device)
-        for name, array in private.load().items()
-        if name not in this.shared
-    }
-    return Member(number, client.steps(number, int(this.config["server-round"])), own)
+    return members, alone
 
 
 def _keep_private(this: _Round, trained: Trained) -> None:
     private = [name for name in this.bench.names if name not in this.shared]
     values = {name: trained.parameters[name].cpu().numpy() for name in private}
     for row, member in enumerate(trained.members):
-        state = PrivateParameters(this.contexts[this.places[member.client]].state)
-        state.save({name: np.array(value[row]) for name, value in values.items()})
+        this.clients[member.place].private.save({name: np.array(value[row]) for name, value in values.items()})
 
 
-def _each(this: _Round, trained: Trained) -> Iterator[tuple[int, Message]]:
-    """Yield the place and the reply of each client of a stack."""
-    table = this.server[TABLE].cpu().numpy()
+def _each(this: _Round, trained: Trained) -> Iterator[tuple[int, tuple[dict[str, Any], dict[str, Any]]]]:
+    """Yield the place of each client of a stack, and the arrays and metrics that leave it."""
+    server = {name: each.cpu().numpy() for name, each in this.server.items()}
     values = {name: trained.parameters[name].cpu().numpy() for name in this.shared}
     touched = trained.touched.cpu().numpy()
     for row, member in enumerate(trained.members):
         size = np.count_nonzero(touched[row]) + 1  # rows beyond the client's own are padding
         own = {name: np.asarray(value[row]) for name, value in values.items()}
-        sent = to_send(this.bench, own | {TABLE: own[TABLE][:size]}, touched[row, :size], table, this.shared)
+        sent = to_send(this.bench, own | {TABLE: own[TABLE][:size]}, touched[row, :size], server[TABLE], this.shared)
         numbers = {name: float(value[row]) for name, value in trained.metrics.items()}
         metrics = {"num-examples": member.steps.weight, **numbers}
-        place = this.places[member.client]
-        yield place, train_reply(this.messages[place], this.contexts[place], sent, metrics)
+        yield member.place, this.clients[member.place].as_asked(server, sent, metrics, this.config)
 
 
-def _mean_reply(this: _Round, total: UpdateSum) -> Message:
+def _mean_reply(message: Message, total: UpdateSum) -> Message:
     """Return the mean of all stacked clients; ``num-bytes``: what their replies would have weighed one by one."""
     metrics = MetricRecord({"num-examples": total.weight, **total.metrics()})
     counts = {"num-clients": total.clients, "num-bytes": total.bytes + total.clients * metrics.count_bytes()}
     numbers = MetricRecord({**dict(metrics.items()), **counts})
-    content = RecordDict({"arrays": to_record(total.mean()), "metrics": numbers})
-    return Message(content=content, reply_to=this.messages[0])
+    return Message(content=RecordDict({"arrays": to_record(total.mean()), "metrics": numbers}), reply_to=message)

@@ -11,26 +11,38 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fedmoe.settings import TrainingSettings
-from fedmoe_client.learning.batches import WindowBatch
-from fedmoe_client.learning.objective import Losses, WindowScores, losses_of, window_scores
-from fedmoe_client.learning.step_report import step_report
-from fedmoe_client.learning.sub_catalogue import TABLE, renumbered, touched_items
-from fedmoe_client.learning.training import LocalSteps, decayed, optimizer_over, seed_dropout, warmed_up
+from fedmoe.settings import Settings, TrainingSettings
+from fedmoe.wire import NamedArrays, packed_size
+from fedmoe_client.learning.client import ROWS, TABLE, travels_as_rows
+from fedmoe_client.learning.training import (
+    LocalSteps,
+    decayed,
+    optimizer_over,
+    renumbered,
+    seed_dropout,
+    touched_items,
+    warmed_up,
+)
+from model.losses import Losses, WindowBatch, WindowScores, losses_of, step_report, window_scores
 from model.residual_moe import ResidualMoE
 from model.stacked import StackedModel
 
 
 @dataclass(frozen=True)
 class Member:
-    """A client that is to be trained in a stack. own: its private parameters by name, without the item table."""
+    """A client that is to be trained in a stack.
 
-    client: int
+    place: of its message; own: its private parameters by name, without the item table.
+    """
+
+    place: int
     steps: LocalSteps
     own: Mapping[str, Tensor]
 
@@ -176,3 +188,73 @@ def _start(members: Sequence[Member], server: Mapping[str, Tensor], touched: Ten
             start = shared.expand(len(members), *shared.shape).clone()
         found[name] = start.requires_grad_()
     return found
+
+
+class UpdateSum:
+    """The weighted mean of stacked clients' updates: what the server would make of their replies, without the replies.
+
+    ``server + sum_c n_c (x_c - server) / sum_c n_c``, with n_c the clients' weights. Summing differences keeps the
+    precision of float32 where it matters.
+    """
+
+    def __init__(self, server: Mapping[str, Tensor], settings: Settings) -> None:
+        """server: the shared parameters that the clients started from."""
+        self._server = server
+        self._rows_travel = settings.federation.item_updates == "auto"
+        self._total = {name: torch.zeros_like(each) for name, each in server.items()}
+        self._touched = torch.zeros(len(server[TABLE]), dtype=torch.bool, device=server[TABLE].device)
+        self._metrics: dict[str, float] = {}
+        self._sizes: dict[int, int] = {}  # rows of the item table -> bytes of a client's arrays
+        self.weight = 0
+        self.clients = 0
+        self.bytes = 0
+
+    def add(self, trained: Trained) -> None:
+        """Add the clients of a stack."""
+        weights_given = [member.steps.weight for member in trained.members]
+        weights = torch.tensor(weights_given, dtype=torch.float32, device=trained.touched.device)
+        for name, server in self._server.items():
+            parameters = trained.parameters[name]
+            if name == TABLE:
+                ids = trained.touched.flatten()
+                moved = (parameters - server[trained.touched]) * weights.view(-1, 1, 1)
+                self._total[name].index_add_(0, ids, moved.flatten(0, 1))
+                self._touched[ids] = True
+            else:
+                moved = (parameters - server).view(len(weights), -1)
+                self._total[name] += (weights @ moved).view(server.shape)
+        for name, values in trained.metrics.items():
+            self._metrics[name] = self._metrics.get(name, 0.0) + float(values @ weights)
+        self.weight += sum(weights_given)
+        self.clients += len(weights)
+        self.bytes += self._bytes_of_replies(trained.touched)
+
+    def mean(self) -> NamedArrays:
+        """Return the mean by name; of the item table the rows that any client touched, where that is smaller."""
+        means = {
+            name: (server + self._total[name] / self.weight).cpu().numpy() for name, server in self._server.items()
+        }
+        ids = np.flatnonzero(self._touched.cpu().numpy())
+        if self._rows_travel and travels_as_rows(means[TABLE], ids):
+            ids = ids[ids > 0]
+            return means | {TABLE: means[TABLE][ids], ROWS: ids}
+        return means
+
+    def metrics(self) -> dict[str, float]:
+        """Return the means of the clients' numbers."""
+        return {name: total / self.weight for name, total in self._metrics.items()}
+
+    def _bytes_of_replies(self, touched: Tensor) -> int:
+        """Return the bytes of the arrays that the clients of a stack would have sent, one by one."""
+        return sum(self._bytes_of_reply(rows) for rows in (touched > 0).sum(dim=1).tolist())
+
+    def _bytes_of_reply(self, rows: int) -> int:
+        if rows not in self._sizes:
+            table = self._server[TABLE]
+            layout: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+            layout = {name: (np.dtype(np.float32), tuple(each.shape)) for name, each in self._server.items()}
+            if self._rows_travel and (table[0].nbytes + 8) * rows < table.nbytes:
+                layout[TABLE] = np.dtype(np.float32), (rows, *table.shape[1:])
+                layout[ROWS] = np.dtype(np.int64), (rows,)
+            self._sizes[rows] = packed_size([(name, *about) for name, about in layout.items()])
+        return self._sizes[rows]

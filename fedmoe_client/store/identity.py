@@ -27,10 +27,8 @@ def own_dataset(settings: Settings, catalogue: Path | None) -> Dataset:
     return load_dataset(settings) if catalogue is None else load_catalogue(settings, catalogue)
 
 
-def catalogue_stamp(catalogue: Path | None) -> tuple[int, int]:
+def catalogue_stamp(catalogue: Path) -> tuple[int, int]:
     """Return what changes when a catalogue folder is replaced by another one."""
-    if catalogue is None:
-        return 0, 0
     try:
         status = (catalogue / ABOUT).stat()
     except OSError:

@@ -1,9 +1,10 @@
-"""A client's private parameters, kept between rounds and sent nowhere: in Flower's context, or in its own store."""
+"""A client's private parameters, kept between rounds and sent nowhere: in Flower's context, or in a folder."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,28 +23,36 @@ OLDER_BYTES = 64 * 1024**2
 KEPT_RUNS = 3  # that may still be resumed: a trial in between must not cost the long run its values
 
 
-class Private(Protocol):
-    """The client's own value of each parameter that is private, by name."""
+class PrivateParameters(ABC):
+    """The client's own value of each parameter that is private, by name. A subclass is a place to keep them."""
 
+    @abstractmethod
     def load(self) -> NamedArrays:
         """Return the kept arrays; empty before the client first trained with private parameters."""
 
     def save(self, arrays: NamedArrays) -> None:
-        """Keep these arrays and no others: what has become shared is the server's again."""
+        """Keep these arrays and no others: what has become shared is the server's again.
+
+        Raises FloatingPointError if one is not finite, and keeps the old ones: it would spoil all rounds to come.
+        """
+        if any(not np.isfinite(array).all() for array in arrays.values()):
+            raise FloatingPointError("a private parameter is not finite after training: lower training.learning_rate")
+        self._keep(arrays)
+
+    @abstractmethod
+    def _keep(self, arrays: NamedArrays) -> None:
+        """Keep finite arrays."""
 
 
-class PrivateParameters:
-    """Private parameters in the Flower context: a simulation's engine keeps and checkpoints them.
-
-    They are kept as one array, since reading and writing a dozen small ones takes a tenth of a client's time.
-    """
+class InContext(PrivateParameters):
+    """Private parameters in the Flower context, as one packed array: a simulation's engine keeps and checkpoints it."""
 
     def __init__(self, state: RecordDict) -> None:
         """state: ``context.state``, which Flower keeps for this client."""
         self._state = state
 
     def load(self) -> NamedArrays:
-        """Return the kept arrays; empty before the client first trained with private parameters."""
+        """Return the kept arrays."""
         record = self._state.array_records.get(_RECORD)
         if record is None:
             return {}
@@ -51,8 +60,7 @@ class PrivateParameters:
             return {name: array.numpy() for name, array in record.items()}
         return unpack(bytearray(packed_bytes(record)))
 
-    def save(self, arrays: NamedArrays) -> None:
-        """Keep these arrays and no others: what has become shared is the server's again."""
+    def _keep(self, arrays: NamedArrays) -> None:
         if arrays:
             self._state[_RECORD] = to_record(arrays)
         else:
@@ -69,14 +77,14 @@ class Entry:
 
 
 @dataclass
-class StoredParameters:
-    """Private parameters in the client's store, for one message of the server.
+class InFolder(PrivateParameters):
+    """Private parameters in the client's state folder, for one message of the server.
 
     The values after each of the last rounds are kept: a message that comes twice starts from the same value both
     times, and when a run goes on from a checkpoint so do its clients.
 
     Attributes:
-        store: the client's store.
+        store: the state folder.
         version: the model's version; each has values of its own.
         run, round: the run and the round of the message.
         training: whether this message trains; an evaluation uses the latest value, whatever its round.
@@ -94,7 +102,7 @@ class StoredParameters:
     memory: dict[str, NDArray[np.int32]] = field(default_factory=dict)
 
     def load(self) -> NamedArrays:
-        """Return the arrays to start from; empty before the client first trained with private parameters."""
+        """Return the arrays to start from."""
         entries = self._entries()
         if self.training:
             entries = _up_to(entries, self.run, self.round - 1)
@@ -102,8 +110,8 @@ class StoredParameters:
         own = [entry for entry in entries if entry.run == self.run]
         return (own or entries)[-1].arrays if entries else {}
 
-    def save(self, arrays: NamedArrays) -> None:
-        """Keep these arrays as the value after this round, and forget what the same run said of later rounds."""
+    def _keep(self, arrays: NamedArrays) -> None:
+        """Keep arrays as the value after this round, and forget what the same run said of later rounds."""
         entries = _up_to(self._entries(), self.run, self.round - 1)
         self._write(_recent([*entries, Entry(self.run, self.round, arrays)], self.keep_rounds))
 

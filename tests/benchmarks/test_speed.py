@@ -24,10 +24,10 @@ from benchmarks.speed.process import EngineFailed, Result, memory_of, peak_memor
 from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings, settings_from
-from fedmoe_client.learning.batches import WindowBatch
-from fedmoe_client.learning.objective import objective as real_objective
 from fedmoe_client.learning.training import train_locally
 from model.build import build_model
+from model.losses import WindowBatch
+from model.losses import objective as real_objective
 
 
 def result(engine: str, seconds: list[float], first: float = 1.0, repeat: int = 0, case: str = "ml-1m") -> Result:

@@ -15,7 +15,7 @@ from fedmoe.loading import load_settings, to_run_config
 from fedmoe.modalities import GROUPS
 from fedmoe.wire import packed_bytes, to_record
 from fedmoe_client.device.node import node_from
-from fedmoe_client.learning.messages import Task, perform
+from fedmoe_client.device.task import Task, perform
 from model.build import initial_arrays
 
 WORDS = (

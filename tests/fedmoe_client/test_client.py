@@ -16,10 +16,10 @@ from fedmoe.loading import load_settings, to_run_config
 from fedmoe.modalities import GROUPS
 from fedmoe.wire import packed_bytes, to_record, unpack
 from fedmoe_client.app import app
-from fedmoe_client.learning.client import FedMoEClient
+from fedmoe_client.learning.client import FedMoEClient, workbench
 from fedmoe_client.learning.evaluation import catalogue_side
-from fedmoe_client.learning.workbench import Workbench, workbench
-from fedmoe_client.store.private import PrivateParameters
+from fedmoe_client.learning.workbench import Workbench
+from fedmoe_client.store.private import InContext
 
 WORDS = (
     "dataset=synthetic users=12 data.synthetic.items=40 dim=8 attention_dim=8 blocks=1 max_seq_len=6 memory_size=6 "
@@ -41,7 +41,7 @@ def server(bench: Workbench) -> list[np.ndarray]:
 
 
 def client(bench: Workbench, state: RecordDict, user: int = 3) -> FedMoEClient:
-    return FedMoEClient(bench, user, PrivateParameters(state))
+    return FedMoEClient(bench, user, InContext(state))
 
 
 def config(server_round: int = 1, shared: list[str] = SHARED, **more: Any) -> dict[str, Any]:
@@ -51,18 +51,18 @@ def config(server_round: int = 1, shared: list[str] = SHARED, **more: Any) -> di
 def test_only_the_shared_arrays_come_back(bench: Workbench, server: list[np.ndarray]) -> None:
     state = RecordDict()
     arrays, weight, metrics = client(bench, state).fit(server, config())
-    names = bench.names_in(SHARED)
+    names = bench.names_in(tuple(SHARED))
     assert [array.shape for array in arrays] == [tuple(bench.parameters[name].shape) for name in names]
     assert weight == len(bench.dataset.interactions.history(3)) - 3
     assert np.isfinite(list(metrics.values())).all()
-    assert list(PrivateParameters(state).load()) == bench.names_in(PRIVATE)
+    assert list(InContext(state).load()) == bench.names_in(tuple(PRIVATE))
 
 
 def test_private_parameters_of_an_older_checkpoint_are_read() -> None:
     state = RecordDict({"private": ArrayRecord({"gate.value": Array(np.array(0.5, np.float32))})})
-    assert PrivateParameters(state).load() == {"gate.value": np.float32(0.5)}
-    PrivateParameters(state).save({"gate.value": np.array(0.25, np.float32)})
-    assert PrivateParameters(state).load() == {"gate.value": np.float32(0.25)}
+    assert InContext(state).load() == {"gate.value": np.float32(0.5)}
+    InContext(state).save({"gate.value": np.array(0.25, np.float32)})
+    assert InContext(state).load() == {"gate.value": np.float32(0.25)}
 
 
 def test_private_parameters_advance_from_round_to_round(bench: Workbench, server: list[np.ndarray]) -> None:
@@ -70,7 +70,7 @@ def test_private_parameters_advance_from_round_to_round(bench: Workbench, server
     gates = []
     for server_round in (1, 2, 3):
         client(bench, state).fit(server, config(server_round))
-        gates.append(float(PrivateParameters(state).load()["gate.value"]))
+        gates.append(float(InContext(state).load()["gate.value"]))
     assert len({float(server[bench.names.index("gate.value")]), *gates}) == 4
 
 
@@ -81,10 +81,10 @@ def test_a_client_starts_from_the_servers_private_value_and_then_keeps_its_own(
     other = [array.copy() for array in server]
     other[bench.names.index("gate.value")] += 5.0
     client(bench, state).fit(other, config())
-    first = float(PrivateParameters(state).load()["gate.value"])
+    first = float(InContext(state).load()["gate.value"])
     assert first == pytest.approx(5.1, abs=1.0)
     client(bench, state).fit(server, config(2))  # the server's copy differs now, and does not matter
-    assert float(PrivateParameters(state).load()["gate.value"]) == pytest.approx(first, abs=1.0)
+    assert float(InContext(state).load()["gate.value"]) == pytest.approx(first, abs=1.0)
 
 
 def test_what_becomes_shared_again_is_the_servers(bench: Workbench, server: list[np.ndarray]) -> None:
@@ -103,7 +103,7 @@ def test_evaluation_is_personal_and_global(bench: Workbench, server: list[np.nda
     assert {name for name in before if name.startswith("global-")} == {
         f"global-{n}" for n in before if "global" not in n
     }
-    PrivateParameters(state).save({"gate.value": np.array(50.0, np.float32)})
+    InContext(state).save({"gate.value": np.array(50.0, np.float32)})
     personal = []
     for user in range(12):
         loss, examples, found = client(bench, state, user).evaluate(server, config())
@@ -132,7 +132,8 @@ def test_proximal_mu_holds_the_shared_parameters_back(bench: Workbench, server: 
     moved = []
     for mu in (0.0, 1.0):
         arrays, _, _ = client(bench, RecordDict(), 5).fit(server, config(**{"proximal-mu": mu}))
-        start = [array for name, array in zip(bench.names, server, strict=True) if name in bench.names_in(SHARED)]
+        shared = bench.names_in(tuple(SHARED))
+        start = [array for name, array in zip(bench.names, server, strict=True) if name in shared]
         moved.append(sum(float(np.square(a - b).sum()) for a, b in zip(arrays, start, strict=True)))
     assert moved[1] < 0.9 * moved[0]
 
@@ -151,7 +152,7 @@ def test_the_app_keeps_names(bench: Workbench, server: list[np.ndarray]) -> None
     reordered = dict(reversed(arrays.items()))
     replies = [app(message("train", given), context()) for given in (arrays, reordered)]
     first, second = (unpack(packed_bytes(reply.content["arrays"])) for reply in replies)
-    assert list(first) == list(second) == bench.names_in(SHARED)
+    assert list(first) == list(second) == bench.names_in(tuple(SHARED))
     assert all(np.array_equal(first[name], second[name]) for name in first)
     assert all(reply.content["metrics"]["num-examples"] > 0 for reply in replies)
     evaluated = app(message("evaluate", arrays), context())
@@ -190,8 +191,8 @@ def test_a_failed_training_keeps_nothing_and_says_what_was_raised(
 
     arrays, mine = dict(zip(bench.names, server, strict=True)), context()
     app(message("train", arrays), mine)
-    kept = {name: array.copy() for name, array in PrivateParameters(mine.state).load().items()}
-    monkeypatch.setattr("fedmoe_client.app.MetricRecord", fail)  # after the training
+    kept = {name: array.copy() for name, array in InContext(mine.state).load().items()}
+    monkeypatch.setattr("fedmoe_client.learning.client.to_send", fail)  # after the training
     answer = app(message("train", arrays, **{"server-round": 2}), mine)
     assert (answer.error.code, answer.error.reason) == (FailureKind.RAISED, "ValueError: first line second line")
-    assert all(np.array_equal(kept[name], array) for name, array in PrivateParameters(mine.state).load().items())
+    assert all(np.array_equal(kept[name], array) for name, array in InContext(mine.state).load().items())

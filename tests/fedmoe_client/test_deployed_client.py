@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from fedmoe.wire import packed_bytes, unpack
 from fedmoe_client.app import app
 from fedmoe_client.device.joining import join
 from fedmoe_client.device.node import Node, node_from
-from fedmoe_client.learning.messages import Task, perform
-from fedmoe_client.learning.sub_catalogue import ROWS
-from fedmoe_client.learning.workbench import workbench
+from fedmoe_client.device.task import Task, perform
+from fedmoe_client.learning import workbench as workbench_module
+from fedmoe_client.learning.client import ROWS, workbench
 from fedmoe_client.store.folder import StateFolder
 from fedmoe_client.store.identity import identity_of
 from fedmoe_client.store.private import kept_memory, latest_private, private_name
@@ -52,6 +53,25 @@ def joins(deployment: Deployment, done: int = 0, session: str = "1", **node: Any
     return join(identity(deployment, done), node_from(deployment.node(**node)), deployment.run_config, "run", session)
 
 
+def test_a_training_that_cannot_be_answered_keeps_nothing(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no reply")
+
+    deployment.train(1)
+    store, version = StateFolder(deployment.state_dir), workbench(deployment.run_config).identity["model"]
+    before = store.load(private_name(version))
+    monkeypatch.setattr("fedmoe_client.learning.client.private_reply", fail)
+    task = deployment.task("train", 2)
+    with pytest.raises(ValueError, match="no reply"):
+        perform(replace(task, config={**task.config, "clipping_norm": 1.0}))
+    after = store.load(private_name(version))
+    assert before is not None and after is not None
+    assert before.about == after.about
+    assert all(np.array_equal(array, after.arrays[name]) for name, array in before.arrays.items())
+
+
 def test_a_deployed_client_sends_the_same_bits_as_a_simulated_one(deployment: Deployment) -> None:
     expected = simulated(deployment, 3)
     assert [deployment.train(number) for number in (1, 2, 3)] == expected
@@ -77,7 +97,8 @@ def test_evaluation_is_that_of_the_simulation_with_sampled_candidates_too(tmp_pa
 def test_state_survives_a_crash_and_belongs_to_the_model_not_to_the_run(deployment: Deployment) -> None:
     expected = simulated(deployment, 3)
     deployment.train(1)
-    workbench.__globals__["_workbench_of"].cache_clear()  # all that a process had in its memory
+    workbench_module.made_workbench.cache_clear()
+    workbench_module._workbench_of.cache_clear()  # all that a process had in its memory
     assert deployment.train(2) == expected[1]
     gate = private_gate(deployment)
     record, _ = perform(deployment.task("evaluate", 1, run="another"))
@@ -194,14 +215,14 @@ def test_the_app_answers_a_query_with_the_clients_number(deployment: Deployment)
 
 def test_no_private_name_is_in_any_message_and_nothing_is_left_with_flower(deployment: Deployment) -> None:
     bench = workbench(deployment.run_config)
-    private = set(bench.names_in(PRIVATE))
+    private = set(bench.names_in(tuple(PRIVATE)))
     config = {"server-round": 1, "shared": SHARED, "split": "validation"}
     for kind in ("train", "evaluate"):
         place = context(deployment)
         reply = app(message(kind, {"arrays": deployment.arrays(), "config": ConfigRecord(config)}), place)
         names = {name for record in reply.content.array_records.values() for name in unpack(packed_bytes(record))}
         assert not names & private
-        assert names - {ROWS} == (set(bench.names_in(SHARED)) if kind == "train" else set())
+        assert names - {ROWS} == (set(bench.names_in(tuple(SHARED))) if kind == "train" else set())
         assert not any(isinstance(record, ArrayRecord) for record in place.state.values())
         assert set(reply.content) <= {"arrays", "metrics"}
         assert all(isinstance(value, int | float) for value in reply.content["metrics"].values())

@@ -14,7 +14,7 @@ from fedmoe_client.device.resident_call import SOCKET, running, stop
 # A resident process whose fork does not talk to a node, but says what it was started with.
 RESIDENT = """
 import os, sys, types
-sys.modules['fedmoe_client.learning.messages'] = types.ModuleType('messages')
+sys.modules['fedmoe_client.device.task'] = types.ModuleType('messages')
 import fedmoe_client.device.flower_program
 def program():
     print('fork of', os.getppid(), 'node', os.environ['FEDMOE_NODE_PID'], *sys.argv, flush=True)

@@ -11,10 +11,10 @@ from torch import Tensor
 from data.registry import load_dataset
 from data.sampling import training_part
 from fedmoe.loading import load_settings
-from fedmoe_client.learning.objective import window_scores
 from fedmoe_client.learning.training import draw_steps, train_steps
 from fedmoe_client.learning.workbench import Workbench
 from fedmoe_client.stacked.training import Member, StackTrainer
+from model.losses import window_scores
 
 WORDS = (
     "dataset=synthetic users=6 data.synthetic.items=40 dim=16 attention_dim=16 blocks=1 max_seq_len=6 memory_size=6 "

@@ -20,11 +20,11 @@ from fedmoe.wire import packed_bytes
 from fedmoe_client.__main__ import COMMANDS, main, parser
 from fedmoe_client.device.node import node_from
 from fedmoe_client.device.recommend import Recommendations, recommendations
+from fedmoe_client.device.task import Task, perform
+from fedmoe_client.learning.client import workbench
 from fedmoe_client.learning.evaluation import model_scorer
-from fedmoe_client.learning.messages import Task, perform
-from fedmoe_client.learning.workbench import workbench
 from fedmoe_client.store.folder import StateFolder
-from fedmoe_client.store.private import GLOBAL, StoredParameters, latest_private, private_name
+from fedmoe_client.store.private import GLOBAL, InFolder, latest_private, private_name
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_scores_are_those_of_the_evaluator(trained: Deployment) -> None:
     received, private = state.load(GLOBAL), state.load(private_name(client.identity["model"]))
     assert received is not None
     own = latest_private(private)
-    assert set(own) == set(client.names) - set(client.names_in(SHARED))
+    assert set(own) == set(client.names) - set(client.names_in(tuple(SHARED)))
     client.load(received.arrays | own)
     known = trained.dataset.interactions
     met = known.history(USER).astype(np.int64)
@@ -102,7 +102,7 @@ def test_items_are_new_to_the_user_and_the_best_comes_first(trained: Deployment)
 def test_the_private_part_speaks(trained: Deployment) -> None:
     before = best(trained, top=1000)
     version = workbench(trained.run_config).identity["model"]
-    StoredParameters(StateFolder(trained.state_dir), version, "run", 2, True, 5).save(
+    InFolder(StateFolder(trained.state_dir), version, "run", 2, True, 5).save(
         {"gate.value": np.array(-30.0, np.float32)}
     )
     after = best(trained, top=1000)

@@ -87,7 +87,7 @@ def test_the_client_app_imports_no_torch() -> None:
 def serve(state_dir: Path, watched: int, *words: str) -> subprocess.Popen[bytes]:
     """Start a resident process that loads nothing, for its life and death."""
     code = (
-        "import sys, types; sys.modules['fedmoe_client.learning.messages'] = types.ModuleType('messages');"
+        "import sys, types; sys.modules['fedmoe_client.device.task'] = types.ModuleType('messages');"
         "from fedmoe_client.device.resident import main; sys.exit(main(sys.argv[1:]))"
     )
     state_dir.mkdir(exist_ok=True)

@@ -16,8 +16,8 @@ from fedmoe.loading import load_settings, to_run_config
 from fedmoe.modalities import GROUPS
 from fedmoe.wire import packed_bytes, to_record, unpack
 from fedmoe_client.app import app
+from fedmoe_client.learning.client import workbench
 from fedmoe_client.learning.training import LocalSteps
-from fedmoe_client.learning.workbench import workbench
 from fedmoe_client.stacked import app as stack_app
 from fedmoe_client.stacked.training import Member, stacks_of
 from fedmoe_server.rounds.exchange import PackedMean
@@ -155,7 +155,7 @@ def test_what_the_server_refuses_costs_its_client_alone(words: str) -> None:
     run_config = to_run_config(settings)
     bench = workbench(run_config)
     server = {name: Array(each) for name, each in initial_arrays(bench.settings, bench.dataset).items()}
-    sent = {name: server[name] for name in bench.names_in(SHARED)}
+    sent = {name: server[name] for name in bench.names_in(tuple(SHARED))}
     counts = []
     for at_once in (False, True):
         states = {client: RecordDict() for client in range(14)}
@@ -169,7 +169,7 @@ def test_what_the_server_refuses_costs_its_client_alone(words: str) -> None:
         counts.append(failed)
         assert failed + sum(r.content["metrics"]["num-clients"] for r in replies if r.has_content()) == 14
         for state in states.values():
-            for array in stack_app.PrivateParameters(state).load().values():
+            for array in stack_app.InContext(state).load().values():
                 assert np.isfinite(array).all()
     assert counts[0] == counts[1] > 0, "as many as one by one"
 
@@ -189,12 +189,12 @@ def test_a_client_that_fails_costs_itself_alone() -> None:
     states = {client: RecordDict() for client in range(5)}
     messages, contexts = messages_of(run_config, SHARED, 1, states)
     gate = {"gate.value": np.array(np.nan, np.float32)}
-    stack_app.PrivateParameters(states[3]).save(gate)
+    stack_app.InContext(states[3])._keep(gate)
     replies = stack_app.train(messages, contexts, reduce=True)
     failed = [reply for reply in replies if reply.has_error()]
     assert [reply.error.reason[:40] for reply in failed] == ["FloatingPointError: the loss is nan: low"]
     assert sum(reply.content["metrics"].get("num-clients", 1) for reply in replies if reply.has_content()) == 4
-    assert list(stack_app.PrivateParameters(states[3]).load()) == ["gate.value"]  # as it was
+    assert list(stack_app.InContext(states[3]).load()) == ["gate.value"]  # as it was
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_stacks_hold_clients_of_one_shape() -> None:
         return Member(client, LocalSteps(batches, 1, 0), {})
 
     members = [member(0, 2), member(1, 1), member(2, 2), member(3, 2), member(4, 9), member(5, 2, 1)]
-    stacks = [[each.client for each in stack] for stack in stacks_of(members, 4)]
+    stacks = [[each.place for each in stack] for stack in stacks_of(members, 4)]
     assert stacks == [[1], [0], [2, 3], [5], [4]]
     ones = [member(client, 1) for client in range(5)]
     assert [len(stack) for stack in stacks_of(ones, 4)] == [5]  # not 4 and 1

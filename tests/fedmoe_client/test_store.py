@@ -11,7 +11,7 @@ import pytest
 
 from fedmoe.errors import FedMoEError
 from fedmoe_client.store.folder import State, StateFolder
-from fedmoe_client.store.private import StoredParameters, kept_memory, latest_private, private_name
+from fedmoe_client.store.private import InFolder, kept_memory, latest_private, private_name
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def value(number: float) -> dict[str, np.ndarray]:
     return {"gate.value": np.array(number, np.float32), "router.bias": np.full(3, number, np.float32)}
 
 
-def parameters(store: StateFolder, number: int, run: str = "a", training: bool = True) -> StoredParameters:
-    return StoredParameters(store, "v", run, number, training, keep_rounds=4)
+def parameters(store: StateFolder, number: int, run: str = "a", training: bool = True) -> InFolder:
+    return InFolder(store, "v", run, number, training, keep_rounds=4)
 
 
 def current(store: StateFolder, number: int, run: str = "a", training: bool = True) -> float | None:

@@ -16,21 +16,11 @@ from data.registry import load_dataset
 from data.sampling import training_part
 from fedmoe.loading import load_settings
 from fedmoe.modalities import GROUPS
-from fedmoe_client.learning.batches import WindowBatch
-from fedmoe_client.learning.client import FedMoEClient
-from fedmoe_client.learning.sub_catalogue import (
-    ROWS,
-    TABLE,
-    in_table,
-    renumbered,
-    substituted,
-    substitutes,
-    touched_items,
-    travels_as_rows,
-)
-from fedmoe_client.learning.training import Proximal, train_locally
+from fedmoe_client.learning.client import ROWS, TABLE, FedMoEClient, in_table, substituted, substitutes, travels_as_rows
+from fedmoe_client.learning.training import Proximal, renumbered, touched_items, train_locally
 from fedmoe_client.learning.workbench import Workbench
-from fedmoe_client.store.private import PrivateParameters
+from fedmoe_client.store.private import InContext
+from model.losses import WindowBatch
 
 SMALL = (
     "dataset=synthetic users=8 data.synthetic.items=400 dim=8 attention_dim=8 blocks=1 max_seq_len=6 memory_size=6 "
@@ -76,18 +66,18 @@ def test_rows_in_their_table_by_hand() -> None:
     assert not table.any()
 
 
-def test_substitutes_hold_the_touched_rows_padded_with_the_first() -> None:
+def test_substitutes_hold_the_touched_rows() -> None:
     bench = bench_of()
     table = bench.take([TABLE])[TABLE]
     touched = torch.tensor([0, 3, 399])
-    found = substitutes(bench.model, table, touched, size=5)
+    found = substitutes(bench.model, table, touched)
     assert set(found) == {TABLE, *(f"features.{n}.{k}" for n in ("visual", "text") for k in ("values", "present"))}
-    assert np.array_equal(found[TABLE].numpy(), table[[0, 3, 399, 0, 0]])
+    assert np.array_equal(found[TABLE].numpy(), table[[0, 3, 399]])
     values = bench.model.features["visual"].values
-    assert torch.equal(found["features.visual.values"], values[[0, 3, 399, 0, 0]])
+    assert torch.equal(found["features.visual.values"], values[[0, 3, 399]])
     with substituted(bench.model, found):
-        assert bench.model.items.ids.weight.shape == (5, 8)
-        assert bench.model.features["visual"].values.shape[0] == 5
+        assert bench.model.items.ids.weight.shape == (3, 8)
+        assert bench.model.features["visual"].values.shape[0] == 3
         assert list(dict(bench.model.named_parameters())) == bench.names
     assert bench.model.features["visual"].values is values
     assert bench.model.items.ids.weight is bench.parameters[TABLE]
@@ -98,7 +88,7 @@ def test_a_functional_call_takes_the_substitutes() -> None:
     ids = batch([[0] * 6 + [1, 2, 30, 4, 5, 60]], [[2, 30, 4, 5, 60, 7]], [[8, 90]])
     touched = touched_items([ids], 400)
     small = renumbered(ids, touched)
-    found = substitutes(bench.model, bench.take([TABLE])[TABLE], touched, size=20)
+    found = substitutes(bench.model, bench.take([TABLE])[TABLE], touched)
     assert ids.negatives is not None and small.negatives is not None
     whole = bench.model(ids.context, 6, torch.cat([ids.targets, ids.negatives], dim=1)).scores
     candidates = torch.cat([small.targets, small.negatives], dim=1)
@@ -117,11 +107,11 @@ def dense_fit(bench: Workbench, user: int, mu: float) -> tuple[dict[str, np.ndar
 
 def fit(bench: Workbench, user: int, shared: tuple[str, ...] = GROUPS, **config: Any) -> tuple[dict[str, Any], Any]:
     state = RecordDict()
-    client = FedMoEClient(bench, user, PrivateParameters(state))
+    client = FedMoEClient(bench, user, InContext(state))
     server = list(bench.take(bench.names).values())
     arrays, _, metrics = client.fit(server, {"shared": list(shared), "server-round": 3, **config})
     found = dict(zip(client.reply_names(shared, arrays), arrays, strict=True))
-    return found | PrivateParameters(state).load(), metrics
+    return found | InContext(state).load(), metrics
 
 
 def whole_table(bench: Workbench, arrays: dict[str, Any]) -> np.ndarray:
@@ -175,7 +165,7 @@ def test_the_model_has_its_catalogue_again_when_training_fails() -> None:
     bench = bench_of()
     server = bench.take(bench.names)
     server[TABLE][1:] = np.nan
-    client = FedMoEClient(bench, 1, PrivateParameters(RecordDict()))
+    client = FedMoEClient(bench, 1, InContext(RecordDict()))
     with pytest.raises(FloatingPointError):
         client.fit(list(server.values()), {"shared": list(GROUPS), "server-round": 1})
     assert bench.model.items.ids.weight is bench.parameters[TABLE]
@@ -207,7 +197,7 @@ def test_a_client_costs_the_same_whatever_the_catalogue(size: int, monkeypatch: 
         return new(cls, data, requires_grad)
 
     monkeypatch.setattr(torch.nn.Parameter, "__new__", watched)
-    client = FedMoEClient(bench, 1, PrivateParameters(RecordDict()))
+    client = FedMoEClient(bench, 1, InContext(RecordDict()))
     arrays, _, _ = client.fit(server, {"shared": list(GROUPS), "server-round": 1})
     touched = len(arrays[-1])
     assert largest == touched + 1 < 300

@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from data.sampling import packed_windows
 from fedmoe.loading import load_settings
 from fedmoe.settings import Settings, TrainingSettings
-from fedmoe_client.learning.batches import WindowBatch, window_batches, with_earlier_items
-from fedmoe_client.learning.objective import objective, ranking_loss
 from fedmoe_client.learning.training import (
     Proximal,
     clip_gradients,
@@ -23,8 +21,11 @@ from fedmoe_client.learning.training import (
     train_locally,
     warmed_up,
     weight_of,
+    window_batches,
+    with_earlier_items,
 )
 from model.build import build_model
+from model.losses import WindowBatch, objective, ranking_loss
 from model.residual_moe import ResidualMoE
 
 SMALL = (
@@ -134,7 +135,7 @@ def test_full_softmax_is_the_cross_entropy_over_the_catalogue(small) -> None:  #
     scores = model(batch.context, 6, catalogue).scores
     valid = batch.targets > 0
     expected = torch.nn.functional.cross_entropy(scores[valid], batch.targets[valid] - 1)
-    torch.testing.assert_close(objective(model, batch, settings.training).ranking, expected)
+    torch.testing.assert_close(objective(model, batch, settings.training)[0].ranking, expected)
 
 
 def test_metrics_name_gate_and_router(small) -> None:  # type: ignore[no-untyped-def]

@@ -1,4 +1,8 @@
-"""One message of the server, carried out: training or evaluation with torch, in whatever process has it loaded."""
+"""One message of the server, carried out on a device, in whatever process has torch loaded.
+
+A client of a deployment has what a simulated one has not: perhaps a history of its own, a catalogue of its own, and a
+folder in which it keeps its private parameters and the last global model.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,12 @@ from numpy.typing import NDArray
 from fedmoe.errors import FedMoEError
 from fedmoe.wire import NamedArrays
 from fedmoe_client.device.node import Node
-from fedmoe_client.learning.client import FedMoEClient
-from fedmoe_client.learning.workbench import Workbench, workbench
+from fedmoe_client.learning.client import FedMoEClient, carry_out, received, workbench
+from fedmoe_client.learning.workbench import Workbench
 from fedmoe_client.store.folder import State, StateFolder
 from fedmoe_client.store.history import OwnHistories, read_histories
 from fedmoe_client.store.identity import refuse_other
-from fedmoe_client.store.private import GLOBAL, PrivateParameters, StoredParameters
+from fedmoe_client.store.private import GLOBAL, InContext, InFolder
 
 
 @dataclass(frozen=True)
@@ -54,22 +58,22 @@ def perform(task: Task, state: RecordDict | None = None) -> tuple[NamedArrays | 
     if task.node.state_dir is not None:
         store = StateFolder(task.node.state_dir)
         with store.lock():
-            return _with_store(task, bench, store)
+            return carry_out(_client_of(store, task, bench), task.kind, task.arrays, task.config)
+    private = InContext(RecordDict() if state is None else state)
     number = task.node.sole_number
-    own = _own_histories(task.node, bench, number)
-    private = PrivateParameters(RecordDict() if state is None else state)
-    client = FedMoEClient(bench, number, private, own)
-    return _answer(client, task, bench.received(task.arrays))
+    client = FedMoEClient(bench, number, private, _own_histories(task.node, bench, number))
+    return carry_out(client, task.kind, task.arrays, task.config)
 
 
-def _with_store(task: Task, bench: Workbench, store: StateFolder) -> tuple[NamedArrays | None, dict[str, Any]]:
+def _client_of(store: StateFolder, task: Task, bench: Workbench) -> FedMoEClient:
+    """Return the client that keeps its private parameters in a state folder; the server's arrays are kept there."""
     number = store.number(task.node.number)
     own = _own_histories(task.node, bench, number)
     server = store.note("server")
     if server.get("run") == task.run:
         refuse_other(server["identity"], bench.identity)
-    arrays = bench.received(task.arrays)
-    private = StoredParameters(
+    _keep_global(store, bench, task, received(bench, task.arrays))
+    private = InFolder(
         store,
         bench.identity["model"],
         task.run,
@@ -79,21 +83,9 @@ def _with_store(task: Task, bench: Workbench, store: StateFolder) -> tuple[Named
     )
     client = FedMoEClient(bench, number, private, own)
     reach = max(bench.settings.model.memory_size, bench.settings.model.max_seq_len)
-    names = own.names if own is not None else {number: bench.user_name(number)}
+    names = {number: str(bench.dataset.interactions.user_ids[number])} if own is None else own.names
     private.memory = {names[user]: np.asarray(client.histories.history(user)[-reach:]) for user in client.users}
-    _keep_global(store, bench, task, arrays)
-    return _answer(client, task, arrays)
-
-
-def _answer(
-    client: FedMoEClient, task: Task, arrays: list[NDArray[np.float32]]
-) -> tuple[NamedArrays | None, dict[str, Any]]:
-    if task.kind == "train":
-        trained, examples, metrics = client.fit(arrays, dict(task.config))
-        names = client.reply_names(task.config["shared"], trained)
-        return dict(zip(names, trained, strict=True)), {"num-examples": examples, **metrics}
-    _, examples, metrics = client.evaluate(arrays, dict(task.config))
-    return None, {"num-examples": examples, **metrics}
+    return client
 
 
 def _own_histories(node: Node, bench: Workbench, number: int) -> OwnHistories | None:
@@ -114,7 +106,7 @@ def _keep_global(store: StateFolder, bench: Workbench, task: Task, arrays: list[
     digest = sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
-    shared = set(bench.names_in(task.config["shared"]))
+    shared = set(bench.names_in(tuple(task.config["shared"])))
     about = {
         "digest": digest.hexdigest(),
         "private": [name for name in bench.names if name not in shared],
@@ -124,11 +116,5 @@ def _keep_global(store: StateFolder, bench: Workbench, task: Task, arrays: list[
     if store.note(GLOBAL) != about:
         store.save(GLOBAL, State(dict(zip(bench.names, arrays, strict=True)), about))
         store.keep_note(GLOBAL, about)
-    node = task.node
-    store.keep_note(
-        "node",
-        {
-            "history": None if node.history is None else str(node.history),
-            "catalogue": None if node.catalogue is None else str(node.catalogue),
-        },
-    )
+    places = {"history": task.node.history, "catalogue": task.node.catalogue}
+    store.keep_note("node", {name: None if path is None else str(path) for name, path in places.items()})
