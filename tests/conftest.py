@@ -28,11 +28,19 @@ input()
 """
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that start engines: they take longest, and pytest-xdist's workers then end together."""
-    longest = {item.path for item in items if LONGEST.intersection(getattr(item, "fixturenames", ()))}
-    items.sort(key=lambda item: item.path not in longest)
+    """Tell pytest-xdist what belongs together: the tests of a file, and the files that read the same run.
+
+    The files that start engines come first. They take longest, and so the workers end together.
+    """
+    fixtures: dict[Path, set[str]] = {}
+    for item in items:
+        fixtures.setdefault(item.path, set()).update(getattr(item, "fixturenames", ()))
+    items.sort(key=lambda item: fixtures[item.path].isdisjoint(LONGEST))
+    for item in items:
+        group = "compared" if "compared" in fixtures[item.path] else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True, scope="module")
