@@ -32,8 +32,10 @@ class Federation:
     def __init__(self, root: Path, clients: int = 3) -> None:
         self.root = root
         self.clients = clients
-        self.address = f"127.0.0.1:{free_port()}"
-        self.control = f"127.0.0.1:{free_port()}"
+        ports: set[int] = set()
+        while len(ports) < 2:
+            ports.add(free_port())
+        self.address, self.control = (f"127.0.0.1:{port}" for port in ports)
         self.server_dir = root / "server"
         self.runs = root / "runs"
         for folder in ("home", "tmp"):
@@ -180,7 +182,7 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
 
 def simulated(root: Path, *more: str) -> Path:
     """Run the same settings with sim.py and return the run folder."""
-    words = [*SMALL, *more, f"save_dir={root / 'simulated'}", "client_cpus=0.5", "aggregate_in_hosts=false"]
+    words = [*SMALL, *more, f"save_dir={root / 'simulated'}", "hosts=1", "aggregate_in_hosts=false"]
     done = subprocess.run(
         [sys.executable, "sim.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
     )

@@ -63,7 +63,9 @@ def running(federation: Federation, *words: str) -> Iterator[subprocess.Popen[st
 def in_training(federation: Federation, client: int, number: int) -> None:
     """Wait until a node is in the middle of its training of a round."""
     wait_for(lambda: trainings(federation, client) >= number, 150, f"training {number} of client {client}")
-    time.sleep(1.0)
+    worker = federation.process(client, "fedmoe_client.device.resident")
+    before = sum(worker.cpu_times()[:2])
+    wait_for(lambda: sum(worker.cpu_times()[:2]) > before + 0.1, 60, "its worker is busy")
 
 
 def ended(run: subprocess.Popen[str], status: int, seconds: float = 280) -> str:
@@ -133,13 +135,13 @@ def test_a_server_killed_in_a_run_goes_on_from_its_checkpoint(federation: Federa
 
 def test_a_straggler_is_left_out_and_named_and_its_late_reply_dropped(federation: Federation, report: Report) -> None:
     federation.up()
-    with running(federation, "num_rounds=5", "round_deadline=25", LONG) as run:
+    with running(federation, "num_rounds=5", "round_deadline=40", LONG) as run:
         in_training(federation, 2, 2)
         slow = federation.process(2, "fedmoe_client.device.resident")
         slow.suspend()
         stopped = time.monotonic()
-        wait_for(lambda: len(rounds_done(federation)) >= 2, 60, "the round goes on")
-        report(f"worker stopped (SIGSTOP) with a deadline of 25 s: round done {time.monotonic() - stopped:.1f} s later")
+        wait_for(lambda: len(rounds_done(federation)) >= 2, 90, "the round goes on")
+        report(f"worker stopped (SIGSTOP) with a deadline of 40 s: round done {time.monotonic() - stopped:.1f} s later")
         slow.resume()
         ended(run, 0)
     rows = rounds_done(federation)

@@ -14,7 +14,7 @@ from real_processes import ROOT, SMALL, final_arrays, records, simulated
 from fedmoe.deployment.ports import listens, parse_address
 from fedmoe.wire import unpack
 from fedmoe_client.store.folder import StateFolder
-from model.build import parameter_names
+from model.build import parameter_groups
 
 pytestmark = pytest.mark.deployment
 PRIVATE = ("router", "gate", "norms")
@@ -101,10 +101,9 @@ def private_names(names: set[str]) -> set[str]:
     """Return the parameters of the groups that are private after the warm-up."""
     from data.registry import load_dataset
     from fedmoe.loading import load_settings
-    from model.build import build_model
 
     settings = load_settings(SMALL)[0]
-    groups = parameter_names(build_model(settings.model, load_dataset(settings), settings.seed))
+    groups = parameter_groups(settings, load_dataset(settings))
     found = {name for group in PRIVATE for name in groups[group]}
     assert found
     assert found < names

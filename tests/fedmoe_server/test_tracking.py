@@ -11,6 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
@@ -61,7 +62,11 @@ def test_events_are_scalars_of_every_round(fakes: Any, tmp_path: Path) -> None:
     assert {"round/seconds", "round/bytes_up", "train/router-visual"} <= set(events.Tags()["scalars"])
 
 
-def test_a_resume_cuts_metrics_back_and_hides_the_later_events(fakes: Any, tmp_path: Path) -> None:
+def test_a_resume_cuts_metrics_back_and_hides_the_later_events(
+    fakes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The names of event files end with a number of this process, and files of one second are read by their names.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     tracker = Tracker(tmp_path, fakes.make_settings(), console=fakes.quiet_console())
     for number in (1, 2, 3):
         tracker.round(record(number))
