@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedmoe.errors import FedMoEError
 from fedmoe.help import help_text
-from fedmoe.loading import load_points, read_yaml, settings_from, to_run_config
+from fedmoe.loading import load_points, settings_of_run, to_run_config
 from fedmoe.settings import Settings
 from fedmoe_server.report.sweep import run_sweep
 
@@ -84,13 +84,6 @@ def _resume_folder(words: list[str]) -> tuple[Path | None, list[str]]:
     if at + 1 == len(words):
         raise FedMoEError("--resume needs the folder of the run to go on with")
     return Path(words[at + 1]), words[:at] + words[at + 2 :]
-
-
-def settings_of_run(run_dir: Path, words: list[str]) -> Settings:
-    """Return the settings that a run was started with."""
-    if words:
-        raise FedMoEError(f"--resume goes on with the settings of {run_dir}: leave out {' '.join(words)}")
-    return settings_from(read_yaml(str(run_dir / "settings.yaml")))
 
 
 if __name__ == "__main__":

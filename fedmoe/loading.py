@@ -136,6 +136,13 @@ def settings_from(tree: dict[str, Any]) -> Settings:
     return _validated(tree, [])
 
 
+def settings_of_run(run_dir: Path, words: Sequence[str] = ()) -> Settings:
+    """Return the settings that a run was started with, from its folder; words beside them are refused."""
+    if words:
+        raise FedMoEError(f"--resume goes on with the settings of {run_dir}: leave out {' '.join(words)}")
+    return settings_from(read_yaml(str(run_dir / "settings.yaml")))
+
+
 def to_run_config(settings: Settings) -> dict[str, str]:
     """Return what travels to the Flower apps: the whole tree in one string."""
     return {"settings": settings.model_dump_json()}

@@ -124,10 +124,11 @@ def down(given: argparse.Namespace, extra: list[str]) -> int:
 
 def recommend(given: argparse.Namespace, extra: list[str]) -> int:
     """Print the items that the user may want next; the client need not run."""
-    os.environ.setdefault("FEDMOE_CACHE", str(ClientFolder(given.dir).cache))
     from fedmoe_client.device.recommend import recommendations  # torch, which takes a second
 
-    found = recommendations(given.state_dir or ClientFolder(given.dir).state, given.top, given.history, given.user)
+    folder = ClientFolder(given.dir)
+    folder.use_cache()
+    found = recommendations(given.state_dir or folder.state, given.top, given.history, given.user)
     for line in found.notes:
         print(f"note: {line}", file=sys.stderr)
     print(json.dumps(asdict(found), ensure_ascii=False) if given.json else found.table())
@@ -191,4 +192,4 @@ def _count(word: str) -> int:
 COMMANDS: dict[str, Command] = {"enrol": enrol, "up": up, "down": down, "recommend": recommend, "forget": forget}
 
 if __name__ == "__main__":
-    sys.exit(main(parser(), COMMANDS, {}, sys.argv[1:]))
+    sys.exit(main(parser(), COMMANDS, sys.argv[1:]))

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedmoe.deployment.folder import write_json
 from fedmoe.deployment.front_door import Command, main, parser_of
@@ -14,13 +15,11 @@ from fedmoe.deployment.ports import listens, parse_address, require_free, wait_u
 from fedmoe.deployment.supervisor import Program, Supervisor, require_stopped, start_in_background, stop
 from fedmoe.errors import FedMoEError
 from fedmoe_server.deploy.certificates import Certificates, given_certificates, own_certificates
-from fedmoe_server.deploy.server_folder import (
-    CONNECTION,
-    Addresses,
-    AdmittedClient,
-    ServerFolder,
-    superlink_command,
-)
+from fedmoe_server.deploy.deployed import AdmittedClient
+from fedmoe_server.deploy.server_folder import CONNECTION, Addresses, ServerFolder, superlink_command
+
+if TYPE_CHECKING:
+    from fedmoe.settings import Settings
 
 DEFAULT_FOLDER = Path("fedmoe-server")
 HELP = """\
@@ -56,6 +55,17 @@ def parser() -> argparse.ArgumentParser:
     run_parser.add_argument("words", nargs="*", metavar="CONFIG|key=value", help="settings, as of sim.py")
     run_parser.add_argument("--resume", type=Path, metavar="RUN_FOLDER", help="go on from a run's last checkpoint")
     commands.add_parser("clients", help="list the admitted clients")
+    catalogue_parser = commands.add_parser("catalogue", help="write what clients need to know of the items")
+    catalogue_parser.add_argument("words", nargs="*", metavar="CONFIG|key=value", help="settings, as of sim.py")
+    catalogue_parser.add_argument("--out", type=Path, required=True, help="folder to write, which must not exist yet")
+    catalogue_parser.add_argument(
+        "--items", type=Path, help="list of items, 'id<tab>title' a line, instead of the settings' data set"
+    )
+    export_parser = commands.add_parser("export", help="write a run's model")
+    export_parser.add_argument("run_dir", type=Path, metavar="RUN_FOLDER")
+    export_parser.add_argument(
+        "--out", type=Path, help="folder to write, which must not exist yet (default: RUN_FOLDER/export)"
+    )
     commands.add_parser("down", help="stop the server and all that it started")
     for each in commands.choices.values():
         each.add_argument("--dir", type=Path, default=DEFAULT_FOLDER, help="the server's folder (default: %(default)s)")
@@ -111,19 +121,11 @@ def clients(given: argparse.Namespace, extra: list[str]) -> int:
 def run(given: argparse.Namespace, extra: list[str]) -> int:
     """Run a federation; return 0 if it completed, 1 if it failed."""
     # Settings and tables take a moment to import: not for the other commands.
-    from fedmoe.loading import load_settings
-    from fedmoe_server.deploy.submission import RunFailed, follow, settings_of_run, submit
+    from fedmoe.loading import settings_of_run
+    from fedmoe_server.deploy.submission import RunFailed, follow, submit
 
     folder = ServerFolder(given.dir)
-    warnings: list[str] = []
-    if given.resume is None:
-        settings, warnings = load_settings(given.words)
-    elif given.words:
-        raise FedMoEError(f"--resume goes on with the settings of {given.resume}: leave out {' '.join(given.words)}")
-    else:
-        settings = settings_of_run(given.resume)
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    settings = _settings(given.words) if given.resume is None else settings_of_run(given.resume, given.words)
     run_id, run_dir = submit(folder, settings, given.resume, extra)
     print(f"run {run_id} submitted; {run_dir}", flush=True)
     try:
@@ -151,27 +153,44 @@ def down(given: argparse.Namespace, extra: list[str]) -> int:
     return 0
 
 
-def catalogue(words: list[str]) -> int:
-    """Write the catalogue that clients need."""
-    from fedmoe_server.deploy import catalogue as command
+def catalogue(given: argparse.Namespace, extra: list[str]) -> int:
+    """Write what clients need to know of the items, and no history.
 
-    return command.main(_in_folder(words))
+    The folder is handed to the clients once, by whatever way files are handed out, and again when the catalogue
+    changes; the server itself needs no more than that (``dataset=catalogue data_dir=FOLDER``).
+    """
+    from data.dataset import save_catalogue
+    from data.registry import catalogue_from_list, load_dataset
+
+    ServerFolder(given.dir).use_cache()
+    settings = _settings(given.words)
+    dataset = load_dataset(settings) if given.items is None else catalogue_from_list(given.items, settings)
+    save_catalogue(dataset, given.out)
+    marks = ", ".join(f"{name} {mark}" for name, mark in dataset.fingerprints().items())
+    print(f"{given.out}: {dataset.interactions.num_items} items; {marks}")
+    return 0
 
 
-def export(words: list[str]) -> int:
+def export(given: argparse.Namespace, extra: list[str]) -> int:
     """Write a run's model."""
-    from fedmoe_server.report import export as command
+    from fedmoe_server.report.export import CARD, PROGRAM, export
 
-    return command.main(_in_folder(words))
+    ServerFolder(given.dir).use_cache()
+    done = export(given.run_dir, given.out or given.run_dir / "export")
+    print(f"{done.folder}: the global model of round {done.round}; see {done.folder / CARD}")
+    if done.program_problem is not None:
+        print(f"note: without {PROGRAM}: {done.program_problem}", file=sys.stderr)
+    return 0
 
 
-def _in_folder(words: list[str]) -> list[str]:
-    """Take ``--dir`` out of the words, and let what is parsed be kept in that folder, as the server's runs do."""
-    names = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    names.add_argument("--dir", type=Path, default=DEFAULT_FOLDER)
-    given, others = names.parse_known_args(words)
-    os.environ.setdefault("FEDMOE_CACHE", str(ServerFolder(given.dir).cache))
-    return others
+def _settings(words: list[str]) -> Settings:
+    """Return the settings that words ask for, after printing what they should be warned of."""
+    from fedmoe.loading import load_settings
+
+    settings, warnings = load_settings(words)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return settings
 
 
 def _serve(folder: ServerFolder, addresses: Addresses, certificates: Certificates, extra: list[str]) -> None:
@@ -194,8 +213,15 @@ def _certificates(folder: ServerFolder, given: argparse.Namespace, *hosts: str) 
     return given_certificates(absolute, [*dict.fromkeys([*named, *given.name])])
 
 
-COMMANDS: dict[str, Command] = {"up": up, "admit": admit, "clients": clients, "run": run, "down": down}
-OTHERS = {"catalogue": catalogue, "export": export}
+COMMANDS: dict[str, Command] = {
+    "up": up,
+    "admit": admit,
+    "clients": clients,
+    "catalogue": catalogue,
+    "run": run,
+    "export": export,
+    "down": down,
+}
 
 if __name__ == "__main__":
-    sys.exit(main(parser(), COMMANDS, OTHERS, sys.argv[1:]))
+    sys.exit(main(parser(), COMMANDS, sys.argv[1:]))

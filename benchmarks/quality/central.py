@@ -19,6 +19,7 @@ from data.dataset import Dataset
 from data.registry import load_dataset
 from data.sampling import Split, generator, packed_windows, sample_negatives, training_part
 from fedmoe.errors import FedMoEError
+from fedmoe.loading import settings_of_run
 from fedmoe.settings import Settings
 from fedmoe_client.learning.evaluation import catalogue_scorer, mean_metrics
 from fedmoe_client.learning.training import with_earlier_items
@@ -27,7 +28,6 @@ from fedmoe_server.report.run_folder import RESULT, add_baseline
 from model.build import build_model
 from model.losses import WindowBatch, objective
 from model.residual_moe import ResidualMoE
-from sim import settings_of_run
 
 Items = NDArray[np.int32]
 
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> None:
     """Train as long as a finished run did, print both side by side and write the run's report again."""
     run_dir = given.run_dir or latest_run(Path("runs"))
-    settings = settings_of_run(run_dir, [])
+    settings = settings_of_run(run_dir)
     comparison(run_dir)  # a run that has not completed is refused before the training, not after
     plan = CentralPlan(given.epochs or passes(settings), given.batch_size, given.learning_rate)
     print(f"{run_dir}: {plan.epochs} epochs of batches of {plan.batch_size} windows")

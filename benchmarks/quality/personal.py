@@ -22,6 +22,7 @@ from data.dataset import Dataset
 from data.registry import load_dataset
 from data.sampling import generator
 from fedmoe.errors import FedMoEError
+from fedmoe.loading import settings_of_run
 from fedmoe.settings import Settings
 from fedmoe_client.learning.evaluation import catalogue_scorer, model_scorer
 from fedmoe_client.store.private import InContext, NamedArrays
@@ -29,7 +30,6 @@ from fedmoe_server.report.report import table
 from fedmoe_server.report.run_folder import federated_metrics
 from fedmoe_server.rounds.strategy import aggregation_schedule
 from model.build import parameter_names
-from sim import settings_of_run
 from simulation.flower_runtime import records_from_bytes
 from simulation.ray.client_files import CLIENTS_FILE, open_clients, read_clients
 
@@ -63,7 +63,7 @@ def settings_of(runs: Sequence[Path]) -> list[Settings]:
     found: list[Settings] = []
     for run_dir in runs:
         federated_metrics(run_dir)  # refuses a run that has not completed
-        found.append(settings_of_run(run_dir, []))
+        found.append(settings_of_run(run_dir))
     aside = {"seed", "name", "save_dir", "simulation"}
     for settings, run_dir in zip(found[1:], runs[1:], strict=True):
         if settings.model_dump(exclude=aside) != found[0].model_dump(exclude=aside):

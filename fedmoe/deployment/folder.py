@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +16,16 @@ from fedmoe.files import write_file
 TAG = "FEDMOE_FOLDER"  # in the environment of every process of a folder
 
 
-@dataclass(frozen=True)
 class Folder:
     """The places in a server's or client's folder; other users of the machine cannot look into it."""
 
-    path: Path
-
-    @property
-    def logs(self) -> Path:
-        """One log file for each program."""
-        return self.path / "logs"
-
-    @property
-    def flower_home(self) -> Path:
-        """What Flower writes: its configuration and the installed apps."""
-        return self.path / "flower"
-
-    @property
-    def cache(self) -> Path:
-        """Parsed data sets, unless ``FEDMOE_CACHE`` names another place."""
-        return self.path / "cache"
-
-    @property
-    def supervisor(self) -> Path:
-        """What runs: written by the supervisor, read by ``down``."""
-        return self.path / "supervisor.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the supervisor for as long as it lives."""
-        return self.path / "lock"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.logs = path / "logs"  # one file for each program
+        self.flower_home = path / "flower"  # what Flower writes: its configuration and the installed apps
+        self.cache = path / "cache"  # parsed data sets, unless FEDMOE_CACHE names another place
+        self.supervisor = path / "supervisor.json"  # what runs: written by the supervisor, read by ``down``
+        self.lock = path / "lock"  # held by the supervisor for as long as it lives
 
     def make(self) -> None:
         """Create the folder, for its owner alone. Raises FedMoEError if that is not possible."""
@@ -63,6 +42,10 @@ class Folder:
         Flower never looks whether an installation is whole: one that a crash cut short would fail for ever.
         """
         shutil.rmtree(self.flower_home / "apps", ignore_errors=True)
+
+    def use_cache(self) -> None:
+        """Let this process keep parsed data sets in the folder, as the programs of the folder do."""
+        os.environ.setdefault("FEDMOE_CACHE", str(self.cache))
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """Return the environment of every program of this folder: all that they write is to stay inside.

@@ -20,20 +20,12 @@ def parser_of(program: str, description: str) -> tuple[argparse.ArgumentParser, 
     return made, made.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
 
-def main(
-    parser: argparse.ArgumentParser,
-    commands: Mapping[str, Command],
-    others: Mapping[str, Callable[[list[str]], int]],
-    words: Sequence[str],
-) -> int:
+def main(parser: argparse.ArgumentParser, commands: Mapping[str, Command], words: Sequence[str]) -> int:
     """Run a command; return the exit status: 0 done, 1 the run failed, 2 something for the user to put right.
 
     commands: those of the parser; they are handed what follows ``--``, which are options of Flower's own program.
-    others: commands that read their own words.
     """
     words = list(words)
-    if words and words[0] in others:
-        return others[words[0]](words[1:])
     at = words.index("--") if "--" in words else len(words)
     given = parser.parse_args(words[:at])
     try:

@@ -170,7 +170,7 @@ def running_supervisor(folder: Folder) -> psutil.Process | None:
     try:
         process = psutil.Process(state["process"])
         same = abs(process.create_time() - state["created"]) < 0.05  # process ids are used again
-        return process if same and _runs(process) else None
+        return process if same and runs(process) else None
     except psutil.NoSuchProcess:
         return None
 
@@ -245,13 +245,14 @@ def _still_there(processes: list[psutil.Process], seconds: float) -> list[psutil
     """Wait for processes to end; return those that have not. A zombie has."""
     deadline = time.monotonic() + seconds
     while True:
-        processes = [process for process in processes if _runs(process)]
+        processes = [process for process in processes if runs(process)]
         if not processes or time.monotonic() > deadline:
             return processes
         time.sleep(0.05)
 
 
-def _runs(process: psutil.Process) -> bool:
+def runs(process: psutil.Process) -> bool:
+    """Whether a process has not ended. A zombie has."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

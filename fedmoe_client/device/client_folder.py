@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from fedmoe.deployment.folder import Folder
@@ -18,29 +17,15 @@ RELEASE_SECONDS = 30.0
 NOTICED_SECONDS = 4.0
 
 
-@dataclass(frozen=True)
 class ClientFolder(Folder):
     """The places of a client."""
 
-    @property
-    def key(self) -> Path:
-        """The private key; the public half lies beside it."""
-        return self.path / "client"
-
-    @property
-    def authority(self) -> Path:
-        """The certificate of the authority that the server's certificate comes from."""
-        return self.path / "ca.crt"
-
-    @property
-    def state(self) -> Path:
-        """Private parameters, memory and the last global model."""
-        return self.path / "state"
-
-    @property
-    def node_log(self) -> Path:
-        """What the node says."""
-        return self.logs / "supernode.log"
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.key = path / "client"  # the private key; the public half lies beside it
+        self.authority = path / "ca.crt"  # certificate of the authority that the server's certificate comes from
+        self.state = path / "state"  # private parameters, memory and the last global model
+        self.node_log = self.logs / "supernode.log"
 
     def trust(self, authority: Path | None) -> None:
         """Keep a copy of the authority's certificate. Raises FedMoEError if there is none."""
@@ -77,16 +62,8 @@ class ClientFolder(Folder):
         node = self.node_id()
         if node is None:
             return
-        command = [
-            sys.executable,
-            "-m",
-            "fedmoe_client.device.release",
-            "--server",
-            server,
-            "--ca",
-            str(self.authority),
-        ]
-        command += ["--key", str(self.key), "--node", str(node)]
+        command = [sys.executable, "-m", "fedmoe_client.device.release", "--server", server]
+        command += ["--ca", str(self.authority), "--key", str(self.key), "--node", str(node)]
         try:
             done = subprocess.run(
                 command, env=dict(environment), capture_output=True, timeout=RELEASE_SECONDS, check=False

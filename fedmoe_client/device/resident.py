@@ -21,6 +21,9 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
+from fedmoe.deployment.supervisor import runs
 from fedmoe.errors import FedMoEError
 from fedmoe.failures import reason_of
 from fedmoe.wire import pack
@@ -28,40 +31,8 @@ from fedmoe_client.device.node import node_from
 from fedmoe_client.device.resident_call import LOCK, ROOT, SOCKET, receive, send
 
 IDLE_SECONDS = 3600.0
-LOOK_SECONDS = 1.0  # where the system cannot tell by itself that a process has ended
+LOOK_SECONDS = 0.5  # between two looks whether the watched process has ended
 SLOW_SECONDS = 60.0  # a caller that says nothing for so long is gone
-
-
-class _Watched:
-    """A process that is not ours, whose end is to be noticed."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.handle: int | None = None
-        if hasattr(os, "pidfd_open"):
-            try:
-                self.handle = os.pidfd_open(pid)
-            except OSError:
-                self.pid = 0
-
-    def ended(self) -> bool:
-        """Whether it is gone."""
-        if self.pid == 0:
-            return True
-        if self.handle is not None:
-            return bool(select.select([self.handle], [], [], 0)[0])
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-        return False
-
-    def close(self) -> None:
-        """Let go of it."""
-        if self.handle is not None:
-            os.close(self.handle)
 
 
 class Resident:
@@ -71,7 +42,7 @@ class Resident:
         """lock: the descriptor that holds the folder's lock; watched: id of the process to end with."""
         self._listener = listener
         self._lock = lock
-        self._watched = _Watched(watched)
+        self._watched = _process(watched)
         self._idle_seconds = idle_seconds
 
     def serve(self) -> None:
@@ -84,7 +55,7 @@ class Resident:
         deadline = time.monotonic() + self._idle_seconds
         while time.monotonic() < deadline:
             if not self._called():
-                if self._watched.ended():
+                if self._watched is None or not runs(self._watched):
                     return
                 continue
             connection, _ = self._listener.accept()
@@ -95,8 +66,7 @@ class Resident:
             deadline = time.monotonic() + self._idle_seconds
 
     def _called(self) -> bool:
-        handles = [self._listener] + ([self._watched.handle] if self._watched.handle is not None else [])
-        return self._listener in select.select(handles, [], [], min(LOOK_SECONDS, self._idle_seconds))[0]
+        return bool(select.select([self._listener], [], [], min(LOOK_SECONDS, self._idle_seconds))[0])
 
     def _answer(self, connection: socket.socket) -> bool:
         """Answer one call; return whether to go on."""
@@ -109,7 +79,7 @@ class Resident:
                 send(connection, {})
                 return False
             if "watch" in request:
-                self._watch(request["watch"])
+                self._watched = _process(request["watch"])
             if request["do"] == "clientapp":
                 send(connection, {})
                 self._fork(request, connection, descriptors)
@@ -128,14 +98,15 @@ class Resident:
         from fedmoe_client.device.flower_program import handle_in_fork
 
         own = [connection.fileno(), self._listener.fileno(), self._lock]
-        if self._watched.handle is not None:
-            own.append(self._watched.handle)
         handle_in_fork(request["words"], request["watch"], outputs, own)
 
-    def _watch(self, pid: int) -> None:
-        if pid != self._watched.pid:
-            self._watched.close()
-            self._watched = _Watched(pid)
+
+def _process(pid: int) -> psutil.Process | None:
+    """Return a process that is not ours, None if it has ended."""
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
 
 
 def _attempt(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:

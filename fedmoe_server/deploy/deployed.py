@@ -7,10 +7,24 @@ from functools import partial
 from pathlib import Path
 
 from data.dataset import Dataset
-from fedmoe.deployment.folder import read_json
+from fedmoe.deployment.folder import Folder, read_json
 from fedmoe.settings import DeploymentSettings, Settings
 from fedmoe_server.rounds.clients import ClientDirectory
 from model.version import model_version
+
+
+@dataclass(frozen=True)
+class AdmittedClient:
+    """A client whose public key is registered: its client id, its node id, and the SHA-256 of its public key."""
+
+    client: int
+    node: int
+    fingerprint: str
+
+
+def admitted_clients(clients: Path) -> list[AdmittedClient]:
+    """Return the clients in a ``clients.json``, in the order in which they were admitted."""
+    return [AdmittedClient(**entry) for entry in read_json(clients, [])]
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,7 @@ def identity(settings: Settings, dataset: Dataset, done: int) -> dict[str, str |
 
 def admitted_nodes(clients: Path) -> dict[int, int]:
     """Return node id -> client id of the admitted clients in a ``clients.json``."""
-    return {entry["node"]: entry["client"] for entry in read_json(clients, [])}
+    return {entry.node: entry.client for entry in admitted_clients(clients)}
 
 
 def progress_log(clients: Path, run_dir: Path) -> Path:
@@ -45,4 +59,4 @@ def progress_log(clients: Path, run_dir: Path) -> Path:
 
     clients: the ``clients.json`` of the server's folder; run_dir: the run's folder.
     """
-    return clients.parent / "logs" / f"run-{run_dir.name}.log"
+    return Folder(clients.parent).logs / f"run-{run_dir.name}.log"

@@ -15,10 +15,10 @@ from fedmoe.deployment.folder import Folder, read_json, write_json
 from fedmoe.deployment.ports import parse_address
 from fedmoe.errors import FedMoEError
 from fedmoe_server.deploy.certificates import Certificates
+from fedmoe_server.deploy.deployed import AdmittedClient, admitted_clients
 
 CONNECTION = "fedmoe"  # name of the SuperLink in Flower's configuration
 FLWR_SECONDS = 120.0  # limit for one command of Flower's
-CLIENTS = "clients.json"
 
 
 @dataclass(frozen=True)
@@ -29,44 +29,15 @@ class Addresses:
     control: str
 
 
-@dataclass(frozen=True)
-class AdmittedClient:
-    """A client whose public key is registered.
-
-    Attributes:
-        client: its client id.
-        node: its node id at the SuperLink.
-        fingerprint: SHA-256 of its public key.
-    """
-
-    client: int
-    node: int
-    fingerprint: str
-
-
-@dataclass(frozen=True)
 class ServerFolder(Folder):
     """The places of a server, and what is written there."""
 
-    @property
-    def certificates(self) -> Path:
-        """Authority, certificate and keys that were made here."""
-        return self.path / "certificates"
-
-    @property
-    def database(self) -> Path:
-        """SuperLink's database: registered keys, runs, messages."""
-        return self.path / "superlink.db"
-
-    @property
-    def bundle(self) -> Path:
-        """The app as it was submitted last."""
-        return self.path / "app"
-
-    @property
-    def clients(self) -> Path:
-        """The clients that were admitted."""
-        return self.path / CLIENTS
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.certificates = path / "certificates"  # authority, certificate and keys that were made here
+        self.database = path / "superlink.db"  # of SuperLink: registered keys, runs, messages
+        self.bundle = path / "app"  # the app as it was submitted last
+        self.clients = path / "clients.json"  # the clients that were admitted
 
     def remember(self, addresses: Addresses, certificates: Certificates) -> None:
         """Write down how this machine's commands reach the server, for us and for Flower's own command line."""
@@ -88,7 +59,7 @@ class ServerFolder(Folder):
 
     def admitted(self) -> list[AdmittedClient]:
         """Return the clients that were admitted, in that order."""
-        return [AdmittedClient(**entry) for entry in read_json(self.clients, [])]
+        return admitted_clients(self.clients)
 
     def admit(self, client: AdmittedClient) -> None:
         """Write down a client that the SuperLink has registered."""

@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from fedmoe.deployment.ports import listens, parse_address
 from fedmoe.errors import FedMoEError
-from fedmoe.loading import read_yaml, settings_from, to_run_config
+from fedmoe.loading import settings_from, to_run_config
 from fedmoe.settings import Settings
 from fedmoe_server.deploy.bundle import RUN_CONFIG, write_bundle
 from fedmoe_server.deploy.deployed import progress_log
 from fedmoe_server.deploy.server_folder import CONNECTION, ServerFolder
-from fedmoe_server.report.run_folder import RESULT, SETTINGS, new_run_dir
+from fedmoe_server.report.run_folder import CHECKPOINTS, RESULT, new_run_dir, read_result
+from fedmoe_server.rounds.record import Result
 
 Show = Callable[[str], None]
 POLL = 0.5  # seconds between two looks at the run's files
@@ -66,12 +66,7 @@ def _with_absolute_paths(settings: Settings) -> Settings:
     return settings_from(tree)
 
 
-def settings_of_run(run_dir: Path) -> Settings:
-    """Return the settings that a run was started with."""
-    return settings_from(read_yaml(str(run_dir / SETTINGS)))
-
-
-def follow(folder: ServerFolder, run_id: str, run_dir: Path, show: Show) -> dict[str, Any]:
+def follow(folder: ServerFolder, run_id: str, run_dir: Path, show: Show) -> Result:
     """Show a run's progress until it has ended; return its ``result.json``.
 
     Raises:
@@ -93,9 +88,9 @@ def follow(folder: ServerFolder, run_id: str, run_dir: Path, show: Show) -> dict
             asked = time.monotonic()
         time.sleep(POLL)
     _show_new(log, shown, show)
-    result = _result(run_dir)
-    if status != COMPLETED or result.get("status") != "completed":
-        reason = result.get("error") or details or status
+    result = read_result(run_dir)
+    if status != COMPLETED or result.status != "completed":
+        reason = result.error or details or status
         raise RunFailed(f"run {run_id} ended as '{status}': {reason}{_how_to_go_on(run_dir)}")
     return result
 
@@ -120,15 +115,7 @@ def _show_new(log: Path, shown: int, show: Show) -> int:
     return shown + len(whole)
 
 
-def _result(run_dir: Path) -> dict[str, Any]:
-    try:
-        result: dict[str, Any] = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return result
-
-
 def _how_to_go_on(run_dir: Path) -> str:
-    if not any((run_dir / "checkpoints").glob("round-*")):
+    if not any((run_dir / CHECKPOINTS).glob("round-*")):
         return ""
     return f"; go on from its last checkpoint with: python -m fedmoe_server run --resume {run_dir}"

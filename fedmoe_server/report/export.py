@@ -7,9 +7,6 @@ item k), ``model.pt2`` (the ranking as a ``torch.export`` program, where the mod
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,25 +82,6 @@ def export(run_dir: Path, out: Path) -> Export:
     return Export(out, number, problem)
 
 
-def main(words: Sequence[str]) -> int:
-    """Export a run's model; return the exit status: 0 done, 2 something for the user to put right."""
-    parser = argparse.ArgumentParser("python -m fedmoe_server export", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run_dir", type=Path, metavar="RUN_FOLDER")
-    parser.add_argument(
-        "--out", type=Path, help="folder to write, which must not exist yet (default: RUN_FOLDER/export)"
-    )
-    given = parser.parse_args(list(words))
-    try:
-        done = export(given.run_dir, given.out or given.run_dir / "export")
-    except FedMoEError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{done.folder}: the global model of round {done.round}; see {done.folder / CARD}")
-    if done.program_problem is not None:
-        print(f"note: without {PROGRAM}: {done.program_problem}", file=sys.stderr)
-    return 0
-
-
 def _load_best(run_dir: Path, model: ResidualMoE) -> int:
     """Load the best arrays of the run's last checkpoint into a model; return their round."""
     arrays, number = load_checkpoint(find_checkpoint(run_dir), list_arrays(arrays_of(model))).state.chosen()
@@ -143,7 +121,3 @@ def _example(num_items: int, batch: int, length: int, candidates: int) -> tuple[
     context = torch.arange(batch * length).reshape(batch, length) % num_items + 1
     context[0, : length // 2] = 0
     return context, torch.arange(batch * candidates).reshape(batch, candidates) % num_items + 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -35,16 +35,10 @@ def section(title: str) -> str:
 
 
 def understood(words: list[str]) -> None:
-    """Give the words after ``python -m`` to what would read them: a mistake ends the program (SystemExit).
-
-    Commands that read their own words are carried out; that they find no model or run here is no mistake.
-    """
+    """Give the words after ``python -m`` to what would read them: a mistake ends the program (SystemExit)."""
     door, command = DOORS[words[0]], words[1]
-    if command in getattr(door, "OTHERS", {}):
-        door.OTHERS[command](words[2:])
-        return
     given = door.parser().parse_args(words[1 : words.index("--") if "--" in words else None])
-    if command == "run" and given.resume is None:
+    if command == "catalogue" or (command == "run" and given.resume is None):
         load_settings(given.words)
 
 

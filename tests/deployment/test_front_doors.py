@@ -19,17 +19,18 @@ from fedmoe.errors import FedMoEError
 from fedmoe_client.device.client_folder import ClientFolder, node_config, supernode_command
 from fedmoe_server.deploy.bundle import RUN_CONFIG, write_bundle
 from fedmoe_server.deploy.certificates import Certificates
-from fedmoe_server.deploy.server_folder import Addresses, AdmittedClient, ServerFolder, superlink_command
+from fedmoe_server.deploy.deployed import AdmittedClient
+from fedmoe_server.deploy.server_folder import Addresses, ServerFolder, superlink_command
 
 ROOT = Path(__file__).parents[2]
 
 
 def server(*words: object) -> int:
-    return main(server_door.parser(), server_door.COMMANDS, server_door.OTHERS, [str(word) for word in words])
+    return main(server_door.parser(), server_door.COMMANDS, [str(word) for word in words])
 
 
 def client(*words: object) -> int:
-    return main(client_door.parser(), client_door.COMMANDS, {}, [str(word) for word in words])
+    return main(client_door.parser(), client_door.COMMANDS, [str(word) for word in words])
 
 
 def test_mistakes_are_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +87,7 @@ def test_help_names_every_command() -> None:
         done = subprocess.run(
             [sys.executable, "-m", package, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
         )
-        for name in {*door.COMMANDS, *getattr(door, "OTHERS", {})} - {"clients"}:
+        for name in {*door.COMMANDS} - {"clients"}:
             assert f"python -m {package} {name}" in done.stdout
 
 
@@ -107,7 +108,7 @@ def test_flowers_own_options_are_handed_on(tmp_path: Path) -> None:
 
     seen: list[list[str]] = []
     doors = {"down": lambda given, extra: seen.append(extra) or 0}
-    assert main(server_door.parser(), doors, {}, ["down", "--", "--a", "b"]) == 0
+    assert main(server_door.parser(), doors, ["down", "--", "--a", "b"]) == 0
     assert seen == [["--a", "b"]]
 
 
@@ -165,6 +166,6 @@ def test_addresses_in_the_docs_are_the_defaults() -> None:
     up = server_door.parser().parse_args(["up"])
     assert up.address.rpartition(":")[2] in text
     for name in re.findall(r"python -m fedmoe_server (\w+)", text):
-        assert name in {**server_door.COMMANDS, **server_door.OTHERS}
+        assert name in server_door.COMMANDS
     for name in re.findall(r"python -m fedmoe_client (\w+)", text):
         assert name in client_door.COMMANDS

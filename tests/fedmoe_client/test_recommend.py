@@ -35,7 +35,7 @@ def trained(deployment: Deployment) -> Deployment:
 
 
 def command(*words: str) -> int:
-    return main(parser(), COMMANDS, {}, words)
+    return main(parser(), COMMANDS, words)
 
 
 def best(deployment: Deployment, top: int = 5, **arguments: Any) -> Recommendations:

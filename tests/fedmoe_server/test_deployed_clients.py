@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fedmoe.failures import FailureKind
 from fedmoe.loading import settings_from
 from fedmoe.settings import DeploymentSettings
 from fedmoe_server.deploy import submission
-from fedmoe_server.deploy.deployed import Deployed, progress_log
+from fedmoe_server.deploy.deployed import AdmittedClient, Deployed, progress_log
 from fedmoe_server.deploy.submission import RunFailed, follow
 from fedmoe_server.rounds.clients import ClientDirectory
 from fedmoe_server.rounds.exchange import SENDING, exchange
@@ -59,9 +60,13 @@ def test_a_round_waits_for_enough_clients(fakes: Any) -> None:
         ClientDirectory(wait_seconds=0.0, minimum=2).await_clients(Nodes(fakes, {50: 0}))  # type: ignore[arg-type]
 
 
+def admitted(client: int, node: int) -> dict[str, Any]:
+    return asdict(AdmittedClient(client, node, f"key of {client}"))
+
+
 def test_a_node_is_who_it_was_admitted_as(fakes: Any, tmp_path: Path) -> None:
     clients = tmp_path / "clients.json"
-    clients.write_text(json.dumps([{"node": 50, "client": 0}, {"node": 60, "client": 1}]))
+    clients.write_text(json.dumps([admitted(0, 50), admitted(1, 60)]))
     directory = Deployed(clients).directory(DeploymentSettings(wait_seconds=0.1))
     notes: list[str] = []
     directory.note = notes.append
@@ -71,7 +76,7 @@ def test_a_node_is_who_it_was_admitted_as(fakes: Any, tmp_path: Path) -> None:
         "client 1 is left out: claims to be client 0, but was admitted as client 1",
         "node 70 is left out: claims to be client 2, but was admitted as client None",
     ]
-    clients.write_text(json.dumps([{"node": 50, "client": 0}, {"node": 70, "client": 2}]))
+    clients.write_text(json.dumps([admitted(0, 50), admitted(2, 70)]))
     directory.retry_seconds = 0.0
     directory._refused = {node: (0.0, reason) for node, (_, reason) in directory._refused.items()}
     assert directory.client_ids(grid) == {50: 0, 70: 2}  # type: ignore[arg-type]
@@ -171,7 +176,7 @@ def test_a_run_is_followed_to_its_end(tmp_path: Path, quick: None) -> None:
 
     (run_dir / "result.json").write_text('{"status": "completed", "rounds": 2}')
     done = follow(FollowedFolder(tmp_path, ["finished:completed"]), "7", run_dir, shown.append)  # type: ignore[arg-type]
-    assert done["rounds"] == 2
+    assert done.rounds == 2
     (run_dir / "result.json").write_text('{"status": "failed", "error": "only 1 of 3 clients replied"}')
     with pytest.raises(RunFailed, match="only 1 of 3 clients replied"):
         follow(FollowedFolder(tmp_path, ["finished:failed"]), "7", run_dir, shown.append)  # type: ignore[arg-type]

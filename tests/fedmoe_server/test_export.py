@@ -13,13 +13,14 @@ import torch
 import yaml
 from safetensors.numpy import load_file
 
-import fedmoe_server.deploy.catalogue
 from data.dataset import Dataset, load_catalogue
 from data.registry import load_dataset
+from fedmoe.deployment import front_door
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings
 from fedmoe.settings import Settings
-from fedmoe_server.report.export import CARD, PROGRAM, WEIGHTS, export, main
+from fedmoe_server.__main__ import COMMANDS, parser
+from fedmoe_server.report.export import CARD, PROGRAM, WEIGHTS, export
 from fedmoe_server.report.run_folder import CHECKPOINTS, RESULT, SETTINGS
 from fedmoe_server.rounds.checkpoints import CheckpointStore
 from fedmoe_server.rounds.record import LoopState, list_arrays
@@ -30,6 +31,14 @@ WORDS = (
     "dataset=synthetic data.synthetic.users=12 data.synthetic.items=40 dim=8 attention_dim=8 blocks=1 max_seq_len=6 "
     "memory_size=6 memory_refresh=3 name=small"
 ).split()
+
+
+def main(words: list[str]) -> int:
+    return front_door.main(parser(), COMMANDS, ["export", *words])
+
+
+def catalogue(words: list[str]) -> int:
+    return front_door.main(parser(), COMMANDS, ["catalogue", *words])
 
 
 def make_run(folder: Path, fakes: Any) -> tuple[Settings, Dataset, dict[str, np.ndarray]]:
@@ -130,7 +139,7 @@ def test_a_catalogue_holds_the_items_and_no_history(tmp_path: Path, capsys: pyte
     settings, _ = load_settings(WORDS)
     dataset = load_dataset(settings)
     out = tmp_path / "catalogue"
-    assert fedmoe_server.deploy.catalogue.main([*WORDS, "--out", str(out)]) == 0
+    assert catalogue([*WORDS, "--out", str(out)]) == 0
     assert "40 items" in capsys.readouterr().out
     found = load_catalogue(out)
     assert found.interactions.num_users == 0
@@ -138,8 +147,8 @@ def test_a_catalogue_holds_the_items_and_no_history(tmp_path: Path, capsys: pyte
     assert found.fingerprints() == dataset.fingerprints()
     sizes = [np.load(out / f"{name}.npy").size for name in ("items", "offsets", "user_ids")]
     assert sizes == [0, 1, 0]  # nobody's history
-    assert fedmoe_server.deploy.catalogue.main([*WORDS, "--out", str(out)]) == 2
-    assert fedmoe_server.deploy.catalogue.main(["nun_rounds=3", "--out", str(out)]) == 2
+    assert catalogue([*WORDS, "--out", str(out)]) == 2
+    assert catalogue(["nun_rounds=3", "--out", str(out)]) == 2
     assert "did you mean" in capsys.readouterr().err
 
 
@@ -151,7 +160,7 @@ def test_a_catalogue_is_made_of_a_list_where_there_are_no_histories(
     np.save(tmp_path / "pictures.npy", np.eye(3, 8, dtype=np.float32))
     (tmp_path / "item_ids.txt").write_text("3\n20\n100\n")
     words = ["--items", str(items), f"visual_file={tmp_path / 'pictures.npy'}", "--out", str(tmp_path / "catalogue")]
-    assert fedmoe_server.deploy.catalogue.main(words) == 0
+    assert catalogue(words) == 0
     settings, _ = load_settings(["dataset=catalogue", f"data_dir={tmp_path / 'catalogue'}"])
     found = load_dataset(settings)
     assert found.interactions.item_ids.tolist() == ["", "3", "20", "100"]
@@ -165,7 +174,7 @@ def test_a_catalogue_is_made_of_a_list_where_there_are_no_histories(
         ("", "no items"),
     ):
         items.write_text(content)
-        assert fedmoe_server.deploy.catalogue.main(["--items", str(items), "--out", str(tmp_path / "other")]) == 2
+        assert catalogue(["--items", str(items), "--out", str(tmp_path / "other")]) == 2
         assert complaint in capsys.readouterr().err
 
 
@@ -176,7 +185,7 @@ def test_a_catalogue_without_a_folder_is_refused() -> None:
 
 def test_a_damaged_catalogue_is_refused(tmp_path: Path) -> None:
     settings, _ = load_settings(WORDS)
-    fedmoe_server.deploy.catalogue.main([*WORDS, "--out", str(tmp_path / "catalogue")])
+    catalogue([*WORDS, "--out", str(tmp_path / "catalogue")])
     with pytest.raises(FedMoEError, match="cannot be read"):
         load_catalogue(tmp_path / "nowhere")
     np.save(tmp_path / "catalogue" / "item_ids.npy", np.array(["", "1"]))
