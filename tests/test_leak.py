@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import mean
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from fedmoe_client.learning.evaluation import Scorer, mean_metrics, popularity_m
 from model.residual_moe import ResidualMoE
 
 USERS, ITEMS, LENGTH = 1000, 200, 12
+SPLITS = ("validation", "test")
 SETTINGS, _ = load_settings(
     "dim=16 attention_dim=16 max_seq_len=12 memory_size=12 memory_refresh=4 num_negatives=30 dropout=0.1".split()
 )
@@ -49,7 +51,9 @@ def test_no_model_beats_popularity_on_random_data(random_data: Dataset, fusion: 
     settings = SETTINGS.model_copy(update={"model": SETTINGS.model.model_copy(update={"fusion": fusion})})
     _, metrics = train_centrally(settings, random_data, PLAN)
     popularity = popularity_metrics(random_data.interactions, settings.evaluation, settings.seed)
-    assert metrics["test"]["hr@10"] < popularity["test"]["hr@10"] + 0.02
+    model_hits, popular_hits = (mean(found[split]["hr@10"] for split in SPLITS) for found in (metrics, popularity))
+    # Both hit by chance, 5% of 2,000 times: their difference has a standard deviation of 0.007.
+    assert model_hits < popular_hits + 0.03
 
 
 def test_a_model_that_sees_the_next_item_is_caught(random_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
