@@ -1,4 +1,4 @@
-"""What the server does with the clients' replies: Flower strategies, and wrappers around them.
+"""What the server does with the clients' replies: Flower strategies, and layers around them.
 
 Any Message-API strategy of Flower (``flwr.serverapp.strategy.Strategy``) works here unchanged. One's own is a subclass
 in any importable module, named in the settings as ``federation.strategy: my_module:MyStrategy``::
