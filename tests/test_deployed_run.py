@@ -64,7 +64,9 @@ class Loopback(Grid):
             for user in range(USERS):
                 lines = "".join(f"{item}\n" for item in known.item_ids[known.history(user)])
                 (folder / f"history-{user}.txt").write_text(lines)
-            clients = [{"node": FIRST_NODE + user, "client": user} for user in range(USERS)]
+            clients = [
+                {"node": FIRST_NODE + user, "client": user, "fingerprint": f"key of {user}"} for user in range(USERS)
+            ]
             (folder / "clients.json").write_text(json.dumps(clients))
 
     def set_run(self, run: Any) -> None: ...
