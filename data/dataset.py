@@ -37,6 +37,7 @@ class Dataset:
         features: name of a modality -> the items' features, in the order of the settings.
         titles: ``[num_items + 1]`` strings ``title (year), genre, genre``, "" where unknown; None without titles.
         dropped_users: number of users left out because their history was shorter than ``min_items``.
+        reading: one line that says how a file of histories was read; "" for other data sets.
     """
 
     name: str
@@ -44,10 +45,11 @@ class Dataset:
     features: Mapping[str, ItemFeatures]
     titles: list[str] | None = None
     dropped_users: int = 0
+    reading: str = ""
 
     def without_histories(self) -> Dataset:
         """Return the catalogue alone, as a data set without users."""
-        return replace(self, interactions=nobody(self.interactions.item_ids), dropped_users=0)
+        return replace(self, interactions=nobody(self.interactions.item_ids), dropped_users=0, reading="")
 
     def fingerprints(self) -> dict[str, str]:
         """Return a hash of the catalogue's items, and one of each modality's features as ``NAME-features``.
@@ -98,6 +100,7 @@ def _fill(dataset: Dataset, folder: Path) -> None:
         "modalities": list(dataset.features),
         "titles": dataset.titles,
         "dropped_users": dataset.dropped_users,
+        "reading": dataset.reading,
     }
     (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
 
@@ -123,7 +126,8 @@ def open_dataset(folder: Path, what: str, remedy: str) -> Dataset:
         }.items():
             if each is not None and len(each) != rows:
                 raise ValueError(f"{name} have {len(each)} rows, the catalogue has {rows}")
-        return Dataset(str(about["name"]), interactions, features, about["titles"], about["dropped_users"])
+        dropped, reading = about["dropped_users"], about.get("reading", "")
+        return Dataset(str(about["name"]), interactions, features, about["titles"], dropped, reading)
     except (FedMoEError, OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         raise FedMoEError(f"{what} {folder} cannot be read ({error}) - {remedy}") from error
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +11,28 @@ from numpy.typing import NDArray
 from data.sampling import Interactions
 from fedmoe.errors import FedMoEError
 
+KeepOrDrop = Literal["keep", "drop"]
+_LEAST_SECOND, _LAST_SECOND = 1e8, 1e10  # 1973 and 2286
+
 
 class Codes(NamedTuple):
     """A column of ids as its distinct names and, for each row, the index of its name."""
 
     names: NDArray[np.str_]
     rows: NDArray[np.integer[Any]]
+
+
+class Events(NamedTuple):
+    """One row per interaction, in the file's order.
+
+    Attributes:
+        form: what the file was read as.
+    """
+
+    users: Codes
+    items: Codes
+    times: NDArray[Any] | None
+    form: str = ""
 
 
 def from_events(
@@ -62,6 +79,47 @@ def from_events(
         item_ids=np.concatenate([np.array([""]), item_names[present]]),
     )
     return interactions, int(np.count_nonzero(lengths) - np.count_nonzero(kept))
+
+
+def rows_to_keep(events: Events, duplicates: KeepOrDrop, repeats: KeepOrDrop) -> tuple[NDArray[np.bool_], list[str]]:
+    """Return which rows count, bool ``[rows]``, and what to tell of those that occur more than once.
+
+    A duplicate has user, item and time of an earlier row: it can be told only where there are times. A repeat has user
+    and item of an earlier interaction, at another time. Of rows that are alike the earliest is kept.
+    """
+    pairs = events.users.rows.astype(np.int64) * len(events.items.names) + events.items.rows
+    kept, notes = np.ones(len(pairs), np.bool_), []
+    if events.times is not None:
+        kept = _first(np.lexsort((events.times, pairs)), pairs, events.times)
+        if copies := int(np.count_nonzero(~kept)):
+            notes.append(f"{copies} duplicate rows {_what(duplicates)}")
+    order = np.argsort(pairs, kind="stable") if events.times is None else np.lexsort((events.times, pairs))
+    first = _first(order, pairs)
+    if again := int(np.count_nonzero(kept & ~first)):
+        notes.append(f"{again} repeats of an item by its user {_what(repeats)}")
+    kept = kept if duplicates == "drop" else np.ones_like(kept)
+    return kept & first if repeats == "drop" else kept, notes
+
+
+def _first(order: NDArray[np.intp], *columns: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which rows are the first of those alike in all columns; ``order`` brings such rows together."""
+    new = np.ones(len(order), np.bool_)
+    new[1:] = np.any([column[order][1:] != column[order][:-1] for column in columns], axis=0)
+    first = np.empty_like(new)
+    first[order] = new
+    return first
+
+
+def _what(choice: KeepOrDrop) -> str:
+    return "dropped" if choice == "drop" else "kept"
+
+
+def time_span(times: NDArray[Any] | None) -> list[str]:
+    """Return the first and the last day of times in seconds; nothing if they are in another unit."""
+    if times is None or not len(times) or times.min() < _LEAST_SECOND or times.max() > _LAST_SECOND:
+        return []
+    first, last = (datetime.fromtimestamp(float(each), UTC).date() for each in (times.min(), times.max()))
+    return [f"{first} to {last}"]
 
 
 def without_short_users(interactions: Interactions, min_items: int) -> tuple[Interactions, int]:

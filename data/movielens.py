@@ -24,7 +24,7 @@ from fedmoe.errors import FedMoEError
 from fedmoe.files import write_file
 
 if TYPE_CHECKING:
-    from data.sequence_files import Events
+    from data.interactions import Events
 
 Name = Literal["ml-100k", "ml-1m"]
 LICENCE_NOTE = """\
@@ -193,13 +193,11 @@ def _show_licence(path: Path) -> None:
 
 def read_interactions(path: Path) -> Events:
     """Read the interactions in any of the layouts; a ``sequences.txt`` has no times, its order is that of time."""
-    from data.sequence_files import rating_events, read_events  # pyarrow, which a filled cache makes unnecessary
+    from data.sequence_files import read_events  # pyarrow, which a filled cache makes unnecessary
 
     if path.name == "sequences.txt":
         return read_events(path, "sequences")
-    if path.suffix == ".inter":
-        return read_events(path, "inter")
-    return rating_events(path, path.read_bytes().replace(b"::", b"\t"))
+    return read_events(path, "inter" if path.suffix == ".inter" else "ratings")
 
 
 def read_films(path: Path) -> dict[str, Film]:

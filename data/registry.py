@@ -17,7 +17,7 @@ from data import dataset as folders
 from data import movielens
 from data.dataset import Dataset, nobody
 from data.features import ItemFeatures, find_id_file, load_features, noise, principal_components
-from data.interactions import from_events, without_short_users
+from data.interactions import Codes, from_events, rows_to_keep, time_span, without_short_users
 from data.sampling import generator
 from data.synthetic import synthetic
 from data.titles import film_of, read_item_list, title_features
@@ -26,7 +26,7 @@ from fedmoe.errors import FedMoEError
 from fedmoe.modalities import DEFAULTS, NOISE, TITLES
 from fedmoe.settings import Settings
 
-_FORM = 3  # part of the cache's key; a change of what is parsed, or how, must change it
+_FORM = 4  # part of the cache's key; a change of what is parsed, or how, must change it
 _NOISE_WIDTH = 128  # where features are not reduced
 # What a data set itself knows of its items: name of a modality, or "titles" -> how the features are made.
 Own = Mapping[str, Callable[[], ItemFeatures]]
@@ -143,18 +143,34 @@ def _histories(settings: Settings, sources: Mapping[str, Path]) -> tuple[Dataset
         interactions, dropped = without_short_users(interactions, data.min_items)
         return Dataset("synthetic", interactions, {}, None, dropped), own
     if "films" not in sources:
-        from data.sequence_files import Columns, read_events  # pyarrow, which a filled cache makes unnecessary
-
-        columns = Columns(data.user_column, data.item_column, data.time_column)
-        events = read_events(sources["events"], data.data_format, columns)
-        interactions, dropped = from_events(events.users, events.items, events.times, data.min_items)
-        return Dataset(sources["events"].stem, interactions, {}, None, dropped), {}
+        return _own_histories(data, sources["events"]), {}
     events = movielens.read_interactions(sources["events"])
     interactions, dropped = from_events(events.users, events.items, events.times, data.min_items)
     known = movielens.read_films(sources["films"])
     films = [known.get(item) for item in interactions.item_ids.tolist()]
     titles = ["" if film is None else str(film) for film in films]
     return Dataset(data.dataset, interactions, {}, titles, dropped), {TITLES: lambda: title_features(films)}
+
+
+def _own_histories(data: DataSettings, path: Path) -> Dataset:
+    """Return the data set of a file of one's own, with a line that says how the file was read."""
+    from data.file_forms import Columns
+    from data.sequence_files import read_events  # pyarrow, which a filled cache makes unnecessary
+
+    columns = Columns(data.user_column, data.item_column, data.time_column)
+    events = read_events(path, data.data_format, columns)
+    rows, notes = rows_to_keep(events, data.duplicates, data.repeats)
+    users, items = (Codes(each.names, each.rows[rows]) for each in (events.users, events.items))
+    times = None if events.times is None else events.times[rows]
+    interactions, dropped = from_events(users, items, times, data.min_items)
+    if dropped:
+        notes.append(f"{dropped} users with fewer than {data.min_items} items left out")
+    named = ", ".join(name for name in columns if name is not None)
+    read_as = events.form if events.form in ("sequences", "ratings") else f"{events.form} ({named})"
+    size = f"{interactions.num_users} users, {interactions.num_items} items, {len(interactions.items)} interactions"
+    reading = "; ".join([f"{path.name} read as {read_as}: {size}", *time_span(times), *notes])
+    name = path.with_suffix("").stem if path.suffix == ".gz" else path.stem
+    return Dataset(name, interactions, {}, None, dropped, reading)
 
 
 def _with_features(dataset: Dataset, own: Own, settings: Settings, files: Mapping[str, Path]) -> Dataset:

@@ -36,12 +36,14 @@ class DataSettings(Section):
     )
     data_dir: Path | None = Field(None, description="folder of the data files; default: the cache folder")
     data_file: Path | None = Field(None, description="own histories: a path, or a name inside data_dir")
-    data_format: Literal["auto", "sequences", "ratings", "inter", "csv", "parquet"] = Field(
-        "auto", description="format of data_file; auto: by its ending and its first line"
+    data_format: Literal["auto", "sequences", "ratings", "inter", "csv", "jsonl", "parquet"] = Field(
+        "auto", description="format of data_file; auto: told by its content and ending"
     )
-    user_column: str = Field("user_id", description="name of the user column (csv, parquet)")
-    item_column: str = Field("item_id", description="name of the item column (csv, parquet)")
-    time_column: str | None = Field("timestamp", description="name of the time column; null: file order")
+    user_column: str = Field("user_id", description="name of a table's user column, or its number where none is named")
+    item_column: str = Field("item_id", description="name or number of a table's item column")
+    time_column: str | None = Field("timestamp", description="name or number of the time column; null: file order")
+    duplicates: Literal["keep", "drop"] = Field("drop", description="rows of the same user, item and time")
+    repeats: Literal["keep", "drop"] = Field("keep", description="later interactions of a user with the same item")
     feature_dim: CountOrZero = Field(
         64, description="features wider than this are reduced to so many principal components; 0: never"
     )

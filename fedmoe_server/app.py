@@ -126,6 +126,8 @@ def run(
     loop = ServerLoop(grid, strategy, aggregation, settings, directory, tracker, store, deadline, ledger)
     with _quiet_flower(), _failure_recorded(tracker):
         known = str(dataset.interactions.num_users) if deployed is None else "the connected"
+        if dataset.reading:
+            tracker.note(dataset.reading)
         tracker.note(_headline(settings, dataset, state, folder, known))
         result = loop.run(state)
         tracker.finish(result, earlier + time.monotonic() - started)

@@ -1,7 +1,9 @@
 """The one evaluator: the rank of the held-out item, for clients, central runs and popularity alike.
 
-The item is ranked among the whole catalogue without the items seen (``full``), or among itself and a fixed sample of
-unseen items (``sampled``). The figures of the two protocols must never be compared with each other.
+The item is ranked among the whole catalogue without the items met (``full``), or among itself and a fixed sample of
+items not met (``sampled``). Where the user has met the held-out item before, all items met are candidates like it: as
+the only one of them it would be found by anybody who looks for an item met. The figures of the two protocols must never
+be compared with each other.
 """
 
 from __future__ import annotations
@@ -146,8 +148,8 @@ def _candidates(
     if evaluation.protocol == "sampled":
         size = evaluation.num_candidates
         drawn = [
-            evaluation_candidates(seed, user, interactions.num_items, interactions.history(user), size)
-            for user in users
+            evaluation_candidates(seed, user, interactions.num_items, _hidden(interactions.history(user), *part), size)
+            for user, part in zip(users, parts, strict=True)
         ]
         candidates = np.concatenate([targets[:, None], np.stack(drawn).astype(np.int64)], axis=1)
         return candidates, np.ones_like(candidates, bool)
@@ -155,9 +157,13 @@ def _candidates(
     candidates = np.concatenate([targets[:, None], np.broadcast_to(catalogue, (len(users), len(catalogue)))], axis=1)
     counted = np.ones_like(candidates, bool)
     for row, (context, target) in enumerate(parts):
-        counted[row, context] = False  # column of item i is i, since the target stands at column 0
-        counted[row, target] = False
+        counted[row, _hidden(context, context, target)] = False  # item i's column is i: the target stands at 0
     return candidates, counted
+
+
+def _hidden(met: NDArray[np.int32], context: NDArray[np.int32], target: int) -> NDArray[np.int32]:
+    """Return the items that are no candidates beside the target: those met, unless it is one of the context's."""
+    return np.array([target], np.int32) if (context == target).any() else np.append(met, np.int32(target))
 
 
 def _last(context: NDArray[np.int32], length: int) -> NDArray[np.int64]:

@@ -73,7 +73,7 @@ def comparison(run_dir: Path) -> str:
 def ranked_among(evaluation: Mapping[str, Any]) -> str:
     """Return the items among which a held-out one is ranked, in words. evaluation: that part of the settings."""
     if evaluation["protocol"] == "full":
-        return "all items that the user has not met"
+        return "all items that the user has not met (or all items, where that item was met before)"
     return f"itself and {evaluation['num_candidates']} sampled items"
 
 

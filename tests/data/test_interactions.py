@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.interactions import Codes, from_events, id_order, without_short_users
+from data.interactions import Codes, Events, from_events, id_order, rows_to_keep, time_span, without_short_users
 from data.sampling import Interactions
 from fedmoe.errors import FedMoEError
 
@@ -113,3 +113,23 @@ def test_short_users_are_dropped_and_the_catalogue_stays() -> None:
     assert without_short_users(interactions, 1) == (interactions, 0)
     with pytest.raises(FedMoEError, match="no user has 3 items"):
         without_short_users(interactions, 3)
+
+
+def test_duplicates_and_repeats_are_counted_and_dropped_as_asked() -> None:
+    # a-x at 3 twice (a duplicate), a-x at 1 (so the one at 3 is a repeat), b-x once.
+    users = Codes(np.array(["a", "b"]), np.array([0, 0, 0, 1, 0]))
+    items = Codes(np.array(["x", "y"]), np.array([0, 0, 0, 0, 1]))
+    events = Events(users, items, np.array([3, 3, 1, 3, 2]))
+    rows, notes = rows_to_keep(events, "drop", "keep")
+    assert rows.tolist() == [True, False, True, True, True]
+    assert notes == ["1 duplicate rows dropped", "1 repeats of an item by its user kept"]
+    assert rows_to_keep(events, "keep", "keep")[0].all()
+    assert rows_to_keep(events, "drop", "drop")[0].tolist() == [False, False, True, True, True]
+    untimed, notes = rows_to_keep(events._replace(times=None), "drop", "drop")
+    assert untimed.tolist() == [True, False, False, True, True]
+    assert notes == ["2 repeats of an item by its user dropped"]
+
+
+def test_the_span_of_times_is_told_where_they_are_seconds() -> None:
+    assert time_span(np.array([881250949, 893286638])) == ["1997-12-04 to 1998-04-22"]
+    assert time_span(np.array([1, 2])) == time_span(None) == []

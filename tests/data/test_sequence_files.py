@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from data.sequence_files import Columns, Events, read_events
+from data.file_forms import Columns
+from data.interactions import Events
+from data.sequence_files import read_events
 from fedmoe.errors import FedMoEError
 
 
@@ -58,9 +60,10 @@ def test_ratings(tmp_path: Path) -> None:
     [
         ("1 5 4 881250949\n2 6 3 881250950\n", "ratings"),
         ("1 5 4 881250949\n2 6 3\n", "sequences"),
-        ("1 5 4 6\n2 6 3 9\n", "sequences"),  # the fourth number is no time
+        ("1 5 4 6\n2 6 3 9 4\n", "sequences"),  # the fourth number is no time
         ("1 5 4 nan\n", "sequences"),
-        ("a 5 4 881250949\n", "sequences"),
+        ("a 5 4 881250949\n", "ratings"),  # ids may be words
+        ("1::5::4::881250949\n", "ratings"),
         ("1 5 4 881250949\n" * 20 + "1 5 4\n", "ratings"),  # only the first twenty lines decide
     ],
 )

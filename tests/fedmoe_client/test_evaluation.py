@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -52,8 +54,15 @@ def test_validation_item_counts_as_seen_for_the_test_and_the_test_item_is_unseen
     assert rank(scorer_of({4: 2.0, 5: 3.0}), histories([1, 2, 3, 4, 5]), split="validation") == 2.0
 
 
-def test_a_target_that_was_met_before_is_ranked_all_the_same() -> None:
-    assert rank(scorer_of({2: 5.0, 1: 9.0}), histories([1, 2, 3, 4, 2])) == 1.0
+def test_a_target_that_was_met_before_is_ranked_with_all_that_were_met() -> None:
+    assert rank(scorer_of({2: 5.0, 1: 9.0}), histories([1, 2, 3, 4, 2])) == 2.0
+
+
+@pytest.mark.parametrize("protocol", ["full", "sampled"])
+def test_looking_for_an_item_met_before_is_no_way_to_win(protocol: Literal["full", "sampled"]) -> None:
+    met = {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}  # "1 if already met" finds the repeated item at once if it alone is left in
+    found = rank(scorer_of(met), histories([1, 2, 3, 4, 2]), EvaluationSettings(protocol=protocol, num_candidates=8))
+    assert found > 1.0
 
 
 def test_constant_scores_land_in_the_middle() -> None:
