@@ -37,7 +37,7 @@ class Dataset:
         features: name of a modality -> the items' features, in the order of the settings.
         titles: ``[num_items + 1]`` strings ``title (year), genre, genre``, "" where unknown; None without titles.
         dropped_users: number of users left out because their history was shorter than ``min_items``.
-        reading: one line that says how a file of histories was read; "" for other data sets.
+        reading: one line that says how files of histories and of features were read; "" without any.
     """
 
     name: str

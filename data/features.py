@@ -13,6 +13,7 @@ from fedmoe.errors import FedMoEError
 
 SUFFIXES = (".npy", ".pt", ".safetensors")
 DEFAULT_ID_FILE = "item_ids.txt"
+LEAST_MATCHED = 0.5  # of the ids of a feature file, or of the catalogue's items where those are fewer
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,12 @@ def _rows_by_id(path: Path, count: int, item_ids: NDArray[np.str_], id_file: Pat
             raise FedMoEError(f"{id_file}: item {line.strip()} is on line {first + 1} and line {row + 1} - keep one")
     row_of.pop("", None)
     rows = np.array([row_of.get(item, -1) for item in item_ids.tolist()], dtype=np.int64)
-    if (rows < 0).all():
-        raise FedMoEError(f"{id_file}: none of its {count} ids is in the catalogue - are these another data set's?")
+    found, smaller = int((rows >= 0).sum()), min(len(row_of), len(item_ids) - 1)
+    if found < LEAST_MATCHED * smaller:
+        raise FedMoEError(
+            f"{id_file}: only {found} of its {len(row_of)} ids are among the catalogue's {len(item_ids) - 1} items - "
+            "are these another data set's, or spelt otherwise?"
+        )
     return rows
 
 

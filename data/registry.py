@@ -183,4 +183,6 @@ def _with_features(dataset: Dataset, own: Own, settings: Settings, files: Mappin
         elif make := own.get(modality.file or name):
             found[name] = make()
     _require_named(settings, found)
+    known = [f"{name} features of {int(found[name].present.sum())} items" for name in found if name in files]
+    dataset = replace(dataset, reading="; ".join([dataset.reading, *known] if dataset.reading else known))
     return replace(dataset, features={name: principal_components(each, dim) for name, each in found.items()})

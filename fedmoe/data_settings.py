@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fedmoe.section import Count, CountOrZero, Section
+
+# A column without a name is given by its number, which YAML and the command line read as one.
+Column = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) is int else given)]
 
 
 class SyntheticSettings(Section):
@@ -39,9 +44,11 @@ class DataSettings(Section):
     data_format: Literal["auto", "sequences", "ratings", "inter", "csv", "jsonl", "parquet"] = Field(
         "auto", description="format of data_file; auto: told by its content and ending"
     )
-    user_column: str = Field("user_id", description="name of a table's user column, or its number where none is named")
-    item_column: str = Field("item_id", description="name or number of a table's item column")
-    time_column: str | None = Field("timestamp", description="name or number of the time column; null: file order")
+    user_column: Column = Field(
+        "user_id", description="name of a table's user column, or its number where none is named"
+    )
+    item_column: Column = Field("item_id", description="name or number of a table's item column")
+    time_column: Column | None = Field("timestamp", description="name or number of the time column; null: file order")
     duplicates: Literal["keep", "drop"] = Field("drop", description="rows of the same user, item and time")
     repeats: Literal["keep", "drop"] = Field("keep", description="later interactions of a user with the same item")
     feature_dim: CountOrZero = Field(
@@ -72,3 +79,12 @@ class DataSettings(Section):
         if self.dataset != "synthetic" and self.synthetic != SyntheticSettings():
             raise ValueError(f"dataset '{self.dataset}' has no use for data.synthetic: set dataset to synthetic")
         return self
+
+
+def named_after_data(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree of settings in which a run without a name has that of its data's file, or of its data set."""
+    data = tree.get("data")
+    known = data if isinstance(data, Mapping) else {}
+    file, dataset = known.get("data_file"), known.get("dataset")
+    source = Path(str(file)).name.partition(".")[0] if file is not None else dataset
+    return ({"name": re.sub(r"[^\w+-]+", "-", source)} if isinstance(source, str) and source else {}) | dict(tree)

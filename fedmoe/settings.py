@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedmoe.data_settings import DataSettings
+from fedmoe.data_settings import DataSettings, named_after_data
 from fedmoe.modalities import (
     EXPERT,
     GROUPS,
@@ -246,7 +246,11 @@ class DeploymentSettings(Section):
 class Settings(Section):
     """All settings of a run."""
 
-    name: str = Field("ml-100k", description="name of the run, part of its folder", pattern=r"^[\w.+-]+$")
+    name: str = Field(
+        "ml-100k",
+        description="name of the run, part of its folder; that of the data unless given",
+        pattern=r"^[\w.+-]+$",
+    )
     seed: CountOrZero = Field(42, description="seed of everything random")
     save_dir: Path = Field(Path("runs"), description="folder that holds the run folders")
     data: DataSettings = DataSettings()
@@ -264,7 +268,7 @@ class Settings(Section):
     @model_validator(mode="before")
     @classmethod
     def _spelt_as_the_reference_does(cls, given: Any) -> Any:
-        return respelled(given) if isinstance(given, dict) else given
+        return named_after_data(respelled(given)) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _modalities_exist(self) -> Self:

@@ -197,3 +197,16 @@ def test_help_fits_a_screen_a_topic_and_covers_every_setting() -> None:
         assert any(f"  {key} = " in text for text in texts.values())
     with pytest.raises(FedMoEError, match="did you mean 'model'"):
         help_text(["modle"])
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([], "ml-100k"),
+        (["dataset=ml-1m"], "ml-1m"),
+        (["data_file=my clicks.v2.csv"], "my-clicks"),
+        (["data_file=clicks.csv", "name=mine"], "mine"),
+    ],
+)
+def test_a_run_is_called_after_its_data(words: list[str], name: str) -> None:
+    assert load_points(words)[0][""].name == name

@@ -97,8 +97,21 @@ def test_bad_id_files(tmp_path: Path) -> None:
     with pytest.raises(FedMoEError, match="item 2 is on line 1 and line 3"):
         load_features(path, ITEM_IDS, ids)
     ids.write_text("a\nb\nc\n")
-    with pytest.raises(FedMoEError, match="none of its 3 ids is in the catalogue"):
+    with pytest.raises(FedMoEError, match="only 0 of its 3 ids are among the catalogue's"):
         load_features(path, ITEM_IDS, ids)
+
+
+@pytest.mark.parametrize(("matching", "accepted"), [(1, False), (9, False), (10, True), (20, True)])
+def test_a_feature_file_must_match_half_of_what_it_could(tmp_path: Path, matching: int, accepted: bool) -> None:
+    catalogue = np.array(["", *(f"item{number}" for number in range(100))])
+    ids = tmp_path / "ids.txt"
+    ids.write_text("\n".join(f"item{row}" if row < matching else f"other{row}" for row in range(20)))
+    path = write(tmp_path / "f.npy", np.ones((20, 2), np.float32))
+    if accepted:
+        assert load_features(path, catalogue, ids).present.sum() == matching
+    else:
+        with pytest.raises(FedMoEError, match=rf"only {matching} of its 20 ids"):
+            load_features(path, catalogue, ids)
 
 
 def test_string_ids_need_an_id_file(tmp_path: Path) -> None:
