@@ -52,12 +52,13 @@ def simulate(settings: Settings, resume: Path | None = None) -> Path:
     from fedmoe_client.learning.evaluation import popularity_metrics
     from fedmoe_server.app import app as server_app
     from fedmoe_server.report.report import comparison, write_report
-    from fedmoe_server.report.run_folder import add_baseline, new_run_dir
+    from fedmoe_server.report.run_folder import add_baseline, new_run_dir, removed_if_empty
 
     dataset = load_dataset(settings)
     run_dir = resume or new_run_dir(settings, datetime.now())
     run_config: dict[str, Any] = {**to_run_config(settings), "run_dir": str(run_dir), "resume": str(resume or "")}
-    execute(settings, server_app, dataset.interactions, run_config)
+    with removed_if_empty(run_dir):
+        execute(settings, server_app, dataset.interactions, run_config)
     add_baseline(run_dir, "popularity", popularity_metrics(dataset.interactions, settings.evaluation, settings.seed))
     print(comparison(run_dir))
     write_report(run_dir)

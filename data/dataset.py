@@ -59,6 +59,14 @@ class Dataset:
         items = sha256("\n".join(self.interactions.item_ids.tolist()).encode()).hexdigest()[:16]
         return {"catalogue": items} | {f"{name}-features": _hash(found) for name, found in self.features.items()}
 
+    def all_fingerprints(self) -> dict[str, str]:
+        """Return ``fingerprints`` with one of the histories, where there are any."""
+        own = self.interactions
+        digest = sha256("\n".join(own.user_ids.tolist()).encode())
+        for array in (own.items, own.offsets):
+            digest.update(np.ascontiguousarray(array).data)
+        return ({"histories": digest.hexdigest()[:16]} if own.num_users else {}) | self.fingerprints()
+
 
 def nobody(item_ids: NDArray[np.str_]) -> Interactions:
     """Return the histories of no user, over a catalogue of ids ``[num_items + 1]``."""

@@ -31,14 +31,21 @@ from fedmoe_server.report.report import write_report
 from fedmoe_server.report.run_folder import (
     CHECKPOINTS,
     PRIVACY,
-    RUN,
     bytes_needed,
     check_run_dir,
+    describe_run,
     new_run_dir,
     write_document,
 )
 from fedmoe_server.report.tracking import Tracker
-from fedmoe_server.rounds.checkpoints import Checkpoint, CheckpointStore, SavingGrid, find_checkpoint, load_checkpoint
+from fedmoe_server.rounds.checkpoints import (
+    Checkpoint,
+    CheckpointStore,
+    SavingGrid,
+    find_checkpoint,
+    load_checkpoint,
+    stopped_early,
+)
 from fedmoe_server.rounds.clients import ClientDirectory
 from fedmoe_server.rounds.exchange import KnownClients
 from fedmoe_server.rounds.loop import ServerLoop
@@ -86,7 +93,7 @@ def run(
         FedMoEError: something the user can put right; ``result.json`` then says "failed" if the run had begun.
     """
     started = time.monotonic()
-    source = find_checkpoint(resume) if resume is not None else None
+    source = find_checkpoint(resume) if resume is not None and not stopped_early(resume) else None
     dataset = load_dataset(settings)
     arrays = initial_arrays(settings, dataset)
     groups = parameter_groups(settings, dataset)
@@ -103,21 +110,22 @@ def run(
         # Real clients keep their private state themselves.
         needed = deployed is None and _clients_keep_state(schedule, checkpoint)
         state = checkpoint.restore(strategy, grid, needs_clients=needed)
-    folder = run_dir or _default_run_dir(settings, source)
+    folder = run_dir or _default_run_dir(settings, source or resume)
     ledger = None
     if updates is not None:
         before = None if source is None else source.resolve().parent.parent / PRIVACY
         entries = [record.privacy for record in state.history if record.privacy]
         spent = spent_before(before, entries, deployed is not None)
         ledger = PrivacyLedger(settings, updates, partial(write_document, folder / PRIVACY), spent)
-    going_on = source is not None and source.resolve().parent.parent == folder.resolve()
+    begun = resume if source is None else source.resolve().parent.parent
+    going_on = begun is not None and begun.resolve() == folder.resolve()
     check_run_dir(folder, _bytes_needed(settings, dataset, arrays, schedule, grid), resuming=going_on)
     store = CheckpointStore(folder / CHECKPOINTS)
     if going_on:
         store.forget_after(state.round)
     earlier = sum(record.seconds for record in state.history)
     tracker = Tracker(folder, settings, state.history, console, every_round=deployed is not None)
-    write_document(folder / RUN, {"simulated": deployed is None})
+    describe_run(folder, deployed is None, dataset.all_fingerprints(), going_on)
     if isinstance(directory, ClientDirectory):
         directory.note = tracker.note
         if deployed is not None:
@@ -151,6 +159,8 @@ def _default_run_dir(settings: Settings, source: Path | None) -> Path:
     """Return the folder of the resumed run if there is one, else a new one."""
     if source is not None and source.resolve().parent.name == CHECKPOINTS:
         return source.resolve().parent.parent
+    if source is not None and stopped_early(source):
+        return source
     return new_run_dir(settings, datetime.now())
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from fedmoe_server.rounds.record import Metrics, Result, RoundRecord
 
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
-RUN = "run.json"  # whether the clients are simulated
+RUN = "run.json"  # whether the clients are simulated, and hashes of the data
 SETTINGS = "settings.yaml"
 BASELINES = "baselines.json"
 PRIVACY = "privacy.json"
@@ -131,12 +132,53 @@ def write_document(path: Path, content: Any) -> None:
 
 
 def new_run_dir(settings: Settings, now: datetime) -> Path:
-    """Return ``save_dir/<time>-<name>``, with a number behind it if that exists already."""
+    """Make and return ``save_dir/<time>-<name>``, with a number behind it if that exists already.
+
+    It is made at once, so that runs that start in the same second have folders of their own. Where it cannot be made,
+    ``check_run_dir`` says why.
+    """
     base = settings.save_dir / f"{now:%Y%m%d-%H%M%S}-{settings.name}"
     candidate, number = base, 2
-    while candidate.exists():
-        candidate, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return candidate
+    while True:
+        try:
+            candidate.mkdir(parents=True)
+        except FileExistsError:
+            if not candidate.is_dir():
+                return candidate  # something above it is a file
+            candidate, number = base.with_name(f"{base.name}-{number}"), number + 1
+            continue
+        except OSError:
+            pass
+        return candidate
+
+
+@contextmanager
+def removed_if_empty(run_dir: Path) -> Iterator[None]:
+    """Remove a run folder that has nothing in it when the block ends: the run was refused before it began."""
+    try:
+        yield
+    finally:
+        if run_dir.is_dir() and not any(run_dir.iterdir()):
+            run_dir.rmdir()
+
+
+def describe_run(run_dir: Path, simulated: bool, data: Mapping[str, str], going_on: bool) -> None:
+    """Write ``run.json``: whether the clients are simulated, and hashes of the data by name.
+
+    Raises FedMoEError if the run goes on with other data, or with the other kind of clients, than it began with.
+    """
+    path, told = run_dir / RUN, {"simulated": simulated, "data": dict(data)}
+    if going_on and path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before.get("simulated", simulated) != simulated:
+            kind = "simulated" if before["simulated"] else "real"
+            raise FedMoEError(f"{run_dir} is a run of {kind} clients: go on with it as it began")
+        if changed := [name for name, hashed in before.get("data", {}).items() if data.get(name) != hashed]:
+            raise FedMoEError(
+                f"{run_dir} began with other data: {', '.join(changed)} changed since - put the files back, or start a "
+                "new run"
+            )
+    write_document(path, told)
 
 
 def bytes_needed(model_bytes: int, client_bytes: int, clients: int, rounds: int) -> int:

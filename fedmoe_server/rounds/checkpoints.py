@@ -129,6 +129,11 @@ class CheckpointStore:
                 _remove(path)
 
 
+def stopped_early(path: Path) -> bool:
+    """Whether a path is the folder of a run that ended before its first checkpoint: it begins anew."""
+    return (path / "settings.yaml").is_file() and not _finished(path / "checkpoints")
+
+
 def find_checkpoint(path: Path) -> Path:
     """Return the checkpoint that a path means: a checkpoint, or the latest one of a run folder.
 

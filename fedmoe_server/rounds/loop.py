@@ -82,6 +82,8 @@ class ServerLoop:
                 self.checkpoints.save(state, self.strategy, self.grid)
         if self.ledger is not None and state.round < self.settings.federation.num_rounds and self._last(state.round):
             self.tracker.note(f"the privacy budget is spent after round {state.round}")
+        if state.history and all(record.failure for record in state.history):
+            raise FedMoEError(f"{state.history[-1].failure} (all rounds failed: the model is what it was at the start)")
         return self._finish(state)
 
     def one_round(self, state: LoopState) -> RoundRecord:

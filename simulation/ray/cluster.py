@@ -75,6 +75,8 @@ def start_ray(address: str | None = None, environment: dict[str, str] | None = N
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 runtime_env={"env_vars": environment} if environment else None,
+                # Ray starts workers at niceness 15, where anything else that runs on the machine starves them.
+                _system_config=None if address else {"worker_niceness": 0},
             )
         except (ConnectionError, TimeoutError, ValueError) as error:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from fedmoe.errors import FedMoEError
 from fedmoe_server.report import run_folder
-from fedmoe_server.report.run_folder import bytes_needed, check_run_dir, new_run_dir
+from fedmoe_server.report.run_folder import bytes_needed, check_run_dir, describe_run, new_run_dir, removed_if_empty
 
 Usage = namedtuple("Usage", "total used free")
 MEGABYTE = 10**6
@@ -67,5 +68,31 @@ def test_a_new_folder_is_named_by_time_and_run(fakes: Any, tmp_path: Path) -> No
     settings = fakes.make_settings().model_copy(update={"save_dir": tmp_path})
     now = datetime(2025, 1, 31, 12, 5, 9)
     assert new_run_dir(settings, now) == tmp_path / "20250131-120509-test"
-    (tmp_path / "20250131-120509-test").mkdir()
     assert new_run_dir(settings, now) == tmp_path / "20250131-120509-test-2"
+
+
+def test_runs_that_start_in_the_same_second_have_folders_of_their_own(fakes: Any, tmp_path: Path) -> None:
+    settings, now = fakes.make_settings().model_copy(update={"save_dir": tmp_path}), datetime(2025, 1, 31)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: new_run_dir(settings, now), range(32)))
+    assert len(set(found)) == 32
+
+
+def test_a_folder_without_a_run_is_removed(tmp_path: Path) -> None:
+    for name, content in (("empty", []), ("used", ["settings.yaml"])):
+        (tmp_path / name).mkdir()
+        with pytest.raises(FedMoEError), removed_if_empty(tmp_path / name):
+            for file in content:
+                (tmp_path / name / file).touch()
+            raise FedMoEError("refused")
+    assert [path.name for path in tmp_path.iterdir()] == ["used"]
+
+
+def test_a_run_goes_on_with_the_data_and_clients_that_it_began_with(tmp_path: Path) -> None:
+    describe_run(tmp_path, True, {"histories": "a", "catalogue": "b"}, going_on=False)
+    describe_run(tmp_path, True, {"histories": "a", "catalogue": "b"}, going_on=True)
+    with pytest.raises(FedMoEError, match="began with other data: histories changed since"):
+        describe_run(tmp_path, True, {"histories": "x", "catalogue": "b"}, going_on=True)
+    with pytest.raises(FedMoEError, match="a run of simulated clients"):
+        describe_run(tmp_path, False, {"histories": "a", "catalogue": "b"}, going_on=True)
+    describe_run(tmp_path, True, {"histories": "x", "catalogue": "b"}, going_on=False)

@@ -6,7 +6,7 @@ import json
 import logging
 from collections import namedtuple
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from flwr.app import Context, RecordDict
@@ -18,7 +18,15 @@ from fedmoe.settings import Settings
 from fedmoe_server.rounds.checkpoints import find_checkpoint, load_checkpoint
 
 Interactions = namedtuple("Interactions", "num_users num_items")
-Dataset = namedtuple("Dataset", "interactions dropped_users")
+
+
+class Dataset(NamedTuple):
+    interactions: Interactions
+    dropped_users: int
+    reading: str = ""
+
+    def all_fingerprints(self) -> dict[str, str]:
+        return {"histories": "a"}
 
 
 @pytest.fixture
@@ -81,6 +89,31 @@ def test_a_resumed_run_ends_like_the_uninterrupted_one(fakes: Any, tmp_path: Pat
     assert len(histories[0]) == len(histories[1]) == 6
     ends = [load_checkpoint(find_checkpoint(tmp_path / n), fakes.model_arrays()) for n in ("whole", "cut")]
     assert {k: a.data for k, a in ends[0].state.arrays.items()} == {k: a.data for k, a in ends[1].state.arrays.items()}
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(fakes: Any, tmp_path: Path) -> None:
+    settings = fakes.make_settings(guards={"max_failed_rounds": 1})
+    call(fakes.SavingGrid(), settings, tmp_path / "whole")
+    broken = fakes.SavingGrid()
+    broken.fail = lambda client, stage, round_: "OSError: power cut" if round_ == 2 else None
+    with pytest.raises(FedMoEError, match="round 2, train"):
+        call(broken, settings, tmp_path / "cut")
+    assert not list((tmp_path / "cut").glob("checkpoints/round-*"))
+    call(fakes.SavingGrid(), settings, tmp_path / "cut", resume=tmp_path / "cut")
+    whole, again = (tmp_path / name / "checkpoints/round-000006/arrays.safetensors" for name in ("whole", "cut"))
+    assert whole.read_bytes() == again.read_bytes()
+    assert len((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_run_in_which_every_round_failed_has_no_result(fakes: Any, tmp_path: Path) -> None:
+    settings = fakes.make_settings(guards={"max_failed_rounds": 50})
+    broken = fakes.SavingGrid()
+    broken.fail = lambda client, stage, round_: "OSError: power cut" if stage == "train" else None
+    with pytest.raises(FedMoEError, match="all rounds failed"):
+        call(broken, settings, tmp_path / "none")
+    assert json.loads((tmp_path / "none" / "result.json").read_text())["status"] == "failed"
 
 
 @pytest.mark.usefixtures("prepared")

@@ -246,7 +246,9 @@ def test_all_replies_bad_leave_model_and_strategy_bit_identical(fakes: Any, tmp_
 
 
 def test_a_strategy_that_aggregates_nothing_fails_the_round(fakes: Any, tmp_path: Path) -> None:
-    run(fakes, fakes.FakeGrid(2), tmp_path, strategy="bulyan", client_fraction=1.0, guards={"max_failed_rounds": 9})
+    few = {"max_failed_rounds": 9}
+    with pytest.raises(FedMoEError, match="the strategy aggregated nothing .all rounds failed"):
+        run(fakes, fakes.FakeGrid(2), tmp_path, strategy="bulyan", client_fraction=1.0, guards=few)
     assert {record["failure"] for record in lines(tmp_path)} == {
         f"round {number}, train: the strategy aggregated nothing" for number in range(1, 7)
     }
