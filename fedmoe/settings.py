@@ -76,6 +76,8 @@ class ModelSettings(Section):
 class TrainingSettings(Section):
     """What a client does with its own history in one round."""
 
+    client: str = Field("plain", description="plain, or package.module:Class for a client of your own")
+    client_parameters: dict[str, Any] = Field({}, description="arguments of a client of your own")
     local_epochs: Count = Field(1, description="passes over the client's windows in a round")
     windows: Literal["all", "latest", "random"] = Field(
         "all", description="windows of an epoch: all, the latest one, or one ending at a random position"

@@ -46,20 +46,25 @@ def number_of(context: Context) -> int:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train on the client's history; answer with the shared arrays and the metrics."""
-    arrays, metrics = _carried_out(message, context)
+    arrays, metrics, records = _carried_out(message, context)
     assert arrays is not None  # training returns arrays
-    return train_reply(message, arrays, metrics)
+    return train_reply(message, arrays, metrics, records)
 
 
-def train_reply(message: Message, arrays: NamedArrays, metrics: dict[str, Any]) -> Message:
-    """Return the reply of a client that has trained."""
-    return _reply(message, {"arrays": to_record(arrays), "metrics": MetricRecord(metrics)})
+def train_reply(message: Message, arrays: NamedArrays, metrics: dict[str, Any], records: RecordDict) -> Message:
+    """Return the reply of a client that has trained; records: those of a client of one's own."""
+    return _reply(message, {**dict(records), "arrays": to_record(arrays), "metrics": MetricRecord(metrics)})
+
+
+def extra_of(message: Message) -> RecordDict:
+    """Return a message's records beside the arrays and the config, for a client of one's own."""
+    return RecordDict({name: record for name, record in message.content.items() if name not in ("arrays", "config")})
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Rank the client's held-out item; answer with the metrics."""
-    _, metrics = _carried_out(message, context)
+    _, metrics, _ = _carried_out(message, context)
     return _reply(message, {"metrics": MetricRecord(metrics)})
 
 
@@ -82,26 +87,27 @@ def query(message: Message, context: Context) -> Message:
     return _reply(message, {"config": ConfigRecord({"client-id": number})})
 
 
-def _carried_out(message: Message, context: Context) -> tuple[NamedArrays | None, dict[str, Any]]:
-    """Return the arrays (None after an evaluation) and metrics of a client's answer."""
+def _carried_out(message: Message, context: Context) -> tuple[NamedArrays | None, dict[str, Any], RecordDict]:
+    """Return the arrays (None after an evaluation), metrics and further records of a client's answer."""
     kind, config = message.metadata.message_type, dict(message.content.config_records["config"])
     packed = packed_bytes(message.content.array_records["arrays"])
+    extra = extra_of(message)
     if simulated(context):
         from fedmoe_client.learning.client import FedMoEClient, carry_out, workbench
         from fedmoe_client.store.private import InContext
 
         bench, private = workbench(context.run_config), InContext(context.state)
         client = FedMoEClient(bench, number_of(context), private, simulated=True)
-        return carry_out(client, kind, packed, config)
+        return carry_out(client, kind, packed, config, extra)
     from fedmoe_client.device.node import node_from
 
     if (node := node_from(context.node_config)).warm:
         from fedmoe_client.device.resident_call import perform_there
 
-        return perform_there(kind, packed, config, context.node_config, context.run_config, _run_name(context))
+        return perform_there(kind, packed, config, context.node_config, context.run_config, _run_name(context), extra)
     from fedmoe_client.device.task import Task, perform
 
-    return perform(Task(kind, packed, config, node, context.run_config, _run_name(context)), context.state)
+    return perform(Task(kind, packed, config, node, context.run_config, _run_name(context), extra), context.state)
 
 
 def _run_name(context: Context) -> str:

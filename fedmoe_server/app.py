@@ -108,7 +108,8 @@ def run(
     if source is not None:
         checkpoint = load_checkpoint(source, state.arrays)
         # Real clients keep their private state themselves.
-        needed = deployed is None and _clients_keep_state(schedule, checkpoint)
+        own = settings.training.client != "plain"
+        needed = deployed is None and (own or _clients_keep_state(schedule, checkpoint))
         state = checkpoint.restore(strategy, grid, needs_clients=needed)
     folder = run_dir or _default_run_dir(settings, source or resume)
     ledger = None

@@ -60,7 +60,7 @@ def _changes(settings: Settings, interactions: Interactions, sent: NamedArrays, 
     for number in range(1, rounds + 1):
         config = {"server-round": number, "shared": list(GROUPS), **_asked(settings, interactions)}
         client = FedMoEClient(bench, user, InContext(RecordDict()), simulated=True)
-        trained, _ = carry_out(client, "train", pack(sent), config)
+        trained = carry_out(client, "train", pack(sent), config).arrays
         assert trained is not None
         rows = trained.get(TABLE + ROWS, ...)
         changes[number - 1][rows] = trained[TABLE] - before[rows]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import select
 import signal
 import socket
@@ -127,8 +128,9 @@ def _carry_out(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, A
         workbench(request["run_config"], None if request["catalogue"] is None else Path(request["catalogue"]))
         return {}, []
     kind, config, node = request["kind"], request["config"], node_from(request["node"])
-    arrays, metrics = perform(Task(kind, blobs[0], config, node, request["run_config"], request["run"]))
-    return {"metrics": metrics}, [] if arrays is None else [pack(arrays)]
+    task = Task(kind, blobs[0], config, node, request["run_config"], request["run"], pickle.loads(blobs[1]))
+    arrays, metrics, records = perform(task)
+    return {"metrics": metrics}, [pickle.dumps(records), *([] if arrays is None else [pack(arrays)])]
 
 
 @contextmanager

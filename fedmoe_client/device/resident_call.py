@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -19,12 +20,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedmoe.errors import FedMoEError
 from fedmoe.wire import NamedArrays, unpack
 from fedmoe_client.device.node import Value
 from fedmoe_client.store.folder import StateFolder
+
+if TYPE_CHECKING:  # the commands that only ask do not load Flower
+    from flwr.app import RecordDict
 
 SOCKET, LOCK, LOG = "resident.sock", "resident.pid", "resident.log"
 LONGEST_ADDRESS = 100  # bytes, of at most 104 to 108 that systems allow
@@ -42,8 +46,12 @@ def perform_there(
     node: Mapping[str, Value],
     run_config: Mapping[str, Value],
     run: str,
-) -> tuple[NamedArrays | None, dict[str, Any]]:
-    """Have the resident process carry out a message; arguments and result as in ``fedmoe_client.device.task``."""
+    extra: RecordDict | None = None,
+) -> tuple[NamedArrays | None, dict[str, Any], RecordDict]:
+    """Have the resident process carry out a message; arguments and result as in ``fedmoe_client.device.task``.
+
+    Records travel pickled: both ends are the same program of the same owner, and what is pickled has been read already.
+    """
     request = {
         "do": "perform",
         "kind": kind,
@@ -52,8 +60,8 @@ def perform_there(
         "run_config": dict(run_config),
         "run": run,
     }
-    answer, found = call(Path(str(node["state-dir"])), request, [arrays])
-    return unpack(found[0]) if found else None, answer["metrics"]
+    answer, found = call(Path(str(node["state-dir"])), request, [arrays, pickle.dumps(extra)])
+    return unpack(found[1]) if len(found) > 1 else None, answer["metrics"], pickle.loads(found[0])
 
 
 def prepare(state_dir: Path, catalogue: Path | None, run_config: Mapping[str, Value]) -> None:

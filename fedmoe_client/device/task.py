@@ -16,9 +16,8 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from fedmoe.errors import FedMoEError
-from fedmoe.wire import NamedArrays
 from fedmoe_client.device.node import Node
-from fedmoe_client.learning.client import FedMoEClient, carry_out, received, workbench
+from fedmoe_client.learning.client import Answer, FedMoEClient, carry_out, received, workbench
 from fedmoe_client.learning.workbench import Workbench
 from fedmoe_client.store.folder import State, StateFolder
 from fedmoe_client.store.history import OwnHistories, read_histories
@@ -37,6 +36,7 @@ class Task:
         node: the client's place on this machine.
         run_config: the run's settings.
         run: the run's name; the same when the run is resumed.
+        extra: the message's other records, for a client of one's own.
     """
 
     kind: str
@@ -45,10 +45,11 @@ class Task:
     node: Node
     run_config: Mapping[str, Any]
     run: str
+    extra: RecordDict | None = None
 
 
-def perform(task: Task, state: RecordDict | None = None) -> tuple[NamedArrays | None, dict[str, Any]]:
-    """Return the shared arrays (None after an evaluation) and the metrics, ``num-examples`` first.
+def perform(task: Task, state: RecordDict | None = None) -> Answer:
+    """Carry out a message.
 
     state: Flower's context, where a client without a ``state_dir`` keeps its private parameters.
 
@@ -58,11 +59,11 @@ def perform(task: Task, state: RecordDict | None = None) -> tuple[NamedArrays | 
     if task.node.state_dir is not None:
         store = StateFolder(task.node.state_dir)
         with store.lock():
-            return carry_out(_client_of(store, task, bench), task.kind, task.arrays, task.config)
+            return carry_out(_client_of(store, task, bench), task.kind, task.arrays, task.config, task.extra)
     private = InContext(RecordDict() if state is None else state)
     number = task.node.sole_number
     client = FedMoEClient(bench, number, private, _own_histories(task.node, bench, number))
-    return carry_out(client, task.kind, task.arrays, task.config)
+    return carry_out(client, task.kind, task.arrays, task.config, task.extra)
 
 
 def _client_of(store: StateFolder, task: Task, bench: Workbench) -> FedMoEClient:

@@ -11,25 +11,27 @@ Shapes: V items, R touched rows with that of the padding, D hidden size, F width
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from flwr.app import RecordDict
 from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.sampling import Split, generator, training_part
 from fedmoe import wire
 from fedmoe_client.learning.evaluation import Histories, client_metrics
+from fedmoe_client.learning.own_client import TABLE, LocalRound, Parameters, hooked_training, records_to_send
 from fedmoe_client.learning.private_reply import ASKED, noise_stream, private_reply
 from fedmoe_client.learning.training import (
+    Addition,
     LocalSteps,
     Outcome,
     Proximal,
@@ -40,15 +42,23 @@ from fedmoe_client.learning.training import (
     train_steps,
     weighted_means,
 )
-from fedmoe_client.learning.workbench import Workbench, made_workbench
+from fedmoe_client.learning.workbench import Workbench, made_workbench, substituted, substitutes
 from fedmoe_client.store.history import OwnHistories
 from fedmoe_client.store.identity import catalogue_stamp
 from fedmoe_client.store.private import NamedArrays, PrivateParameters
-from model.residual_moe import ResidualMoE
 
-TABLE = "items.ids.weight"
 ROWS = f"{TABLE}{wire.ROWS}"
+KEPT = "client/"  # begins the names of what a client of one's own keeps beside its private parameters
 Table = NDArray[np.float32]  # [V + 1, D], row 0 is the padding
+
+
+class Answer(NamedTuple):
+    """What a message comes to. arrays: the shared ones, None after an evaluation; metrics: ``num-examples`` first;
+    records: further ones that a client of one's own sends, by name."""
+
+    arrays: wire.NamedArrays | None
+    metrics: dict[str, Any]
+    records: RecordDict
 
 
 class FedMoEClient(NumPyClient):
@@ -71,11 +81,16 @@ class FedMoEClient(NumPyClient):
         private: where its own parameters are kept between rounds.
         own: the histories it has of its own; None: the data set's.
         simulated: whether noise may be drawn from the run's seed, which the server knows.
+
+        Attributes:
+            extra, kept, reply: of a client of one's own, see ``LocalRound``; ``kept`` is there after ``load_own``.
         """
         self.workbench = workbench
         self.client = client
         self.private = private
         self.simulated = simulated
+        self.extra, self.reply = RecordDict(), RecordDict()
+        self.kept: dict[str, NDArray[Any]] = {}
         self.histories: Histories = workbench.dataset.interactions if own is None else own
         self.users = [client] if own is None else own.users
 
@@ -91,15 +106,24 @@ class FedMoEClient(NumPyClient):
         """
         server, own, shared = self._start(parameters, config)
         users = [self.steps(user, int(config["server-round"])) for user in self._ordered_users(config)]
-        batches = (batch for steps in users for batch in steps.batches)
-        touched = touched_items(batches, self.workbench.model.num_items)
-        trained, outcome = self._train(server | own, touched, users, shared, config)
+        touched = self._touched(users)
         ids, table = touched.cpu().numpy(), (server | own)[TABLE]
-        sent = to_send(self.workbench, trained, ids, table, shared)
+        beside = partial(_proximal, shared, config)
+        train = partial(self._train, touched, users, config)
+        if (hooks := self.workbench.own_client) is None:
+            trained, outcome = train(server | own, beside)
+            sent = to_send(self.workbench, trained, ids, table, shared)
+        else:
+            given = self.workbench.settings, self.client, config, self.extra
+            this = LocalRound(*given, server | own, shared, ids, users, self.kept, train)
+            trained, outcome = hooked_training(hooks, this, beside)
+            sent = hooks.sent(this, to_send(self.workbench, trained, ids, table, shared))
+            self.reply = records_to_send(this)
         sent, metrics = self.as_asked(server, sent, {"num-examples": outcome.weight, **outcome.metrics}, config)
         if TABLE not in shared:
             trained[TABLE] = in_table(table, ids, trained[TABLE])
-        self.private.save({name: array for name, array in trained.items() if name not in set(shared)})
+        private = {name: array for name, array in trained.items() if name not in set(shared)}
+        self.keep(private)
         return list(sent.values()), int(metrics.pop("num-examples")), metrics
 
     def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
@@ -109,6 +133,8 @@ class FedMoEClient(NumPyClient):
         """
         bench, split = self.workbench, cast(Split, config["split"])
         server, own, _ = self._start(parameters, config)
+        if bench.own_client is not None:
+            own |= bench.own_client.ranks_with(self.kept)
         bench.load(server)
         common = client_metrics(bench.scorer(server), self.histories, self.users, split, bench.settings)
         personal = common
@@ -139,12 +165,21 @@ class FedMoEClient(NumPyClient):
             server, sent, metrics, config, partial(noise_stream, self.simulated, seed, number, self.client)
         )
 
-    def _start(self, parameters: NDArrays, config: Mapping[str, Any]) -> tuple[NamedArrays, NamedArrays, Sequence[str]]:
+    def load_own(self, shared: Collection[str]) -> NamedArrays:
+        """Return the client's own value of each parameter that is not ``shared``, where it has one."""
+        found = self.private.load()
+        self.kept = {name.removeprefix(KEPT): array for name, array in found.items() if name.startswith(KEPT)}
+        return {name: array for name, array in found.items() if name in self.workbench.shapes and name not in shared}
+
+    def keep(self, own: NamedArrays) -> None:
+        """Keep the private parameters of a round, and what a client of one's own wants kept."""
+        self.private.save(own | {KEPT + name: np.asarray(array) for name, array in self.kept.items()})
+
+    def _start(self, parameters: NDArrays, config: Mapping[str, Any]) -> tuple[NamedArrays, NamedArrays, list[str]]:
         """Return the server's arrays, the client's own value of those that are private, and the shared ones' names."""
         shared = self.workbench.names_in(tuple(config["shared"]))
         server = dict(zip(self.workbench.names, parameters, strict=True))
-        own = {name: array for name, array in self.private.load().items() if name not in set(shared)}
-        return server, own, shared
+        return server, self.load_own(set(shared)), shared
 
     def _ordered_users(self, config: Mapping[str, Any]) -> list[int]:
         """Return the users in the order in which they are trained on, which is drawn anew each round."""
@@ -153,13 +188,20 @@ class FedMoEClient(NumPyClient):
         rng = generator(self.workbench.settings.seed, "users of a silo", int(config["server-round"]), self.client)
         return [self.users[position] for position in rng.permutation(len(self.users))]
 
+    def _touched(self, users: Sequence[LocalSteps]) -> Tensor:
+        """Return the ids of the items whose rows are trained, ``[R]``, 0 first."""
+        bench = self.workbench
+        if bench.own_client is not None and bench.own_client.whole_table:
+            return torch.arange(bench.model.num_items + 1, device=bench.device)
+        return touched_items((batch for steps in users for batch in steps.batches), bench.model.num_items)
+
     def _train(
         self,
-        start: NamedArrays,
         touched: Tensor,
-        users: list[LocalSteps],
-        shared: Sequence[str],
+        users: Sequence[LocalSteps],
         config: Mapping[str, Any],
+        start: NamedArrays,
+        additions: Callable[[Parameters], Sequence[Addition]],
     ) -> tuple[NamedArrays, Outcome]:
         """Train on one user after the other; return all arrays, of the item table the touched rows alone."""
         bench, training = self.workbench, self.workbench.settings.training
@@ -167,10 +209,10 @@ class FedMoEClient(NumPyClient):
         outcomes = []
         with substituted(bench.model, substitutes(bench.model, start[TABLE], touched)):
             used = bench.parameters | {TABLE: bench.model.get_parameter(TABLE)}
-            proximal = _proximal([used[name] for name in shared], float(config.get("proximal-mu", 0.0)))
+            beside = additions(used)
             for steps in users:
                 steps = replace(steps, batches=[renumbered(batch, touched) for batch in steps.batches])
-                outcomes.append(train_steps(bench.model, steps, training, int(config["server-round"]), proximal))
+                outcomes.append(train_steps(bench.model, steps, training, int(config["server-round"]), beside))
             trained = {name: parameter.detach().cpu().numpy().copy() for name, parameter in used.items()}
         if len(outcomes) == 1:
             return trained, outcomes[0]
@@ -189,19 +231,22 @@ def workbench(run_config: Mapping[str, bool | int | float | str], catalogue: Pat
 
 
 def carry_out(
-    client: FedMoEClient, kind: str, packed: bytes, config: Mapping[str, Any]
-) -> tuple[wire.NamedArrays | None, dict[str, Any]]:
-    """Return the shared arrays (None after an evaluation) and the metrics, ``num-examples`` first.
+    client: FedMoEClient, kind: str, packed: bytes, config: Mapping[str, Any], extra: RecordDict | None = None
+) -> Answer:
+    """Carry out a message.
 
-    kind: ``train`` or ``evaluate``; packed: all parameters. Raises FedMoEError for arrays of another model.
+    kind: ``train`` or ``evaluate``; packed: all parameters; extra: the message's other records, for a client of one's
+    own. Raises FedMoEError for arrays of another model.
     """
     arrays = received(client.workbench, packed)
+    client.extra = extra or RecordDict()
     if kind == "train":
         trained, examples, metrics = client.fit(arrays, dict(config))
         names = client.reply_names(config["shared"], trained)
-        return dict(zip(names, trained, strict=True)), {"num-examples": examples, **metrics}
+        sent = dict(zip(names, trained, strict=True))
+        return Answer(sent, {"num-examples": examples, **metrics}, client.reply)
     _, examples, metrics = client.evaluate(arrays, dict(config))
-    return None, {"num-examples": examples, **metrics}
+    return Answer(None, {"num-examples": examples, **metrics}, client.reply)
 
 
 def received(bench: Workbench, packed: bytes) -> list[NDArray[np.float32]]:
@@ -247,42 +292,9 @@ def in_table(table: Table, touched: NDArray[np.int64], rows: NDArray[np.float32]
     return whole
 
 
-def substitutes(model: ResidualMoE, table: Table, touched: Tensor) -> dict[str, Tensor]:
-    """Return what stands for the catalogue in the model, by name, on the model's device.
-
-    That is the parameter ``items.ids.weight`` ``[R, D]`` and, of each modality, the buffers ``features.NAME.values``
-    ``[R, F]`` and ``features.NAME.present`` ``[R]``. ``torch.func.functional_call`` takes them as they are.
-
-    table: the item table to start from ``[V + 1, D]``; it is only read. touched: ids ``[R]``, see ``touched_items``.
-    """
-    found = {TABLE: torch.from_numpy(table).index_select(0, touched.cpu()).to(touched.device)}
-    for name, buffer in model.features.named_buffers():
-        found[f"features.{name}"] = buffer.index_select(0, touched)
-    return found
-
-
-@contextmanager
-def substituted(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let a model use other tensors for some of its parameters and buffers; afterwards it has its own again.
-
-    Unlike ``functional_call`` this lasts over several calls, and ``model.parameters()`` gives what is trained, which
-    optimiser, clipping and reports go by.
-    """
-    own: list[tuple[nn.Module, str, Tensor]] = []
-    try:
-        for name, tensor in tensors.items():
-            path, _, attribute = name.rpartition(".")
-            module = model.get_submodule(path)
-            before = getattr(module, attribute)
-            own.append((module, attribute, before))
-            setattr(module, attribute, nn.Parameter(tensor) if isinstance(before, nn.Parameter) else tensor)
-        yield
-    finally:
-        for module, attribute, before in own:
-            setattr(module, attribute, before)
-
-
-def _proximal(parameters: list[nn.Parameter], mu: float) -> Proximal | None:
-    if mu == 0.0:
-        return None
-    return Proximal(mu, parameters, [parameter.detach().clone() for parameter in parameters])
+def _proximal(shared: Sequence[str], config: Mapping[str, Any], used: Parameters) -> list[Addition]:
+    """Return FedProx's term over the shared parameters, where the strategy asks for it."""
+    if not (mu := float(config.get("proximal-mu", 0.0))):
+        return []
+    parameters = [used[name] for name in shared]
+    return [Proximal(mu, parameters, [parameter.detach().clone() for parameter in parameters])]

@@ -5,7 +5,7 @@ Shapes: B windows, L positions, P earlier items for the experts' memory, n negat
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
@@ -143,12 +143,23 @@ def load(parameters: Mapping[str, nn.Parameter], arrays: Mapping[str, NDArray[np
             parameters[name].copy_(torch.from_numpy(array))
 
 
+class Addition:
+    """What a training has beside the loss: a term of it, and a word on the gradients before each step."""
+
+    def term(self) -> Tensor | None:
+        """Return a scalar that is added to the loss, or None."""
+        return None
+
+    def step(self) -> None:
+        """Change the clipped gradients before the optimiser's step."""
+
+
 @dataclass(frozen=True)
-class Proximal:
+class Proximal(Addition):
     """FedProx (Li et al., MLSys 2020): ``mu / 2 * ||w - w_server||^2`` over the shared parameters."""
 
     mu: float
-    parameters: list[nn.Parameter]
+    parameters: Sequence[Tensor]
     server: list[Tensor]
 
     def term(self) -> Tensor:
@@ -179,7 +190,7 @@ def train_locally(
     """
     device = next(model.parameters()).device
     steps = draw_steps(items, model.num_items, settings, client, server_round, device)
-    return train_steps(model, steps, settings.training, server_round, proximal)
+    return train_steps(model, steps, settings.training, server_round, [] if proximal is None else [proximal])
 
 
 def train_steps(
@@ -187,7 +198,7 @@ def train_steps(
     steps: LocalSteps,
     training: TrainingSettings,
     server_round: int,
-    proximal: Proximal | None = None,
+    additions: Sequence[Addition] = (),
 ) -> Outcome:
     """Train the model in place, with a new optimiser. Raises FloatingPointError if the loss is not finite."""
     parameters = dict(model.named_parameters())
@@ -198,10 +209,15 @@ def train_steps(
     reports = []
     for batch in steps.batches:
         losses, scores = objective(model, batch, training)
-        total = losses.total if proximal is None else losses.total + proximal.term()
+        total = losses.total
+        for addition in additions:
+            if (term := addition.term()) is not None:
+                total = total + term
         optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         gate_gradient = clip_gradients(parameters, training)
+        for addition in additions:
+            addition.step()
         optimizer.step()
         reports.append((int((batch.targets > 0).sum()), _report(model, losses, scores, gate_gradient)))
     return Outcome(steps.weight, weighted_means(reports))

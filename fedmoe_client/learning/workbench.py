@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from data.dataset import Dataset
 from fedmoe.errors import FedMoEError
@@ -16,6 +18,7 @@ from fedmoe.loading import from_run_config
 from fedmoe.modalities import EXPERT, selected
 from fedmoe.settings import Settings
 from fedmoe_client.learning.evaluation import Scorer, catalogue_side, model_scorer
+from fedmoe_client.learning.own_client import TABLE, own_client
 from fedmoe_client.learning.training import load
 from fedmoe_client.store.identity import identity_of, item_numbers, own_dataset
 from model.build import build_model, parameter_names
@@ -30,6 +33,7 @@ class Workbench:
         names, shapes: of the parameters.
         groups: group -> names of its parameters.
         names_in: names of the parameters of a tuple of groups, or of patterns of groups, in the model's order.
+        own_client: the hooks of a client of one's own; None: there are none.
         received: the packed arrays that the server sent last, and these arrays (see ``client.received``).
     """
 
@@ -43,6 +47,7 @@ class Workbench:
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
         self.groups = parameter_names(self.model)
         self.names_in = lru_cache(self._names_in)  # asked by every client, and answered from the cache
+        self.own_client = own_client(settings)
         self.received: tuple[bytes, list[NDArray[np.float32]]] | None = None
         self._catalogue_side: tuple[list[NDArray[np.float32]], ItemSide] | None = None
 
@@ -102,6 +107,41 @@ class Workbench:
     def _item_names(self) -> list[str]:
         """Names of the parameters that what the model makes of items alone can depend on: items' and experts'."""
         return self.names_in(tuple(group for group in self.groups if group == "embedding" or group.startswith(EXPERT)))
+
+
+def substitutes(model: ResidualMoE, table: NDArray[np.float32], touched: Tensor) -> dict[str, Tensor]:
+    """Return what stands for the catalogue in the model, by name, on the model's device.
+
+    That is the parameter ``items.ids.weight`` ``[R, D]`` and, of each modality, the buffers ``features.NAME.values``
+    ``[R, F]`` and ``features.NAME.present`` ``[R]``. ``torch.func.functional_call`` takes them as they are.
+
+    table: the item table to start from ``[V + 1, D]``; it is only read. touched: ids ``[R]``, see ``touched_items``.
+    """
+    found = {TABLE: torch.from_numpy(table).index_select(0, touched.cpu()).to(touched.device)}
+    for name, buffer in model.features.named_buffers():
+        found[f"features.{name}"] = buffer.index_select(0, touched)
+    return found
+
+
+@contextmanager
+def substituted(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let a model use other tensors for some of its parameters and buffers; afterwards it has its own again.
+
+    Unlike ``functional_call`` this lasts over several calls, and ``model.parameters()`` gives what is trained, which
+    optimiser, clipping and reports go by.
+    """
+    own: list[tuple[nn.Module, str, Tensor]] = []
+    try:
+        for name, tensor in tensors.items():
+            path, _, attribute = name.rpartition(".")
+            module = model.get_submodule(path)
+            before = getattr(module, attribute)
+            own.append((module, attribute, before))
+            setattr(module, attribute, nn.Parameter(tensor) if isinstance(before, nn.Parameter) else tensor)
+        yield
+    finally:
+        for module, attribute, before in own:
+            setattr(module, attribute, before)
 
 
 @lru_cache(maxsize=1)

@@ -18,10 +18,12 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedmoe.errors import FedMoEError
-from fedmoe.wire import packed_bytes, to_record
-from fedmoe_client.app import app, number_of, train_reply
-from fedmoe_client.learning.client import TABLE, FedMoEClient, received, to_send, workbench
+from fedmoe.wire import NamedArrays, packed_bytes, to_record
+from fedmoe_client.app import app, extra_of, number_of, train_reply
+from fedmoe_client.learning.client import FedMoEClient, received, to_send, workbench
+from fedmoe_client.learning.own_client import TABLE, LocalRound, records_to_send, trained_alone
 from fedmoe_client.learning.private_reply import ASKED
+from fedmoe_client.learning.training import Outcome
 from fedmoe_client.learning.workbench import Workbench
 from fedmoe_client.stacked.training import Member, StackTrainer, Trained, UpdateSum, stacks_of
 from fedmoe_client.store.private import InContext
@@ -47,8 +49,12 @@ def train(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool
     Raises FedMoEError if these settings' clients cannot be stacked: they must be trained one by one.
     """
     this = _begin(messages[0], contexts)
+    if reduce and this.bench.own_client is not None:
+        raise FedMoEError(f"the hooks of {this.bench.settings.training.client} see single clients, not their mean")
     if reduce and not ASKED.isdisjoint(this.config):
         raise FedMoEError("replies that are clipped, or made noisy, cannot be merged before they are")
+    for message, client in zip(messages, this.clients, strict=True):
+        client.extra = extra_of(message)
     members, alone = _members(this, reduce)
     total = UpdateSum({name: this.server[name] for name in this.shared}, this.bench.settings) if reduce else None
     replies: dict[int, Message] = {}
@@ -60,7 +66,7 @@ def train(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool
             continue
         if total is None:
             for place, (arrays, metrics) in _each(this, trained):
-                replies[place] = train_reply(messages[place], arrays, metrics)
+                replies[place] = train_reply(messages[place], arrays, metrics, this.clients[place].reply)
         else:
             total.add(trained)
         _keep_private(this, trained)
@@ -75,6 +81,10 @@ def _begin(message: Message, contexts: Sequence[Context]) -> _Round:
     arrays = received(bench, packed_bytes(message.content.array_records["arrays"]))
     server = {name: torch.from_numpy(each).to(bench.device) for name, each in zip(bench.names, arrays, strict=True)}
     shared = bench.names_in(tuple(cast(list[str], config["shared"])))
+    if bench.own_client is not None and (own := trained_alone(bench.own_client)):
+        raise FedMoEError(
+            f"training.client {bench.settings.training.client} has {', '.join(own)}, which does not stack"
+        )
     if bench.settings.training.loss == "softmax":
         raise FedMoEError("training.loss = softmax runs over the whole catalogue, which does not stack")
     if TABLE not in shared:
@@ -101,9 +111,7 @@ def _members(this: _Round, reduce: bool) -> tuple[list[Member], list[int]]:
             alone.append(place)  # the server refuses the reply, which it cannot do to a part of a mean
             continue
         own = {
-            name: torch.from_numpy(array).to(this.bench.device)
-            for name, array in client.private.load().items()
-            if name not in this.shared
+            name: torch.from_numpy(array).to(this.bench.device) for name, array in client.load_own(this.shared).items()
         }
         members.append(Member(place, steps, own))
     if this.config.get("proximal-mu", 0.0) and any(len(member.steps.batches) > 1 for member in members):
@@ -115,7 +123,8 @@ def _keep_private(this: _Round, trained: Trained) -> None:
     private = [name for name in this.bench.names if name not in this.shared]
     values = {name: trained.parameters[name].cpu().numpy() for name in private}
     for row, member in enumerate(trained.members):
-        this.clients[member.place].private.save({name: np.array(value[row]) for name, value in values.items()})
+        client = this.clients[member.place]
+        client.keep({name: np.array(value[row]) for name, value in values.items()})
 
 
 def _each(this: _Round, trained: Trained) -> Iterator[tuple[int, tuple[dict[str, Any], dict[str, Any]]]]:
@@ -127,9 +136,23 @@ def _each(this: _Round, trained: Trained) -> Iterator[tuple[int, tuple[dict[str,
         size = np.count_nonzero(touched[row]) + 1  # rows beyond the client's own are padding
         own = {name: np.asarray(value[row]) for name, value in values.items()}
         sent = to_send(this.bench, own | {TABLE: own[TABLE][:size]}, touched[row, :size], server[TABLE], this.shared)
+        client = this.clients[member.place]
+        if (hooks := this.bench.own_client) is not None:
+            given = this.bench.settings, client.client, this.config, client.extra
+            start = server | {name: each.cpu().numpy() for name, each in member.own.items()}
+            told = LocalRound(
+                *given, start, list(this.shared), touched[row, :size], [member.steps], client.kept, _alone
+            )
+            hooks.before_round(told)
+            sent, client.reply = hooks.sent(told, sent), records_to_send(told)
         numbers = {name: float(value[row]) for name, value in trained.metrics.items()}
         metrics = {"num-examples": member.steps.weight, **numbers}
-        yield member.place, this.clients[member.place].as_asked(server, sent, metrics, this.config)
+        yield member.place, client.as_asked(server, sent, metrics, this.config)
+
+
+def _alone(*_: Any) -> tuple[NamedArrays, Outcome]:
+    """Stand for the training of a client of one's own, which only hooks that do not stack may ask for."""
+    raise FedMoEError("a client that trains once more must do so in after_round, for which it is trained alone")
 
 
 def _mean_reply(message: Message, total: UpdateSum) -> Message:

@@ -20,7 +20,8 @@ from torch.func import vmap
 
 from fedmoe.settings import Settings, TrainingSettings
 from fedmoe.wire import NamedArrays, packed_size
-from fedmoe_client.learning.client import ROWS, TABLE, travels_as_rows
+from fedmoe_client.learning.client import ROWS, travels_as_rows
+from fedmoe_client.learning.own_client import TABLE
 from fedmoe_client.learning.training import (
     LocalSteps,
     decayed,

@@ -179,16 +179,18 @@ class Guard:
         """Return a new record of the same content, the arrays checked and in the order of ``expected``."""
         if self.expected is None:
             return RecordDict({key: record.copy() for key, record in content.items()})
-        if len(content.array_records) != 1:
-            raise _Refused(f"it holds {len(content.array_records)} array records, one is needed")
-        record = next(iter(content.array_records.values()))
+        records = content.array_records
+        if len(records) != 1 and "arrays" not in records:
+            raise _Refused(f"it holds {len(records)} array records, one is needed, or one named 'arrays' among others")
+        main = "arrays" if "arrays" in records else next(iter(records))
+        record = records[main]
         for name in record:
             if name.removesuffix(ROWS) not in self.expected:
                 raise _Refused(
                     f"parameter '{name}' is not aggregated in this round; clients may send the shared ones only"
                 )
         arrays = {name: _array(name, record, like) for name, like in self.expected.items()}
-        others = {key: record.copy() for key, record in content.items() if not isinstance(record, ArrayRecord)}
+        others = {key: record.copy() for key, record in content.items() if key != main}
         # A fixed key: Flower demands the same ones in all replies.
         return RecordDict({"arrays": record_of(arrays), **others})
 

@@ -65,6 +65,6 @@ class Deployment:
 
     def train(self, number: int, run: str = "run", shared: list[str] = SHARED, **node: Any) -> dict[str, bytes]:
         """Do a round's training and return the bytes of what travels."""
-        arrays, _ = perform(self.task("train", number, run, shared, **node))
+        arrays, _, _ = perform(self.task("train", number, run, shared, **node))
         assert arrays is not None
         return {name: array.tobytes() for name, array in arrays.items()}

@@ -34,7 +34,7 @@ def simulated(deployment: Deployment, rounds: int) -> list[dict[str, bytes]]:
     for number in range(1, rounds + 1):
         config = {"server-round": number, "shared": SHARED}
         packed = packed_bytes(deployment.arrays())
-        arrays, _ = perform(Task("train", packed, config, Node(USER), deployment.run_config, "s"), state)
+        arrays, _, _ = perform(Task("train", packed, config, Node(USER), deployment.run_config, "s"), state)
         assert arrays is not None
         sent.append({name: array.tobytes() for name, array in arrays.items()})
     return sent
@@ -89,8 +89,8 @@ def test_evaluation_is_that_of_the_simulation_with_sampled_candidates_too(tmp_pa
     deployment = Deployment(tmp_path, words=[*WORDS, "protocol=sampled", "num_candidates=10"])
     config = {"server-round": 1, "shared": list(GROUPS), "split": "test"}
     arrays = packed_bytes(deployment.arrays())
-    _, expected = perform(Task("evaluate", arrays, config, Node(USER), deployment.run_config, "s"), RecordDict())
-    _, found = perform(deployment.task("evaluate", 1, shared=list(GROUPS)))
+    _, expected, _ = perform(Task("evaluate", arrays, config, Node(USER), deployment.run_config, "s"), RecordDict())
+    _, found, _ = perform(deployment.task("evaluate", 1, shared=list(GROUPS)))
     assert found == expected
 
 
@@ -101,7 +101,7 @@ def test_state_survives_a_crash_and_belongs_to_the_model_not_to_the_run(deployme
     workbench_module._workbench_of.cache_clear()  # all that a process had in its memory
     assert deployment.train(2) == expected[1]
     gate = private_gate(deployment)
-    record, _ = perform(deployment.task("evaluate", 1, run="another"))
+    record, _, _ = perform(deployment.task("evaluate", 1, run="another"))
     assert record is None
     first = deployment.train(1, run="another")
     assert first != expected[0]  # the second run goes on from what the first has left
@@ -120,9 +120,9 @@ def test_another_model_starts_afresh_and_finds_its_own_again(deployment: Deploym
 def test_new_items_are_picked_up_in_the_next_round(deployment: Deployment) -> None:
     items = deployment.dataset.interactions.history(USER)
     deployment.write_history(items[:6])
-    _, before = perform(deployment.task("train", 1))
+    _, before, _ = perform(deployment.task("train", 1))
     deployment.write_history(items[:8])
-    _, after = perform(deployment.task("train", 2))
+    _, after, _ = perform(deployment.task("train", 2))
     assert (before["num-examples"], after["num-examples"]) == (3, 5)
     (state,) = deployment.state_dir.glob("private-*.state")
     memory = kept_memory(StateFolder(deployment.state_dir).load(state.stem))
@@ -136,11 +136,11 @@ def test_a_silo_trains_on_all_its_users_and_counts_them(deployment: Deployment) 
     for user in (1, 4, 7):
         ids = known.item_ids[known.history(user)]
         (silo / f"user{user}.txt").write_text("".join(f"{item}\n" for item in ids))
-    record, trained = perform(deployment.task("train", 1, history=str(silo)))
+    record, trained, _ = perform(deployment.task("train", 1, history=str(silo)))
     assert record is not None
     assert trained["num-examples"] == sum(len(known.history(user)) - 3 for user in (1, 4, 7))
     assert np.isfinite(list(trained.values())).all()
-    _, evaluated = perform(deployment.task("evaluate", 1, history=str(silo)))
+    _, evaluated, _ = perform(deployment.task("evaluate", 1, history=str(silo)))
     assert evaluated["num-examples"] == 3
     alone = {path.name for path in silo.iterdir()}
     assert alone == {"user1.txt", "user4.txt", "user7.txt"}

@@ -43,7 +43,7 @@ def resident(client: Deployment) -> Deployment:
 def train_there(deployment: Deployment, number: int, **node: object) -> dict[str, bytes]:
     config = {"server-round": number, "shared": SHARED}
     sent, place = packed_bytes(deployment.arrays()), deployment.node(warm=True, **node)
-    arrays, metrics = perform_there("train", sent, config, place, deployment.run_config, "run")
+    arrays, metrics, _ = perform_there("train", sent, config, place, deployment.run_config, "run")
     assert arrays is not None
     assert metrics["num-examples"] > 0
     return {name: array.tobytes() for name, array in arrays.items()}

@@ -16,9 +16,9 @@ from data.registry import load_dataset
 from data.sampling import training_part
 from fedmoe.loading import load_settings
 from fedmoe.modalities import GROUPS
-from fedmoe_client.learning.client import ROWS, TABLE, FedMoEClient, in_table, substituted, substitutes, travels_as_rows
+from fedmoe_client.learning.client import ROWS, TABLE, FedMoEClient, in_table, travels_as_rows
 from fedmoe_client.learning.training import Proximal, renumbered, touched_items, train_locally
-from fedmoe_client.learning.workbench import Workbench
+from fedmoe_client.learning.workbench import Workbench, substituted, substitutes
 from fedmoe_client.store.private import InContext
 from model.losses import WindowBatch
 
