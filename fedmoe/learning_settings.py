@@ -1,0 +1,58 @@
+"""The settings of what clients do: how they train, and how their held-out items are ranked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedmoe.section import Count, CountOrZero, NonNegative, Positive, Probability, Section
+
+
+class TrainingSettings(Section):
+    """What a client does with its own history in one round."""
+
+    client: str = Field("plain", description="plain, or package.module:Class for a client of your own")
+    client_parameters: dict[str, Any] = Field({}, description="arguments of a client of your own")
+    local_epochs: Count = Field(1, description="passes over the client's windows in a round")
+    windows: Literal["all", "latest", "random"] = Field(
+        "all", description="windows of an epoch: all, the latest one, or one ending at a random position"
+    )
+    max_windows: CountOrZero = Field(
+        2, description="windows of an epoch: at most so many, the latest and others drawn anew each time; 0: all"
+    )
+    batch_size: Count = Field(32, description="windows of one local step")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="the client's optimiser, new each round")
+    learning_rate: Positive = Field(0.1, description="the client's learning rate")
+    learning_rate_warmup_rounds: CountOrZero = Field(
+        0, description="rounds over which the client's learning rate rises from 0"
+    )
+    momentum: Probability = Field(0.0, description="momentum (sgd)")
+    weight_decay: NonNegative = Field(0.0, description="decay of the weights, never of item embeddings")
+    clip_norm: NonNegative = Field(5.0, description="largest norm of a step's gradient; 0: no clipping")
+    clip_gate: NonNegative = Field(1.0, description="largest gradient of the gate; 0: no clipping")
+    loss: Literal["sampled_softmax", "softmax", "bpr", "gbce"] = Field(
+        "sampled_softmax", description="softmax over the positive and sampled negatives, or all items; BPR; gBCE"
+    )
+    num_negatives: Count = Field(128, description="negatives of a window, outside the user's training items")
+    gbce_calibration: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.75, description="t of gBCE")
+    balance_weight: NonNegative = Field(0.01, description="weight of the router's load-balance loss")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the model's products in training; bfloat16: parameters and losses stay float32"
+    )
+
+    @model_validator(mode="after")
+    def _momentum_is_used(self) -> Self:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum is for sgd: set it to 0, or optimizer to sgd in place of {self.optimizer}")
+        return self
+
+
+class EvaluationSettings(Section):
+    """How the held-out item is ranked."""
+
+    protocol: Literal["full", "sampled"] = Field(
+        "full", description="rank among all items not seen, or among 1 + num_candidates sampled"
+    )
+    num_candidates: Count = Field(100, description="sampled negatives, fixed for a user and seed")
+    cutoffs: tuple[Count, ...] = Field((5, 10, 20, 50), description="K of HR@K and NDCG@K; 10 is always there")
