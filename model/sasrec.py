@@ -7,7 +7,8 @@ Shapes: B windows, L positions, H heads, D hidden size, V items (rows 1..V; row 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -199,3 +200,39 @@ def attention_mask(present: Tensor) -> Tensor:
     itself = torch.eye(length, dtype=torch.bool, device=present.device)
     allowed: Tensor = (causal & present.unsqueeze(1)) | itself
     return allowed.unsqueeze(1)
+
+
+def substitutes(features: nn.ModuleDict, table: np.ndarray, touched: Tensor) -> dict[str, Tensor]:
+    """Return what stands for the catalogue in the model, by name, on the model's device.
+
+    That is the parameter ``items.ids.weight`` ``[R, D]`` and, of each modality, the buffers ``features.NAME.values``
+    ``[R, F]`` and ``features.NAME.present`` ``[R]``. ``torch.func.functional_call`` takes them as they are.
+
+    features: of the catalogue, by modality. table: the item table to start from ``[V + 1, D]``; it is only read.
+    touched: ids ``[R]``, the padding's first.
+    """
+    found = {"items.ids.weight": torch.from_numpy(table).index_select(0, touched.cpu()).to(touched.device)}
+    for name, buffer in features.named_buffers():
+        found[f"features.{name}"] = buffer.index_select(0, touched)
+    return found
+
+
+@contextmanager
+def substituted(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let a model use other tensors for some of its parameters and buffers; afterwards it has its own again.
+
+    Unlike ``functional_call`` this lasts over several calls, and ``model.parameters()`` gives what is trained, which
+    optimiser, clipping and reports go by.
+    """
+    own: list[tuple[nn.Module, str, Tensor]] = []
+    try:
+        for name, tensor in tensors.items():
+            path, _, attribute = name.rpartition(".")
+            module = model.get_submodule(path)
+            before = getattr(module, attribute)
+            own.append((module, attribute, before))
+            setattr(module, attribute, nn.Parameter(tensor) if isinstance(before, nn.Parameter) else tensor)
+        yield
+    finally:
+        for module, attribute, before in own:
+            setattr(module, attribute, before)

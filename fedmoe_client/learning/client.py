@@ -42,10 +42,11 @@ from fedmoe_client.learning.training import (
     train_steps,
     weighted_means,
 )
-from fedmoe_client.learning.workbench import Workbench, made_workbench, substituted, substitutes
+from fedmoe_client.learning.workbench import Workbench, made_workbench
 from fedmoe_client.store.history import OwnHistories
 from fedmoe_client.store.identity import catalogue_stamp
 from fedmoe_client.store.private import NamedArrays, PrivateParameters
+from model.sasrec import substituted, substitutes
 
 ROWS = f"{TABLE}{wire.ROWS}"
 KEPT = "client/"  # begins the names of what a client of one's own keeps beside its private parameters
@@ -53,8 +54,7 @@ Table = NDArray[np.float32]  # [V + 1, D], row 0 is the padding
 
 
 class Answer(NamedTuple):
-    """What a message comes to. arrays: the shared ones, None after an evaluation; metrics: ``num-examples`` first;
-    records: further ones that a client of one's own sends, by name."""
+    """arrays: None after an evaluation; metrics: ``num-examples`` first; records: of a client of one's own."""
 
     arrays: wire.NamedArrays | None
     metrics: dict[str, Any]
@@ -190,8 +190,8 @@ class FedMoEClient(NumPyClient):
 
     def _touched(self, users: Sequence[LocalSteps]) -> Tensor:
         """Return the ids of the items whose rows are trained, ``[R]``, 0 first."""
-        bench = self.workbench
-        if bench.own_client is not None and bench.own_client.whole_table:
+        bench, own = self.workbench, self.workbench.own_client
+        if own is not None and own.whole_table:
             return torch.arange(bench.model.num_items + 1, device=bench.device)
         return touched_items((batch for steps in users for batch in steps.batches), bench.model.num_items)
 
@@ -207,12 +207,12 @@ class FedMoEClient(NumPyClient):
         bench, training = self.workbench, self.workbench.settings.training
         load(bench.parameters, {name: array for name, array in start.items() if name != TABLE})
         outcomes = []
-        with substituted(bench.model, substitutes(bench.model, start[TABLE], touched)):
+        with substituted(bench.model, substitutes(bench.model.features, start[TABLE], touched)):
             used = bench.parameters | {TABLE: bench.model.get_parameter(TABLE)}
             beside = additions(used)
             for steps in users:
-                steps = replace(steps, batches=[renumbered(batch, touched) for batch in steps.batches])
-                outcomes.append(train_steps(bench.model, steps, training, int(config["server-round"]), beside))
+                local = replace(steps, batches=[renumbered(batch, touched) for batch in steps.batches])
+                outcomes.append(train_steps(bench.model, local, training, int(config["server-round"]), beside))
             trained = {name: parameter.detach().cpu().numpy().copy() for name, parameter in used.items()}
         if len(outcomes) == 1:
             return trained, outcomes[0]

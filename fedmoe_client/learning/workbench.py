@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from data.dataset import Dataset
 from fedmoe.errors import FedMoEError
@@ -18,7 +16,7 @@ from fedmoe.loading import from_run_config
 from fedmoe.modalities import EXPERT, selected
 from fedmoe.settings import Settings
 from fedmoe_client.learning.evaluation import Scorer, catalogue_side, model_scorer
-from fedmoe_client.learning.own_client import TABLE, own_client
+from fedmoe_client.learning.own_client import own_client
 from fedmoe_client.learning.training import load
 from fedmoe_client.store.identity import identity_of, item_numbers, own_dataset
 from model.build import build_model, parameter_names
@@ -107,41 +105,6 @@ class Workbench:
     def _item_names(self) -> list[str]:
         """Names of the parameters that what the model makes of items alone can depend on: items' and experts'."""
         return self.names_in(tuple(group for group in self.groups if group == "embedding" or group.startswith(EXPERT)))
-
-
-def substitutes(model: ResidualMoE, table: NDArray[np.float32], touched: Tensor) -> dict[str, Tensor]:
-    """Return what stands for the catalogue in the model, by name, on the model's device.
-
-    That is the parameter ``items.ids.weight`` ``[R, D]`` and, of each modality, the buffers ``features.NAME.values``
-    ``[R, F]`` and ``features.NAME.present`` ``[R]``. ``torch.func.functional_call`` takes them as they are.
-
-    table: the item table to start from ``[V + 1, D]``; it is only read. touched: ids ``[R]``, see ``touched_items``.
-    """
-    found = {TABLE: torch.from_numpy(table).index_select(0, touched.cpu()).to(touched.device)}
-    for name, buffer in model.features.named_buffers():
-        found[f"features.{name}"] = buffer.index_select(0, touched)
-    return found
-
-
-@contextmanager
-def substituted(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let a model use other tensors for some of its parameters and buffers; afterwards it has its own again.
-
-    Unlike ``functional_call`` this lasts over several calls, and ``model.parameters()`` gives what is trained, which
-    optimiser, clipping and reports go by.
-    """
-    own: list[tuple[nn.Module, str, Tensor]] = []
-    try:
-        for name, tensor in tensors.items():
-            path, _, attribute = name.rpartition(".")
-            module = model.get_submodule(path)
-            before = getattr(module, attribute)
-            own.append((module, attribute, before))
-            setattr(module, attribute, nn.Parameter(tensor) if isinstance(before, nn.Parameter) else tensor)
-        yield
-    finally:
-        for module, attribute, before in own:
-            setattr(module, attribute, before)
 
 
 @lru_cache(maxsize=1)

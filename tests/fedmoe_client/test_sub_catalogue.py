@@ -18,9 +18,10 @@ from fedmoe.loading import load_settings
 from fedmoe.modalities import GROUPS
 from fedmoe_client.learning.client import ROWS, TABLE, FedMoEClient, in_table, travels_as_rows
 from fedmoe_client.learning.training import Proximal, renumbered, touched_items, train_locally
-from fedmoe_client.learning.workbench import Workbench, substituted, substitutes
+from fedmoe_client.learning.workbench import Workbench
 from fedmoe_client.store.private import InContext
 from model.losses import WindowBatch
+from model.sasrec import substituted, substitutes
 
 SMALL = (
     "dataset=synthetic users=8 data.synthetic.items=400 dim=8 attention_dim=8 blocks=1 max_seq_len=6 memory_size=6 "
@@ -70,7 +71,7 @@ def test_substitutes_hold_the_touched_rows() -> None:
     bench = bench_of()
     table = bench.take([TABLE])[TABLE]
     touched = torch.tensor([0, 3, 399])
-    found = substitutes(bench.model, table, touched)
+    found = substitutes(bench.model.features, table, touched)
     assert set(found) == {TABLE, *(f"features.{n}.{k}" for n in ("visual", "text") for k in ("values", "present"))}
     assert np.array_equal(found[TABLE].numpy(), table[[0, 3, 399]])
     values = bench.model.features["visual"].values
@@ -88,7 +89,7 @@ def test_a_functional_call_takes_the_substitutes() -> None:
     ids = batch([[0] * 6 + [1, 2, 30, 4, 5, 60]], [[2, 30, 4, 5, 60, 7]], [[8, 90]])
     touched = touched_items([ids], 400)
     small = renumbered(ids, touched)
-    found = substitutes(bench.model, bench.take([TABLE])[TABLE], touched)
+    found = substitutes(bench.model.features, bench.take([TABLE])[TABLE], touched)
     assert ids.negatives is not None and small.negatives is not None
     whole = bench.model(ids.context, 6, torch.cat([ids.targets, ids.negatives], dim=1)).scores
     candidates = torch.cat([small.targets, small.negatives], dim=1)
