@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
@@ -56,7 +56,7 @@ class Resident:
         deadline = time.monotonic() + self._idle_seconds
         while time.monotonic() < deadline:
             if not self._called():
-                if self._watched is None or not runs(self._watched):
+                if not self._wanted():
                     return
                 continue
             connection, _ = self._listener.accept()
@@ -65,6 +65,10 @@ class Resident:
                 if not self._answer(connection):
                     return
             deadline = time.monotonic() + self._idle_seconds
+
+    def _wanted(self) -> bool:
+        """Whether the watched process still runs: without it no reply gets anywhere."""
+        return self._watched is not None and runs(self._watched)
 
     def _called(self) -> bool:
         return bool(select.select([self._listener], [], [], min(LOOK_SECONDS, self._idle_seconds))[0])
@@ -85,7 +89,7 @@ class Resident:
                 send(connection, {})
                 self._fork(request, connection, descriptors)
                 return True
-            answer, found = _attempt(request, blobs)
+            answer, found = _attempt(request, blobs, self._wanted)
             if request["do"] != "prepare":  # of which the caller does not wait for the end
                 send(connection, answer, found)
         except OSError as error:  # the caller is gone; the next one is another
@@ -110,25 +114,32 @@ def _process(pid: int) -> psutil.Process | None:
         return None
 
 
-def _attempt(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
+def _attempt(
+    request: dict[str, Any], blobs: list[bytes], wanted: Callable[[], bool]
+) -> tuple[dict[str, Any], list[bytes]]:
     """Return the answer to a request, or what went wrong."""
     try:
-        return _carry_out(request, blobs)
+        return _carry_out(request, blobs, wanted)
     except Exception as error:  # whatever a message runs into is the message's failure; this process stays
         if not isinstance(error, FedMoEError):
             traceback.print_exc()
         return {"error": reason_of(error)}, []
 
 
-def _carry_out(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
+def _carry_out(
+    request: dict[str, Any], blobs: list[bytes], wanted: Callable[[], bool]
+) -> tuple[dict[str, Any], list[bytes]]:
     from fedmoe_client.device.task import Task, perform
     from fedmoe_client.learning.client import workbench
 
     if request["do"] == "prepare":
         workbench(request["run_config"], None if request["catalogue"] is None else Path(request["catalogue"]))
         return {}, []
+    if not wanted():
+        raise FedMoEError("the node that asked has ended")
     kind, config, node = request["kind"], request["config"], node_from(request["node"])
-    task = Task(kind, blobs[0], config, node, request["run_config"], request["run"], pickle.loads(blobs[1]))
+    extra = pickle.loads(blobs[1])
+    task = Task(kind, blobs[0], config, node, request["run_config"], request["run"], extra, wanted)
     arrays, metrics, records = perform(task)
     return {"metrics": metrics}, [pickle.dumps(records), *([] if arrays is None else [pack(arrays)])]
 

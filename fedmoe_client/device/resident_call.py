@@ -82,7 +82,8 @@ def call(
     """Return the resident process's answer; start it if need be.
 
     A process that ends before it answers, because it is another version's or its node is gone, is replaced once: a
-    message that is carried out twice starts from the same private parameters both times.
+    message that is carried out twice starts from the same private parameters both times. Where the node itself is
+    gone, nobody waits for the answer, and the next process keeps nothing of it.
 
     Raises FedMoEError with one line that says what went wrong there.
     """

@@ -6,7 +6,7 @@ folder in which it keeps its private parameters and the last global model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -37,6 +37,7 @@ class Task:
         run_config: the run's settings.
         run: the run's name; the same when the run is resumed.
         extra: the message's other records, for a client of one's own.
+        wanted: whether the node that asked still runs and can send the reply.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Task:
     run_config: Mapping[str, Any]
     run: str
     extra: RecordDict | None = None
+    wanted: Callable[[], bool] = lambda: True
 
 
 def perform(task: Task, state: RecordDict | None = None) -> Answer:
@@ -81,6 +83,7 @@ def _client_of(store: StateFolder, task: Task, bench: Workbench) -> FedMoEClient
         int(task.config["server-round"]),
         task.kind == "train",
         2 * bench.settings.federation.checkpoint_every,
+        wanted=task.wanted,
     )
     client = FedMoEClient(bench, number, private, own)
     reach = max(bench.settings.model.memory_size, bench.settings.model.max_seq_len)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmoe.errors import FedMoEError
 from fedmoe.wire import is_packed, packed_bytes, to_record, unpack
 from fedmoe_client.store.folder import State, StateFolder
 
@@ -91,6 +93,7 @@ class InFolder(PrivateParameters):
         keep_rounds: rounds to keep behind this one, at least those that a resume may go back.
         memory: name of a user's history -> its latest items, which the experts attend over; kept beside. Empty: as
             it was.
+        wanted: asked before anything is kept: whether the reply can still reach the server.
     """
 
     store: StateFolder
@@ -100,6 +103,7 @@ class InFolder(PrivateParameters):
     training: bool
     keep_rounds: int
     memory: dict[str, NDArray[np.int32]] = field(default_factory=dict)
+    wanted: Callable[[], bool] = lambda: True
 
     def load(self) -> NamedArrays:
         """Return the arrays to start from."""
@@ -111,7 +115,12 @@ class InFolder(PrivateParameters):
         return (own or entries)[-1].arrays if entries else {}
 
     def _keep(self, arrays: NamedArrays) -> None:
-        """Keep arrays as the value after this round, and forget what the same run said of later rounds."""
+        """Keep arrays as the value after this round, and forget what the same run said of later rounds.
+
+        Raises FedMoEError if nobody waits for the reply: the client's state is that of rounds which the server knows.
+        """
+        if not self.wanted():
+            raise FedMoEError("the node ended while the client trained: nothing is kept of this round")
         entries = _up_to(self._entries(), self.run, self.round - 1)
         self._write(_recent([*entries, Entry(self.run, self.round, arrays)], self.keep_rounds))
 

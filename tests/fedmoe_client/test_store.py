@@ -45,6 +45,14 @@ def test_what_is_saved_is_loaded_by_its_owner_alone(store: StateFolder) -> None:
     assert store.load("y") is None
 
 
+def test_nothing_is_kept_of_a_training_whose_reply_cannot_be_sent(store: StateFolder) -> None:
+    parameters(store, 1).save(value(1.0))
+    unwanted = InFolder(store, "v", "a", 2, True, keep_rounds=4, wanted=lambda: False)
+    with pytest.raises(FedMoEError, match="the node ended"):
+        unwanted.save(value(2.0))
+    assert current(store, 3) == 1.0
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "other"])
 def test_a_damaged_file_is_named(store: StateFolder, damage: str) -> None:
     store.save("x", State(value(1.0), {}))
