@@ -50,11 +50,13 @@ def simulate(settings: Settings, resume: Path | None = None) -> Path:
     # Torch, Ray and Flower take seconds to import: not for --help, nor for a misspelt key.
     from data.registry import load_dataset
     from fedmoe_client.learning.evaluation import popularity_metrics
+    from fedmoe_client.learning.metrics import own_metrics
     from fedmoe_client.learning.own_client import own_client
     from fedmoe_server.app import app as server_app
     from fedmoe_server.report.report import comparison, write_report
     from fedmoe_server.report.run_folder import add_baseline, new_run_dir, removed_if_empty
 
+    own_metrics(settings.evaluation)
     own_client(settings)  # one that cannot be made should end the run, not fail each client
     dataset = load_dataset(settings)
     run_dir = resume or new_run_dir(settings, datetime.now())

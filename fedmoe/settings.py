@@ -29,8 +29,10 @@ from fedmoe.section import Count, CountOrZero, Fraction, NonNegative, Positive, 
 
 
 class ModelSettings(Section):
-    """The SASRec backbone and the residual mixture of one expert for each modality."""
+    """The backbone and the residual mixture of one expert for each modality."""
 
+    backbone: str = Field("sasrec", description="sasrec, or package.module:Class for a backbone of your own")
+    backbone_parameters: dict[str, Any] = Field({}, description="arguments of a backbone of your own")
     dim: Annotated[int, Field(ge=2)] = Field(64, description="hidden size D")
     blocks: CountOrZero = Field(2, description="transformer blocks of the backbone")
     heads: Count = Field(2, description="attention heads of the backbone, and of experts that ask with the item vector")

@@ -9,8 +9,11 @@ A ranking loss is the mean over the valid positions, a scalar.
 
 from __future__ import annotations
 
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import log
 from typing import Literal, NamedTuple, Protocol
 
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fedmoe.components import Kind
 from fedmoe.settings import TrainingSettings
 from model.residual_moe import ResidualMoE, Scored
 
@@ -114,10 +118,32 @@ def losses_of(scores: WindowScores, num_items: int, training: TrainingSettings) 
     return Losses(ranking + training.balance_weight * balance, ranking, balance)
 
 
+class RankingLoss(ABC):
+    """A loss of one's own over the positive and the sampled negatives. Its constructor takes ``loss_parameters``.
+
+    It is mapped over the clients of a stack, so nothing in it may branch on a value of a tensor.
+    """
+
+    @abstractmethod
+    def __call__(self, positive: Tensor, negative: Tensor, valid: Tensor, num_items: int) -> Tensor:
+        """Return the mean over the valid positions: see the module for the shapes."""
+
+
+LOSSES: Kind[RankingLoss] = Kind("training.loss", "training.loss_parameters", RankingLoss, {})  # type: ignore[type-abstract]
+
+
+@lru_cache(maxsize=8)
+def own_loss(name: str, parameters: str) -> RankingLoss:
+    """Return the loss ``package.module:Class`` with its arguments, given as JSON. FedMoEError: it cannot be made."""
+    return LOSSES.build(name, json.loads(parameters))
+
+
 def ranking_loss(
     positive: Tensor, negative: Tensor, valid: Tensor, num_items: int, training: TrainingSettings
 ) -> Tensor:
     """Return the loss that the settings name."""
+    if ":" in training.loss:
+        return own_loss(training.loss, json.dumps(training.loss_parameters))(positive, negative, valid, num_items)
     if training.loss == "bpr":
         return bpr_loss(positive, negative, valid)
     if training.loss == "gbce":
@@ -131,14 +157,14 @@ def softmax_loss(positive: Tensor, negative: Tensor, valid: Tensor) -> Tensor:
     Klenitskiy & Vasilev, "Turning dross into gold loss: is BERT4Rec really better than SASRec?", RecSys 2023.
     """
     others = negative.logsumexp(dim=-1)
-    return _mean(functional.softplus(others - positive), valid)
+    return mean_of_valid(functional.softplus(others - positive), valid)
 
 
 def bpr_loss(positive: Tensor, negative: Tensor, valid: Tensor) -> Tensor:
     """Bayesian personalised ranking, the mean over the negatives (Rendle et al., UAI 2009)."""
     counted = negative.isfinite()
     margin = functional.softplus(torch.where(counted, negative, positive.unsqueeze(-1)) - positive.unsqueeze(-1))
-    return _mean((margin * counted).sum(dim=-1) / counted.sum(dim=-1).clamp_min(1), valid)
+    return mean_of_valid((margin * counted).sum(dim=-1) / counted.sum(dim=-1).clamp_min(1), valid)
 
 
 def gbce_loss(positive: Tensor, negative: Tensor, valid: Tensor, num_items: int, calibration: float) -> Tensor:
@@ -150,10 +176,11 @@ def gbce_loss(positive: Tensor, negative: Tensor, valid: Tensor, num_items: int,
     beta = rate * (calibration * (1 - 1 / rate) + 1 / rate)
     counted = negative.isfinite()
     against = functional.softplus(torch.where(counted, negative, torch.zeros_like(negative))) * counted
-    return _mean(beta * functional.softplus(-positive) + against.sum(dim=-1), valid)
+    return mean_of_valid(beta * functional.softplus(-positive) + against.sum(dim=-1), valid)
 
 
-def _mean(values: Tensor, valid: Tensor) -> Tensor:
+def mean_of_valid(values: Tensor, valid: Tensor) -> Tensor:
+    """Return the mean of values ``[B, L]`` over the valid positions."""
     return (values * valid).sum() / valid.sum().clamp_min(1)
 
 

@@ -26,7 +26,7 @@ from torch.nn import functional
 from fedmoe.modalities import EXPERT
 from fedmoe.settings import ModelSettings
 from model.experts import EXPERTS, Expert, Memory, latest_memory, window_memory
-from model.sasrec import Dropout, FixedFeatures, ItemVectors, SASRec
+from model.sasrec import BACKBONES, Dropout, FixedFeatures, ItemVectors
 
 Score = Literal["dot", "cosine"]
 
@@ -127,7 +127,7 @@ class ResidualMoE(nn.Module):
         features = {name: each.features for name, each in modalities.items()}
         self.features = nn.ModuleDict(features)
         self.items = ItemVectors(num_items, settings.dim, features if settings.item_representation != "id" else {})
-        self.backbone = SASRec(settings.dim, settings.blocks, settings.heads, settings.dropout, settings.max_seq_len)
+        self.backbone = BACKBONES.build(settings.backbone, settings.backbone_parameters, settings=settings)
         self.norms = nn.ModuleDict({"sequence": _norm(settings.dim, settings.norm_sequence)})
         self.experts = nn.ModuleDict()
         for name, each in modalities.items() if settings.mixture else ():

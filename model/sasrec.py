@@ -7,6 +7,7 @@ Shapes: B windows, L positions, H heads, D hidden size, V items (rows 1..V; row 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -14,6 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from fedmoe.components import Kind
+from fedmoe.settings import ModelSettings
 
 # Length of content in an item's vector before training, far above an id embedding's .16 (D = 64): what items have in
 # common is there from the first round, and ids learn in what they differ.
@@ -166,20 +170,35 @@ class Positions(nn.Embedding):
         return self.weight[-length:]
 
 
-class SASRec(nn.Module):
-    """The backbone: item vectors in, one state a position out. Its final LayerNorm belongs to the mixture."""
+class Backbone(nn.Module, ABC):
+    """Item vectors in, one state a position out; the final LayerNorm belongs to the mixture.
 
-    def __init__(self, dim: int, blocks: int, heads: int, dropout: float, max_seq_len: int) -> None:
+    A constructor takes ``settings``, the model's; further arguments are those of ``backbone_parameters``. To be trained
+    in stacks of clients, parameters must be those of Linear and LayerNorm layers.
+    """
+
+    @abstractmethod
+    def forward(self, vectors: Tensor, present: Tensor) -> Tensor:
+        """Return the states ``[B, L, D]``; the state at position t depends on the items at or before t alone.
+
+        vectors: item vectors ``[B, L, D]``; present: bool ``[B, L]``, false at padding, which is on the left.
+        """
+
+
+class SASRec(Backbone):
+    """The default backbone: dim, blocks, heads, dropout and max_seq_len of the settings."""
+
+    def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        self.positions = Positions(max_seq_len, dim)
-        self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(blocks))
+        dim, dropout = settings.dim, settings.dropout
+        self.positions = Positions(settings.max_seq_len, dim)
+        self.blocks = nn.ModuleList(Block(dim, settings.heads, dropout) for _ in range(settings.blocks))
         self.dropout = Dropout(dropout)
         nn.init.normal_(self.positions.weight, std=0.02)
 
     def forward(self, vectors: Tensor, present: Tensor) -> Tensor:
-        """Return the states ``[B, L, D]``; the state at position t depends on the items at or before t alone.
+        """Return the states ``[B, L, D]``.
 
-        vectors: item vectors ``[B, L, D]``; present: bool ``[B, L]``, false at padding.
         Positions are counted from the end, so that the latest item is always at the last one.
         """
         length, dim = vectors.shape[1:]
@@ -188,6 +207,14 @@ class SASRec(nn.Module):
         for block in self.blocks:
             states = block(states, allowed)
         return states
+
+
+BACKBONES: Kind[Backbone] = Kind(
+    "model.backbone",
+    "model.backbone_parameters",
+    Backbone,  # type: ignore[type-abstract]
+    {"sasrec": SASRec},
+)
 
 
 def attention_mask(present: Tensor) -> Tensor:

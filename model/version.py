@@ -44,8 +44,9 @@ class Catalogue(Protocol):
 
 def model_version(settings: Settings, catalogue: Catalogue) -> str:
     """Return a short name of the model's schema, such as ``2-5f0c2ab31d44``; two models differ if their names do."""
+    unsaid = {"backbone", "backbone_parameters"} if settings.model.backbone == "sasrec" else set()
     schema = {
-        "settings": settings.model.model_dump(mode="json", exclude=_FREE),
+        "settings": settings.model.model_dump(mode="json", exclude=_FREE | unsaid),
         "items": catalogue.interactions.num_items,
         "modalities": {
             name: [each.values.shape[1], settings.expert_of(name), own.norm, own.expert_parameters]

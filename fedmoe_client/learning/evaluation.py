@@ -8,7 +8,7 @@ be compared with each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from data.sampling import Interactions, Split, evaluation_candidates, held_out
 from fedmoe.settings import EvaluationSettings, Settings
+from fedmoe_client.learning.metrics import Metric, own_metrics
 from model.residual_moe import ItemSide, ResidualMoE
 
+NONE: Mapping[str, Metric] = {}
 Scorer = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 """Scores ``[B, N]`` of candidates ``[B, N]`` as what follows the contexts ``[B, C]`` (left-padded with 0)."""
 
@@ -68,8 +70,8 @@ def client_metrics(
     """Return the mean ``rank`` and the mean metrics of a client's users."""
     reach = max(settings.model.max_seq_len, settings.model.memory_size)
     found = ranks(scorer, histories, users, split, settings.evaluation, settings.seed, reach)
-    cutoffs = settings.evaluation.cutoffs
-    means = metrics_of(float(found[0]), cutoffs) if len(found) == 1 else mean_metrics(found, cutoffs)
+    cutoffs, own = settings.evaluation.cutoffs, own_metrics(settings.evaluation)
+    means = metrics_of(float(found[0]), cutoffs, own) if len(found) == 1 else mean_metrics(found, cutoffs, own)
     return {"rank": float(found.mean()), **means}
 
 
@@ -82,9 +84,9 @@ def rank_of_first(scores: NDArray[np.float32], counted: NDArray[np.bool_]) -> ND
     return ranks_of_first
 
 
-def metrics_of(rank: float, cutoffs: Iterable[int]) -> dict[str, float]:
-    """Return HR@K and NDCG@K of one held-out item, for the cutoffs and for K = 10."""
-    found = {}
+def metrics_of(rank: float, cutoffs: Iterable[int], own: Mapping[str, Metric] = NONE) -> dict[str, float]:
+    """Return HR@K and NDCG@K of one held-out item, for the cutoffs and for K = 10, and the user's own metrics."""
+    found = {name: float(metric.of(rank)) for name, metric in own.items()}
     for cutoff in sorted({10, *cutoffs}):
         hit = rank <= cutoff
         found[f"hr@{cutoff}"] = float(hit)
@@ -92,9 +94,11 @@ def metrics_of(rank: float, cutoffs: Iterable[int]) -> dict[str, float]:
     return found
 
 
-def mean_metrics(all_ranks: NDArray[np.float64], cutoffs: Iterable[int]) -> dict[str, float]:
+def mean_metrics(
+    all_ranks: NDArray[np.float64], cutoffs: Iterable[int], own: Mapping[str, Metric] = NONE
+) -> dict[str, float]:
     """Return the means over users of ``metrics_of``."""
-    each = [metrics_of(float(rank), cutoffs) for rank in all_ranks]
+    each = [metrics_of(float(rank), cutoffs, own) for rank in all_ranks]
     return {name: float(np.mean([numbers[name] for numbers in each])) for name in each[0]}
 
 
@@ -178,7 +182,9 @@ def split_metrics(
     users = np.arange(interactions.num_users)
     return {
         split: mean_metrics(
-            ranks(scorer, interactions, users, split, evaluation, seed, context_length), evaluation.cutoffs
+            ranks(scorer, interactions, users, split, evaluation, seed, context_length),
+            evaluation.cutoffs,
+            own_metrics(evaluation),
         )
         for split in ("validation", "test")
     }

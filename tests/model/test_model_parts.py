@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmoe.errors import FedMoEError
+from fedmoe.settings import ModelSettings
 from model.build import parameter_names
 from model.experts import Memory, attend, latest_memory, usable_memory, window_memory
 from model.losses import bpr_loss, gbce_loss, load_balance_loss, softmax_loss
@@ -128,7 +129,7 @@ def test_losses_leave_out_a_negative_that_is_masked(loss) -> None:  # type: igno
 
 def test_padding_is_never_looked_at() -> None:
     torch.manual_seed(0)
-    sasrec = SASRec(8, 2, 2, 0.0, 6).eval()
+    sasrec = SASRec(ModelSettings(dim=8, blocks=2, heads=2, dropout=0.0, max_seq_len=6, attention_dim=8)).eval()
     vectors, present = torch.randn(1, 6, 8), torch.tensor([[False, False, True, True, True, True]])
     noise = torch.where(present.unsqueeze(-1), vectors, torch.randn(1, 6, 8) * 100)
     torch.testing.assert_close(sasrec(vectors, present)[:, 2:], sasrec(noise, present)[:, 2:])
