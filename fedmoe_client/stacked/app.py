@@ -49,6 +49,7 @@ def train(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool
     Raises FedMoEError if these settings' clients cannot be stacked: they must be trained one by one.
     """
     this = _begin(messages[0], contexts)
+    trainer = _trainer(this.bench)
     if reduce and this.bench.own_client is not None:
         raise FedMoEError(f"the hooks of {this.bench.settings.training.client} see single clients, not their mean")
     if reduce and not ASKED.isdisjoint(this.config):
@@ -60,7 +61,7 @@ def train(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool
     replies: dict[int, Message] = {}
     for stack in stacks_of(members, this.bench.settings.simulation.stack_size):
         try:
-            trained = _trainer(this.bench).train(stack, this.server, int(this.config["server-round"]))
+            trained = trainer.train(stack, this.server, int(this.config["server-round"]))
         except (FloatingPointError, FedMoEError):  # one of them at fault: the others must not pay for it
             alone += [member.place for member in stack]
             continue
