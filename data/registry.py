@@ -12,12 +12,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import cast
 
 from data import dataset as folders
 from data import movielens
 from data.dataset import Dataset, nobody
 from data.features import ItemFeatures, find_id_file, load_features, noise, principal_components
-from data.interactions import Codes, from_events, rows_to_keep, time_span, without_short_users
+from data.interactions import Codes, Events, from_events, rows_to_keep, time_span, without_short_users
+from data.own_data import own_data, sources_of
 from data.sampling import generator
 from data.synthetic import synthetic
 from data.titles import film_of, read_item_list, title_features
@@ -54,7 +56,7 @@ def load_dataset(settings: Settings, cache: Path | None = None) -> Dataset:
         assert data.data_dir is not None  # the settings' own check
         return load_catalogue(settings, data.data_dir)
     sources = _sources(settings, cache)
-    folder = cache / "parsed" / f"{data.dataset}-{_key(settings, sources)}"
+    folder = cache / "parsed" / f"{data.dataset.rpartition(':')[2]}-{_key(settings, sources)}"
     if not folder.is_dir():
         dataset, own = _histories(settings, sources)
         folders.save_dataset(_with_features(dataset, own, settings, sources), folder)
@@ -94,10 +96,14 @@ def _sources(settings: Settings, cache: Path) -> dict[str, Path]:
     """Return the files that the data set is made of, by what they are."""
     data, sources = settings.data, {}
     if data.dataset == "ml-100k" or data.dataset == "ml-1m":
-        sources["events"], sources["films"] = movielens.find_files(data.dataset, data.data_dir, cache)
+        sources["events"], sources["films"] = movielens.find_files(
+            cast(movielens.Name, data.dataset), data.data_dir, cache
+        )
     elif data.dataset == "file":
         assert data.data_file is not None  # the settings' own check
         sources["events"] = _in_data_dir(data, data.data_file)
+    elif ":" in data.dataset:
+        sources |= sources_of(own_data(data))
     return sources | _feature_files(settings)
 
 
@@ -142,6 +148,8 @@ def _histories(settings: Settings, sources: Mapping[str, Path]) -> tuple[Dataset
         interactions, own = synthetic(data.synthetic, settings.seed)
         interactions, dropped = without_short_users(interactions, data.min_items)
         return Dataset("synthetic", interactions, {}, None, dropped), own
+    if ":" in data.dataset:
+        return _kept(data, data.dataset.rpartition(":")[2], own_data(data).events()), {}
     if "films" not in sources:
         return _own_histories(data, sources["events"]), {}
     events = movielens.read_interactions(sources["events"])
@@ -159,17 +167,22 @@ def _own_histories(data: DataSettings, path: Path) -> Dataset:
 
     columns = Columns(data.user_column, data.item_column, data.time_column)
     events = read_events(path, data.data_format, columns)
+    named = ", ".join(name for name in columns if name is not None)
+    form = events.form if events.form in ("sequences", "ratings") else f"{events.form} ({named})"
+    return _kept(data, path.name, events._replace(form=form))
+
+
+def _kept(data: DataSettings, source: str, events: Events) -> Dataset:
+    """Return the data set of what was read from ``source``, as the settings want it, and the line that says so."""
     rows, notes = rows_to_keep(events, data.duplicates, data.repeats)
     users, items = (Codes(each.names, each.rows[rows]) for each in (events.users, events.items))
     times = None if events.times is None else events.times[rows]
     interactions, dropped = from_events(users, items, times, data.min_items)
     if dropped:
         notes.append(f"{dropped} users with fewer than {data.min_items} items left out")
-    named = ", ".join(name for name in columns if name is not None)
-    read_as = events.form if events.form in ("sequences", "ratings") else f"{events.form} ({named})"
     size = f"{interactions.num_users} users, {interactions.num_items} items, {len(interactions.items)} interactions"
-    reading = "; ".join([f"{path.name} read as {read_as}: {size}", *time_span(times), *notes])
-    name = path.with_suffix("").stem if path.suffix == ".gz" else path.stem
+    reading = "; ".join([f"{source} read as {events.form}: {size}", *time_span(times), *notes])
+    name = Path(source.removesuffix(".gz")).stem
     return Dataset(name, interactions, {}, None, dropped, reading)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from fedmoe.errors import nearest
 from fedmoe.section import Count, CountOrZero, Section
 
 # A column without a name is given by its number, which YAML and the command line read as one.
@@ -31,14 +32,27 @@ class SyntheticSettings(Section):
     )
 
 
+DATA_SETS = ("ml-100k", "ml-1m", "synthetic", "file", "catalogue")
+
+
+def _known_data_set(name: str) -> str:
+    if name not in DATA_SETS and ":" not in name:
+        raise ValueError(f"must be {', '.join(DATA_SETS)}, or package.module:Class{nearest(name, DATA_SETS)}")
+    return name
+
+
+DataName = Annotated[str, AfterValidator(_known_data_set)]
+
+
 class DataSettings(Section):
     """Which histories and item features a run uses."""
 
-    dataset: Literal["ml-100k", "ml-1m", "synthetic", "file", "catalogue"] = Field(
+    dataset: DataName = Field(
         "ml-100k",
-        description="data set by name; 'file' for data_file; 'catalogue': items without histories, in data_dir, for a "
-        "server of real clients",
+        description="ml-100k, ml-1m or synthetic; file for data_file; catalogue: items without histories, in data_dir, "
+        "for a server of real clients; or package.module:Class",
     )
+    dataset_parameters: dict[str, Any] = Field({}, description="arguments of a data set of your own")
     data_dir: Path | None = Field(None, description="folder of the data files; default: the cache folder")
     data_file: Path | None = Field(None, description="own histories: a path, or a name inside data_dir")
     data_format: Literal["auto", "sequences", "ratings", "inter", "csv", "jsonl", "parquet"] = Field(
@@ -74,6 +88,8 @@ class DataSettings(Section):
             raise ValueError("dataset 'file' needs data_file: the path of your histories")
         if self.dataset != "file" and self.data_file is not None:
             raise ValueError(f"dataset '{self.dataset}' does not read data_file: set dataset to file, or leave one out")
+        if self.dataset_parameters and self.dataset in DATA_SETS:
+            raise ValueError(f"dataset_parameters are for a data set of your own, not for '{self.dataset}'")
         if self.dataset == "catalogue" and self.data_dir is None:
             raise ValueError("dataset 'catalogue' needs data_dir: a folder made by 'fedmoe_server catalogue'")
         if self.dataset != "synthetic" and self.synthetic != SyntheticSettings():
@@ -86,5 +102,6 @@ def named_after_data(tree: Mapping[str, Any]) -> dict[str, Any]:
     data = tree.get("data")
     known = data if isinstance(data, Mapping) else {}
     file, dataset = known.get("data_file"), known.get("dataset")
+    dataset = dataset.rpartition(":")[2] if isinstance(dataset, str) else dataset
     source = Path(str(file)).name.partition(".")[0] if file is not None else dataset
     return ({"name": re.sub(r"[^\w+-]+", "-", source)} if isinstance(source, str) and source else {}) | dict(tree)

@@ -1,4 +1,4 @@
-"""A backbone, a loss and a metric of one's own, each of one file in ``examples``, on two engines."""
+"""A backbone, a loss, a metric and a data set of one's own, each of one file in ``examples``, on two engines."""
 
 from __future__ import annotations
 
@@ -65,6 +65,34 @@ def test_a_loss_and_a_metric_of_ones_own_run_stacked_and_alone(ray_address: str,
     numbers = tests["ray"]["personalised"]
     assert 0.0 < numbers["mrr"] < 1.0 and numbers["ndcg@20"] >= numbers["mrr"]
     assert tests["vectorized"]["personalised"]["mrr"] == pytest.approx(numbers["mrr"], abs=1e-6)
+
+
+def test_a_data_set_of_ones_own_runs_and_is_read_anew_when_its_file_changes(ray_address: str, tmp_path: Path) -> None:
+    file = tmp_path / "combined_data_1.txt"
+    rng = np.random.default_rng(5)
+    films = {film: rng.permutation(40)[: rng.integers(12, 30)] for film in range(1, 31)}
+    rows = {
+        film: [f"{user},{1 + film % 5},20{user % 6 + 10}-0{film % 9 + 1}-11" for user in films[film]] for film in films
+    }
+    file.write_text("".join("\n".join([f"{film}:", *lines, ""]) for film, lines in rows.items()))
+    words = ["dataset=examples.data.netflix:NetflixPrize", f"dataset_parameters.file={file}"]
+    words += ["dataset_parameters.least_rating=2"]
+    small = [word for word in SMALL if "synthetic" not in word]
+    dataset = load_dataset(load_settings([*small, *words])[0], tmp_path / "cache")
+    expected = sorted(film for film in films if 1 + film % 5 >= 2)
+    assert sorted(int(item) for item in dataset.interactions.item_ids[1:]) == expected
+    user = dataset.interactions.user_ids.tolist().index("7")
+    met = [film for film in sorted(expected, key=lambda film: (film % 9, film)) if 7 in films[film]]
+    assert [int(dataset.interactions.item_ids[item]) for item in dataset.interactions.history(user)] == met
+    for engine in ("ray", "vectorized"):
+        given = [*small, *words, f"engine={engine}", f"ray_address={ray_address}", f"save_dir={tmp_path / engine}"]
+        assert sim.main(given) == 0
+    file.write_text(file.read_text() + "99:\n7,5,2019-01-01\n")
+    again = load_dataset(load_settings([*small, *words])[0], tmp_path / "cache")
+    assert again.interactions.num_items == dataset.interactions.num_items + 1
+    file.write_text("1:\n7;5;2019-01-01\n")
+    with pytest.raises(FedMoEError, match="line 2: expected 'user,rating,date'"):
+        load_dataset(load_settings([*small, *words])[0], tmp_path / "cache")
 
 
 def test_the_gru_reads_the_past_alone_and_never_padding() -> None:
