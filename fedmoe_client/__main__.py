@@ -13,6 +13,7 @@ from pathlib import Path
 from fedmoe.deployment.front_door import Command, main, parser_of
 from fedmoe.deployment.keys import make_key_pair, public_half, read_public_key
 from fedmoe.deployment.ports import free_port, parse_address
+from fedmoe.deployment.superexec import superexec
 from fedmoe.deployment.supervisor import (
     Program,
     Supervisor,
@@ -177,9 +178,10 @@ def _take_part(folder: ClientFolder, given: argparse.Namespace, config: str, ext
         from fedmoe_client.device.flower_program import install_program  # Flower, which takes a while
 
         environment["PATH"] = os.pathsep.join([str(install_program(folder.state)), environment["PATH"]])
-    command = supernode_command(folder, given.server, given.port or free_port(), config, extra)
-    node = Program("supernode", command, crashed=lambda: folder.release(given.server, environment))
-    Supervisor(folder, [node], environment).run()
+    port = given.port or free_port()
+    command = supernode_command(folder, given.server, port, config, extra)
+    node = Program("supernode", command, crashed=lambda: folder.release(given.server, environment), beats=True)
+    Supervisor(folder, [node, superexec(folder, node, ("127.0.0.1", port))], environment).run()
 
 
 def _count(word: str) -> int:

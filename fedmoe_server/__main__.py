@@ -12,6 +12,7 @@ from fedmoe.deployment.folder import write_json
 from fedmoe.deployment.front_door import Command, main, parser_of
 from fedmoe.deployment.keys import read_public_key
 from fedmoe.deployment.ports import listens, parse_address, require_free, wait_until_closed
+from fedmoe.deployment.superexec import superexec
 from fedmoe.deployment.supervisor import Program, Supervisor, require_stopped, start_in_background, stop
 from fedmoe.errors import FedMoEError
 from fedmoe_server.deploy.certificates import Certificates, given_certificates, own_certificates
@@ -199,7 +200,9 @@ def _serve(folder: ServerFolder, addresses: Addresses, certificates: Certificate
     if not folder.clients.exists():
         write_json(folder.clients, [])
     command = superlink_command(folder, addresses, certificates, extra)
-    Supervisor(folder, [Program("superlink", command)], folder.environment(os.environ)).run()
+    link = Program("superlink", command, beats=True)
+    tasks = superexec(folder, link, parse_address(addresses.control), certificates.authority)
+    Supervisor(folder, [link, tasks], folder.environment(os.environ)).run()
 
 
 def _certificates(folder: ServerFolder, given: argparse.Namespace, *hosts: str) -> Certificates:

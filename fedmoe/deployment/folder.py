@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from fedmoe.errors import FedMoEError
@@ -25,16 +26,27 @@ class Folder:
         self.flower_home = path / "flower"  # what Flower writes: its configuration and the installed apps
         self.cache = path / "cache"  # parsed data sets, unless FEDMOE_CACHE names another place
         self.supervisor = path / "supervisor.json"  # what runs: written by the supervisor, read by ``down``
+        self.secrets = path / "secrets"  # that keep other accounts of this machine from Flower's ports
         self.lock = path / "lock"  # held by the supervisor for as long as it lives
 
     def make(self) -> None:
         """Create the folder, for its owner alone. Raises FedMoEError if that is not possible."""
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for inner in (self.logs, self.flower_home):
-                inner.mkdir(exist_ok=True)
+            for inner in (self.logs, self.flower_home, self.secrets):
+                inner.mkdir(exist_ok=True, mode=0o700)
+            self.path.chmod(0o700)  # it may have been there before
         except OSError as error:
             raise FedMoEError(f"folder {self.path} cannot be made ({error.strerror}): choose another --dir") from error
+        if self.path.stat().st_mode & 0o077:  # a file system without modes
+            raise FedMoEError(f"other accounts can look into folder {self.path}: choose a --dir where modes are kept")
+
+    def secret(self, name: str) -> Path:
+        """Return the file of a secret, which is made at the first time."""
+        file = self.secrets / name
+        if not file.exists():
+            write_file(file, token_hex(32).encode(), mode=0o600)
+        return file
 
     def clear_apps(self) -> None:
         """Remove the apps that Flower has installed; it does so again when it needs one.

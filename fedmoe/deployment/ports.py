@@ -37,11 +37,15 @@ def require_free(host: str, port: int, option: str) -> None:
             ) from error
 
 
+def here(host: str) -> str:
+    """Return the host at which this machine reaches what listens on ``host``, which may be every one of its own."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+
+
 def listens(host: str, port: int) -> bool:
     """Whether something accepts connections at an address; ``0.0.0.0`` and ``::`` mean this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
     try:
-        with socket.create_connection((host, port), timeout=1.0):
+        with socket.create_connection((here(host), port), timeout=1.0):
             return True
     except OSError:
         return False

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import psutil
 
+from fedmoe.deployment.flower_part import BEAT
 from fedmoe.deployment.folder import TAG, Folder, read_json, write_json
 from fedmoe.errors import FedMoEError
 
@@ -23,6 +24,7 @@ POLL = 0.2  # seconds between two looks at the programs
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0  # seconds before a crashed program is started again, doubled each time
 STEADY = 60.0  # seconds after which a program counts as healthy again
 GRACE = 10.0  # seconds that programs have to end by themselves
+SILENT = 90.0  # seconds without a sign of life after which a program is ended and started again
 LOG_BYTES = 20 * 1024**2
 LAST_LINES = 12  # of a log, shown when its program did not start
 
@@ -32,11 +34,17 @@ class Program:
     """A program to keep running: ``name`` for people and for its log file, ``command`` to start it.
 
     crashed: called after an unexpected end, before the program is started again.
+    needs: name of the program that it serves, and ends with.
+    ready: whether what it needs is there; it is started as soon as that is so.
+    beats: it touches the file that ``FEDMOE_BEAT`` names, and has died, whatever runs of it, once it no longer does.
     """
 
     name: str
     command: Sequence[str]
     crashed: Callable[[], None] | None = None
+    needs: str | None = None
+    ready: Callable[[], bool] = lambda: True
+    beats: bool = False
 
 
 @dataclass
@@ -45,11 +53,21 @@ class _Running:
 
     program: Program
     log: Path
+    beat: Path
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     start_at: float = 0.0
     pause: float = FIRST_PAUSE
     restarts: int = 0
+    last_beat: int = 0  # time of the file, in ns, by a clock that may be set
+    beat_seen: float = 0.0  # when that time was first seen, by one that stands still while the machine sleeps
+
+    def silent(self, now: float) -> bool:
+        """Whether the program has not given a sign of life for too long."""
+        beat = self.beat.stat().st_mtime_ns if self.beat.exists() else 0
+        if beat != self.last_beat:
+            self.last_beat, self.beat_seen = beat, now
+        return self.program.beats and now - max(self.beat_seen, self.started) > SILENT
 
 
 class Supervisor:
@@ -57,7 +75,10 @@ class Supervisor:
 
     def __init__(self, folder: Folder, programs: Iterable[Program], environment: Mapping[str, str]) -> None:
         self._folder = folder
-        self._programs = [_Running(program, folder.logs / f"{program.name}.log") for program in programs]
+        self._programs = [
+            _Running(program, folder.logs / f"{program.name}.log", folder.logs / f"{program.name}.beat")
+            for program in programs
+        ]
         self._environment = environment
         self._stopping = False
 
@@ -84,10 +105,13 @@ class Supervisor:
         """Start a program that does not run, and look after one that does."""
         now = time.monotonic()
         if running.process is None:
-            if now >= running.start_at:
+            if now >= running.start_at and running.program.ready():
                 self._start(running)
         elif running.process.poll() is not None:
             self._crashed(running, running.process.returncode)
+        elif running.silent(now):
+            note(f"{running.program.name} has given no sign of life for {SILENT:g} s")
+            running.process.kill()
         else:
             if now - running.started > STEADY:
                 running.pause = FIRST_PAUSE
@@ -97,7 +121,8 @@ class Supervisor:
 
     def _start(self, running: _Running) -> None:
         with running.log.open("ab") as output:
-            running.process = _detached(running.program.command, output, self._environment)
+            environment = {**self._environment, BEAT: str(running.beat.absolute())}
+            running.process = _detached(running.program.command, output, environment)
         running.started = time.monotonic()
         note(f"{running.program.name} started (process {running.process.pid})")
         write_json(self._folder.supervisor, self._state())
@@ -109,6 +134,9 @@ class Supervisor:
         running.restarts += 1
         running.start_at = time.monotonic() + running.pause
         running.pause = min(2 * running.pause, LONGEST_PAUSE)
+        for other in self._programs:
+            if other.program.needs == running.program.name and other.process is not None:
+                other.process.terminate()
         if running.program.crashed is not None:
             running.program.crashed()
 
@@ -125,10 +153,20 @@ class Supervisor:
         """Return what ``down`` has to know, and people may want to."""
         own = psutil.Process()
         programs = {
-            running.program.name: {"process": running.process and running.process.pid, "restarts": running.restarts}
+            running.program.name: {**_identity(running.process), "restarts": running.restarts}
             for running in self._programs
         }
         return {"process": own.pid, "created": own.create_time(), "programs": programs}
+
+
+def _identity(process: subprocess.Popen[bytes] | None) -> dict[str, Any]:
+    """Return what finds a process again: its id, and when it was created, since ids are used again."""
+    if process is None:
+        return {"process": None}
+    try:
+        return {"process": process.pid, "created": psutil.Process(process.pid).create_time()}
+    except psutil.NoSuchProcess:
+        return {"process": None}
 
 
 def start_in_background(folder: Folder, module: str, words: Sequence[str], ready: Callable[[], bool]) -> None:
@@ -167,9 +205,14 @@ def running_supervisor(folder: Folder) -> psutil.Process | None:
     state = read_json(folder.supervisor)
     if state is None:
         return None
+    return _recorded(state)
+
+
+def _recorded(state: Mapping[str, Any]) -> psutil.Process | None:
+    """Return the process of an ``_identity``, None if it has ended."""
     try:
         process = psutil.Process(state["process"])
-        same = abs(process.create_time() - state["created"]) < 0.05  # process ids are used again
+        same = abs(process.create_time() - state["created"]) < 0.05
         return process if same and runs(process) else None
     except psutil.NoSuchProcess:
         return None
@@ -192,7 +235,8 @@ def end_all(folder: Folder) -> bool:
     """End every process that belongs to a folder but this one; return whether there was any.
 
     Processes are known by their environment, which what they start inherits: so none is missed that has lost its
-    parent, and none is hit that only has a number used before.
+    parent, and none is hit that only has a number used before. Those that hide their environment, as Flower's
+    superexec does, are in the supervisor's file.
     """
     alive = _of(folder)
     found = bool(alive)
@@ -214,7 +258,9 @@ def _of(folder: Folder) -> list[psutil.Process]:
     mark = str(folder.path.absolute())
     own = psutil.Process()
     spared = {own.pid, *(parent.pid for parent in own.parents())}
-    found = []
+    noted = [each for each in read_json(folder.supervisor, {}).get("programs", {}).values() if each["process"]]
+    found = [process for process in map(_recorded, noted) if process is not None]
+    spared |= {process.pid for process in found}
     for process in psutil.process_iter():
         try:
             if process.pid not in spared and process.environ().get(TAG) == mark:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fedmoe.deployment.flower_part import part_command
 from fedmoe.deployment.folder import Folder
 from fedmoe.errors import FedMoEError
 
@@ -93,13 +94,14 @@ def supernode_command(folder: ClientFolder, server: str, port: int, config: str,
 
     port: of this machine, where the node and its client app talk. extra: further options of ``flower-supernode``.
     """
-    return [
-        str(Path(sys.executable).parent / "flower-supernode"),
+    return part_command(
+        "flower-supernode",
         "--grpc-rere",
         *("--superlink", server),
         *("--root-certificates", str(folder.authority.absolute())),
         *("--auth-supernode-private-key", str(folder.key.absolute())),
         *("--node-config", config),
         *("--host", "127.0.0.1", "--port", str(port)),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(folder.secret("superexec").absolute())),
         *extra,
-    ]
+    )

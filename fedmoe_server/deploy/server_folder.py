@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fedmoe.deployment.flower_part import CONTROL_SECRET, part_command
 from fedmoe.deployment.folder import Folder, read_json, write_json
 from fedmoe.deployment.ports import parse_address
 from fedmoe.errors import FedMoEError
@@ -70,7 +70,7 @@ class ServerFolder(Folder):
 
         Raises FedMoEError with what it says: its exit status is 0 even for some failures.
         """
-        command = [str(Path(sys.executable).parent / "flwr"), *words, "--format", "json"]
+        command = part_command("flwr", *words, "--format", "json")
         environment = self.environment(os.environ)
         try:
             done = subprocess.run(
@@ -89,6 +89,10 @@ class ServerFolder(Folder):
             raise FedMoEError(f"'flwr {' '.join(words[:2])}' failed: {why}")
         return answer
 
+    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment of every program of this folder; they know the secret of the control port."""
+        return {**super().environment(base), CONTROL_SECRET: str(self.secret("control").absolute())}
+
 
 def superlink_command(
     folder: ServerFolder, addresses: Addresses, certificates: Certificates, extra: Sequence[str]
@@ -98,8 +102,8 @@ def superlink_command(
     extra: further options of ``flower-superlink``.
     """
     host, port = parse_address(addresses.control)
-    return [
-        str(Path(sys.executable).parent / "flower-superlink"),
+    return part_command(
+        "flower-superlink",
         *("--ssl-ca-certfile", str(certificates.authority)),
         *("--ssl-certfile", str(certificates.certificate)),
         *("--ssl-keyfile", str(certificates.key)),
@@ -108,5 +112,6 @@ def superlink_command(
         *("--fleet-api-type", "grpc-rere", "--fleet-api-address", addresses.clients),
         *("--database", str(folder.database)),
         "--disable-runtime-dependency-installation",
+        *("--isolation", "process", "--superexec-auth-secret-file", str(folder.secret("superexec").absolute())),
         *extra,
-    ]
+    )

@@ -1,0 +1,110 @@
+"""Starts a program of Flower's as a part that can be watched: ``python -m fedmoe.deployment.flower_part PROGRAM``.
+
+Flower 1.39 as it is leaves three things open, which are mended here and nowhere else:
+
+* its database waits 5 s for a lock; beyond that a request fails, and with it whoever asked. Here it waits 60 s.
+* where the main thread of a program ends by an exception, other threads keep the process alive. Here it ends.
+* its control port takes commands from anyone who trusts the certificate. Here a command carries a secret.
+"""
+
+from __future__ import annotations
+
+import hmac
+import importlib
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PROGRAMS = {
+    "flower-superlink": "flwr.superlink.cli:flower_superlink",
+    "flower-supernode": "flwr.supernode.cli:flower_supernode",
+    "flower-superexec": "flwr.supercore.cli:flower_superexec",
+    "flwr": "flwr.cli.app:app",
+}
+LOCK_SECONDS = 60  # that a database waits for its lock
+BEAT_SECONDS = 2.0
+BEAT = "FEDMOE_BEAT"  # the file that a part touches for as long as its main thread lives
+CONTROL_SECRET = "FEDMOE_CONTROL_SECRET"  # the file of the control port's secret; none: it is open
+
+
+def part_command(program: str, *words: str) -> list[str]:
+    """Return the command that starts one of ``PROGRAMS`` as a part."""
+    return [sys.executable, "-P", "-m", "fedmoe.deployment.flower_part", program, *words]
+
+
+def main(words: Sequence[str]) -> None:
+    """Run a program of Flower's; the process ends with its main thread."""
+    program = words[0]
+    sys.argv = list(words)
+    status = 1
+    try:
+        _wait_for_locks()
+        if CONTROL_SECRET in os.environ:
+            _keep_control(program, Path(os.environ[CONTROL_SECRET]).read_text(encoding="ascii").strip())
+        if BEAT in os.environ:
+            threading.Thread(target=_beat, args=(Path(os.environ[BEAT]),), daemon=True).start()
+        module, _, name = PROGRAMS[program].partition(":")
+        getattr(importlib.import_module(module), name)()
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # no thread of a server outlives the part's work
+
+
+def _beat(file: Path) -> None:
+    while threading.main_thread().is_alive():
+        file.touch(mode=0o600)
+        time.sleep(BEAT_SECONDS)
+
+
+def _wait_for_locks() -> None:
+    """Let every SQLite database of this process wait longer for a lock."""
+    store = importlib.import_module("flwr.supercore.sql_mixin")
+    waits = {**dict(store.SQLITE_PRAGMAS), "busy_timeout": str(1000 * LOCK_SECONDS)}
+    store.SQLITE_PRAGMAS = tuple(waits.items())  # type: ignore[attr-defined]
+
+
+def _keep_control(program: str, secret: str) -> None:
+    """Ask for a secret on the control port, or hand it over there."""
+    from flwr.common.constant import ACCESS_TOKEN_KEY
+
+    if program == "flower-superlink":
+        from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
+
+        superlink = importlib.import_module("flwr.superlink.cli.flower_superlink")
+
+        class BySecret(NoOpControlAuthnPlugin):
+            """Lets in whoever knows the secret, as the one account that there is."""
+
+            def validate_tokens_in_metadata(self, metadata: Sequence[tuple[str, str | bytes]]) -> tuple[bool, Any]:
+                given = str(dict(metadata).get(ACCESS_TOKEN_KEY, ""))
+                known = hmac.compare_digest(given.encode(), secret.encode())
+                return super().validate_tokens_in_metadata(metadata) if known else (False, None)
+
+        superlink.load_control_authn_plugin = BySecret  # type: ignore[attr-defined]
+    elif program == "flwr":
+        from flwr.cli import auth_plugin
+
+        class WithSecret(auth_plugin.NoOpCliAuthPlugin):
+            """Hands the secret over."""
+
+            def write_tokens_to_metadata(
+                self, metadata: Sequence[tuple[str, str | bytes]]
+            ) -> Sequence[tuple[str, str | bytes]]:
+                return [*metadata, (ACCESS_TOKEN_KEY, secret)]
+
+        auth_plugin.NoOpCliAuthPlugin = WithSecret  # type: ignore[misc]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
