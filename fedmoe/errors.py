@@ -13,6 +13,10 @@ class FedMoEError(Exception):
     """
 
 
+class TellableError(FedMoEError):
+    """One whose message holds nothing that a client keeps to itself: a real client may tell the server."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``" - did you mean 'x'?"`` for the closest known word, or an empty string."""
     close = get_close_matches(word, list(known), n=1, cutoff=0.6)

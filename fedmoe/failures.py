@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from fedmoe.errors import FedMoEError
+from fedmoe.errors import FedMoEError, TellableError
 
 REASON_LENGTH = 300
 
@@ -44,6 +44,11 @@ def reason_of(error: BaseException) -> str:
     """Return one line that says what was raised: the message of a ``FedMoEError``, else ``Type: message``."""
     said = str(error) if isinstance(error, FedMoEError) else f"{type(error).__name__}: {error}"
     return one_line(said).rstrip(": ")
+
+
+def told_reason(error: BaseException) -> str:
+    """Return what a real client tells the server of an error: messages name paths, item ids and lines of a history."""
+    return reason_of(error) if isinstance(error, TellableError) else f"{type(error).__name__}: see the client's own log"
 
 
 def one_line(text: str) -> str:

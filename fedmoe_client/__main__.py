@@ -181,7 +181,7 @@ def _take_part(folder: ClientFolder, given: argparse.Namespace, config: str, ext
     port = given.port or free_port()
     command = supernode_command(folder, given.server, port, config, extra)
     node = Program("supernode", command, crashed=lambda: folder.release(given.server, environment), beats=True)
-    Supervisor(folder, [node, superexec(folder, node, ("127.0.0.1", port))], environment).run()
+    Supervisor(folder, [node, superexec(folder, node, ("127.0.0.1", port), together=True)], environment).run()
 
 
 def _count(word: str) -> int:

@@ -14,20 +14,25 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 
 from fedmoe.errors import FedMoEError
-from fedmoe.failures import FailureKind, reason_of
+from fedmoe.failures import FailureKind, reason_of, told_reason
 from fedmoe.wire import NamedArrays, packed_bytes, to_record
 
 
 def answer_failures(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
-    """Answer with an error that says why where the client fails; its private state is then what it was before."""
+    """Answer with an error where the client fails; its private state is then what it was before.
+
+    A simulated client's error says why. A real one's says no more than may leave the device; its log says the rest.
+    """
     before = RecordDict(dict(context.state.items()))
     try:
         return call_next(message, context)
     except Exception as error:
-        if not isinstance(error, FedMoEError) and not simulated(context):
-            logging.getLogger(__name__).exception("the client failed")
         context.state = before
-        return Message(Error(FailureKind.RAISED, reason_of(error)), reply_to=message)
+        if simulated(context):
+            return Message(Error(FailureKind.RAISED, reason_of(error)), reply_to=message)
+        traced = not isinstance(error, FedMoEError)
+        logging.getLogger(__name__).error("the client failed: %s", reason_of(error), exc_info=traced)
+        return Message(Error(FailureKind.RAISED, told_reason(error)), reply_to=message)
 
 
 app = ClientApp(mods=[answer_failures])

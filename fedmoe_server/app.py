@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from flwr.app import Context
@@ -27,6 +28,7 @@ from fedmoe.errors import FedMoEError
 from fedmoe.loading import from_run_config
 from fedmoe.settings import Settings
 from fedmoe_server.deploy.deployed import Deployed, identity, progress_log
+from fedmoe_server.deploy.patience import PatientGrid
 from fedmoe_server.report.report import write_report
 from fedmoe_server.report.run_folder import (
     CHECKPOINTS,
@@ -64,6 +66,8 @@ def main(grid: Grid, context: Context) -> None:
     run_dir, resume, clients = (_path(config.get(key, "")) for key in ("run_dir", "resume", "clients"))
     settings = from_run_config(config)
     deployed = None if config.get("simulated") is True else Deployed(clients)
+    if deployed is not None:
+        grid = cast(Grid, PatientGrid(grid, settings.deployment.rest_seconds))
     if clients is None or run_dir is None:
         run(grid, settings, run_dir, resume, deployed=deployed)
         return

@@ -10,11 +10,17 @@ from fedmoe.deployment.ports import here, listens
 from fedmoe.deployment.supervisor import Program
 
 
-def superexec(folder: Folder, owner: Program, address: tuple[str, int], authority: Path | None = None) -> Program:
+def superexec(
+    folder: Folder,
+    owner: Program,
+    address: tuple[str, int],
+    authority: Path | None = None,
+    together: bool = False,
+) -> Program:
     """Return the superexec of a SuperLink or SuperNode, which lets no other one fetch tasks: they share a secret.
 
     owner: started with ``--isolation process`` and the folder's secret; address: host and port where it listens;
-    authority: certificate that its own comes from; None: without TLS, on this machine.
+    authority: certificate that its own comes from; None: without TLS, on this machine; together: see ``Program``.
     """
     host = here(address[0])
     command = part_command(
@@ -23,4 +29,5 @@ def superexec(folder: Folder, owner: Program, address: tuple[str, int], authorit
         *("--superexec-auth-secret-file", str(folder.secret("superexec").absolute())),
         *(["--insecure"] if authority is None else ["--root-certificates", str(authority)]),
     )
-    return Program("superexec", command, needs=owner.name, ready=lambda: listens(*address), beats=True)
+    ready = lambda: listens(*address)  # noqa: E731
+    return Program("superexec", command, needs=owner.name, together=together, ready=ready, beats=True)

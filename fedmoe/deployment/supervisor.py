@@ -17,13 +17,13 @@ from typing import IO, Any
 import psutil
 
 from fedmoe.deployment.flower_part import BEAT
-from fedmoe.deployment.folder import TAG, Folder, read_json, write_json
+from fedmoe.deployment.folder import Folder, write_json
+from fedmoe.deployment.processes import GRACE, end_all, identity, running_supervisor, still_there
 from fedmoe.errors import FedMoEError
 
 POLL = 0.2  # seconds between two looks at the programs
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0  # seconds before a crashed program is started again, doubled each time
 STEADY = 60.0  # seconds after which a program counts as healthy again
-GRACE = 10.0  # seconds that programs have to end by themselves
 SILENT = 90.0  # seconds without a sign of life after which a program is ended and started again
 LOG_BYTES = 20 * 1024**2
 LAST_LINES = 12  # of a log, shown when its program did not start
@@ -35,6 +35,7 @@ class Program:
 
     crashed: called after an unexpected end, before the program is started again.
     needs: name of the program that it serves, and ends with.
+    together: that one is started anew with it, since it would wait for what this one was doing.
     ready: whether what it needs is there; it is started as soon as that is so.
     beats: it touches the file that ``FEDMOE_BEAT`` names, and has died, whatever runs of it, once it no longer does.
     """
@@ -43,6 +44,7 @@ class Program:
     command: Sequence[str]
     crashed: Callable[[], None] | None = None
     needs: str | None = None
+    together: bool = False
     ready: Callable[[], bool] = lambda: True
     beats: bool = False
 
@@ -59,6 +61,7 @@ class _Running:
     start_at: float = 0.0
     pause: float = FIRST_PAUSE
     restarts: int = 0
+    asked: bool = False  # to end, because another program had ended
     last_beat: int = 0  # time of the file, in ns, by a clock that may be set
     beat_seen: float = 0.0  # when that time was first seen, by one that stands still while the machine sleeps
 
@@ -123,7 +126,7 @@ class Supervisor:
         with running.log.open("ab") as output:
             environment = {**self._environment, BEAT: str(running.beat.absolute())}
             running.process = _detached(running.program.command, output, environment)
-        running.started = time.monotonic()
+        running.started, running.asked = time.monotonic(), False
         note(f"{running.program.name} started (process {running.process.pid})")
         write_json(self._folder.supervisor, self._state())
 
@@ -134,11 +137,18 @@ class Supervisor:
         running.restarts += 1
         running.start_at = time.monotonic() + running.pause
         running.pause = min(2 * running.pause, LONGEST_PAUSE)
-        for other in self._programs:
-            if other.program.needs == running.program.name and other.process is not None:
-                other.process.terminate()
+        if not running.asked:
+            self._end_with(running.program)
         if running.program.crashed is not None:
             running.program.crashed()
+
+    def _end_with(self, ended: Program) -> None:
+        """End the programs that are to be started anew with one that has ended."""
+        for other in self._programs:
+            bound = other.program.needs == ended.name or (ended.together and ended.needs == other.program.name)
+            if bound and other.process is not None:
+                other.asked = True
+                other.process.terminate()
 
     def _stop(self) -> None:
         """End all programs, the last one first, and whatever they have started."""
@@ -153,20 +163,13 @@ class Supervisor:
         """Return what ``down`` has to know, and people may want to."""
         own = psutil.Process()
         programs = {
-            running.program.name: {**_identity(running.process), "restarts": running.restarts}
+            running.program.name: {
+                **identity(running.process.pid if running.process else None),
+                "restarts": running.restarts,
+            }
             for running in self._programs
         }
         return {"process": own.pid, "created": own.create_time(), "programs": programs}
-
-
-def _identity(process: subprocess.Popen[bytes] | None) -> dict[str, Any]:
-    """Return what finds a process again: its id, and when it was created, since ids are used again."""
-    if process is None:
-        return {"process": None}
-    try:
-        return {"process": process.pid, "created": psutil.Process(process.pid).create_time()}
-    except psutil.NoSuchProcess:
-        return {"process": None}
 
 
 def start_in_background(folder: Folder, module: str, words: Sequence[str], ready: Callable[[], bool]) -> None:
@@ -200,24 +203,6 @@ def require_stopped(folder: Folder, what: str) -> None:
         raise FedMoEError(f"the {what} of {folder.path} runs already: stop it with 'down' first")
 
 
-def running_supervisor(folder: Folder) -> psutil.Process | None:
-    """Return the supervisor of a folder, None if none runs."""
-    state = read_json(folder.supervisor)
-    if state is None:
-        return None
-    return _recorded(state)
-
-
-def _recorded(state: Mapping[str, Any]) -> psutil.Process | None:
-    """Return the process of an ``_identity``, None if it has ended."""
-    try:
-        process = psutil.Process(state["process"])
-        same = abs(process.create_time() - state["created"]) < 0.05
-        return process if same and runs(process) else None
-    except psutil.NoSuchProcess:
-        return None
-
-
 def stop(folder: Folder) -> bool:
     """Stop the supervisor of a folder and all that it started; return whether anything ran.
 
@@ -226,48 +211,9 @@ def stop(folder: Folder) -> bool:
     supervisor = running_supervisor(folder)
     if supervisor is not None:
         supervisor.terminate()
-        if _still_there([supervisor], 6 * GRACE):
+        if still_there([supervisor], 6 * GRACE):
             supervisor.kill()
     return end_all(folder) or supervisor is not None
-
-
-def end_all(folder: Folder) -> bool:
-    """End every process that belongs to a folder but this one; return whether there was any.
-
-    Processes are known by their environment, which what they start inherits: so none is missed that has lost its
-    parent, and none is hit that only has a number used before. Those that hide their environment, as Flower's
-    superexec does, are in the supervisor's file.
-    """
-    alive = _of(folder)
-    found = bool(alive)
-    for ask, seconds in (("terminate", GRACE / 2), ("kill", GRACE)):
-        for process in alive:
-            try:
-                getattr(process, ask)()
-            except psutil.NoSuchProcess:
-                continue
-        alive = _still_there(alive, seconds)
-    if alive:
-        raise FedMoEError(f"processes {', '.join(str(process.pid) for process in alive)} cannot be ended")
-    folder.supervisor.unlink(missing_ok=True)
-    return found
-
-
-def _of(folder: Folder) -> list[psutil.Process]:
-    """Return the processes that belong to a folder, without this one and those that it runs in."""
-    mark = str(folder.path.absolute())
-    own = psutil.Process()
-    spared = {own.pid, *(parent.pid for parent in own.parents())}
-    noted = [each for each in read_json(folder.supervisor, {}).get("programs", {}).values() if each["process"]]
-    found = [process for process in map(_recorded, noted) if process is not None]
-    spared |= {process.pid for process in found}
-    for process in psutil.process_iter():
-        try:
-            if process.pid not in spared and process.environ().get(TAG) == mark:
-                found.append(process)
-        except (psutil.Error, OSError):  # not ours to read, or gone by now
-            continue
-    return found
 
 
 def note(text: str) -> None:
@@ -285,24 +231,6 @@ def _detached(command: Sequence[str], output: IO[bytes], environment: Mapping[st
         env=dict(environment),
         start_new_session=True,
     )
-
-
-def _still_there(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Wait for processes to end; return those that have not. A zombie has."""
-    deadline = time.monotonic() + seconds
-    while True:
-        processes = [process for process in processes if runs(process)]
-        if not processes or time.monotonic() > deadline:
-            return processes
-        time.sleep(0.05)
-
-
-def runs(process: psutil.Process) -> bool:
-    """Whether a process has not ended. A zombie has."""
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:

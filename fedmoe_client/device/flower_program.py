@@ -16,12 +16,13 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.supernode.cli import flwr_clientapp
 
 import fedmoe_client.app
 import fedmoe_client.device.joining  # noqa: F401  what a query needs
+from fedmoe.failures import FailureKind, told_reason
 from fedmoe.files import write_file
 from fedmoe_client.device.resident_call import NODE_PID, SOCKET
 
@@ -114,10 +115,14 @@ class _OfThisVersion(ClientApp):
     def __call__(self, message: Message, context: Context) -> Message:
         """Handle one message."""
         app = self._app
-        for folder in sys.path:
-            if folder not in self._known and (Path(folder) / "fedmoe_client" / "app.py").is_file():
-                app = _imported_afresh(Path(folder))
-        return app(message, context)
+        try:
+            for folder in sys.path:
+                if folder not in self._known and (Path(folder) / "fedmoe_client" / "app.py").is_file():
+                    app = _imported_afresh(Path(folder))
+            return app(message, context)
+        except Exception as error:  # Flower would send its text
+            traceback.print_exc()
+            return Message(Error(FailureKind.RAISED, told_reason(error)), reply_to=message)
 
 
 def _imported_afresh(folder: Path) -> ClientApp:

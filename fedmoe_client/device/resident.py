@@ -24,8 +24,8 @@ from typing import IO, Any
 
 import psutil
 
-from fedmoe.deployment.supervisor import runs
-from fedmoe.errors import FedMoEError
+from fedmoe.deployment.processes import runs
+from fedmoe.errors import FedMoEError, TellableError
 from fedmoe.failures import reason_of
 from fedmoe.wire import pack
 from fedmoe_client.device.node import node_from
@@ -123,7 +123,7 @@ def _attempt(
     except Exception as error:  # whatever a message runs into is the message's failure; this process stays
         if not isinstance(error, FedMoEError):
             traceback.print_exc()
-        return {"error": reason_of(error)}, []
+        return {"error": reason_of(error), "tellable": isinstance(error, TellableError)}, []
 
 
 def _carry_out(

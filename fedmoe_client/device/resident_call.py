@@ -22,7 +22,7 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmoe.errors import FedMoEError
+from fedmoe.errors import FedMoEError, TellableError
 from fedmoe.wire import NamedArrays, unpack
 from fedmoe_client.device.node import Value
 from fedmoe_client.store.folder import StateFolder
@@ -96,7 +96,7 @@ def call(
         except ConnectionError as error:
             raise FedMoEError(f"the client's resident process ended: {_log_end(state_dir)}") from error
     if "error" in answer:
-        raise FedMoEError(answer["error"])
+        raise (TellableError if answer.get("tellable") else FedMoEError)(answer["error"])
     return answer, found
 
 

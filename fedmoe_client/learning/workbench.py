@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from data.dataset import Dataset
-from fedmoe.errors import FedMoEError
+from fedmoe.errors import FedMoEError, TellableError
 from fedmoe.loading import from_run_config
 from fedmoe.modalities import EXPERT, selected
 from fedmoe.settings import Settings
@@ -64,14 +64,14 @@ class Workbench:
         return identity_of(self.settings, self.dataset)
 
     def refuse(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise FedMoEError that names the first parameter in which another model differs from this one."""
+        """Raise TellableError that names the first parameter in which another model differs from this one."""
         if missing := [name for name in self.names if name not in shapes]:
-            raise FedMoEError(f"the server's model has no parameter '{missing[0]}': use the server's settings")
+            raise TellableError(f"the server's model has no parameter '{missing[0]}': use the server's settings")
         if extra := [name for name in shapes if name not in self.shapes]:
-            raise FedMoEError(f"the client's model has no parameter '{extra[0]}': use the server's settings")
+            raise TellableError(f"the client's model has no parameter '{extra[0]}': use the server's settings")
         for name, shape in self.shapes.items():
             if shapes[name] != shape:
-                raise FedMoEError(
+                raise TellableError(
                     f"parameter '{name}' has the shape {shapes[name]} at the server and {shape} at the client: "
                     "use the server's settings and catalogue"
                 )

@@ -14,7 +14,7 @@ from typing import Any
 
 from data.dataset import ABOUT, Dataset
 from data.registry import load_catalogue, load_dataset
-from fedmoe.errors import FedMoEError
+from fedmoe.errors import TellableError
 from fedmoe.settings import Settings
 from model.version import model_version
 
@@ -42,13 +42,13 @@ def identity_of(settings: Settings, dataset: Dataset) -> dict[str, str]:
 
 
 def refuse_other(server: Mapping[str, Any], client: Mapping[str, str]) -> None:
-    """Raise FedMoEError with the server's and the client's value of the first thing in which they differ."""
+    """Raise TellableError with the server's and the client's value of the first thing in which they differ."""
     features = sorted(key for key in server.keys() | client.keys() if key.endswith(FEATURES))
     for key in ("catalogue", *features, "model"):
         theirs, own = server.get(key, "none"), client.get(key, "none")
         if theirs != own:
             what = WORDS.get(key, key.replace("-", " "))
-            raise FedMoEError(
+            raise TellableError(
                 f"the client's {what} is not the server's: {theirs} at the server, {own} at the client - "
                 "give the node the server's catalogue (catalogue=FOLDER) and settings"
             )

@@ -52,7 +52,7 @@ def test_a_killed_superexec_of_a_client_is_started_again(federation: Federation,
         in_training(federation, 1, 3)
         killed = time.monotonic()
         federation.process(1, "flower-superexec").kill()
-        wait_for(lambda: len(rounds_done(federation)) >= 3, 110, "the round is done")
+        wait_for(lambda: len(rounds_done(federation)) >= 3, 60, "the round is done")
         report(f"superexec of a client killed in training: round done after {time.monotonic() - killed:.1f} s")
         ended(run, 0)
     assert restarts(federation.client_dir(1))["superexec"] >= 1

@@ -19,7 +19,8 @@ from fedmoe.deployment import supervisor
 from fedmoe.deployment.folder import TAG, Folder, read_json
 from fedmoe.deployment.keys import make_key_pair
 from fedmoe.deployment.ports import free_port, listens, wait_until_closed
-from fedmoe.deployment.supervisor import Program, running_supervisor, start_in_background, stop
+from fedmoe.deployment.processes import running_supervisor
+from fedmoe.deployment.supervisor import Program, start_in_background, stop
 from fedmoe.errors import FedMoEError
 
 ROOT = Path(__file__).parents[2]
@@ -164,3 +165,22 @@ def test_a_background_start_waits_until_it_is_ready_or_says_why_not(folder: Fold
     start_in_background(folder, "http.server", words, lambda: listens("127.0.0.1", port))
     assert stop(folder)
     assert wait_until_closed("127.0.0.1", port, 5.0)  # the last thread of an ended process may still be on its way out
+
+
+def test_a_program_that_hangs_is_started_again_with_what_serves_it(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "SILENT", 1.0)
+    alive = "import os, pathlib, time\nbeat = pathlib.Path(os.environ['FEDMOE_BEAT'])\n"
+    hangs = Program("hangs", [sys.executable, "-c", alive + "beat.touch(); time.sleep(100)"], beats=True)
+    works = Program("works", [sys.executable, "-c", alive + "while True: beat.touch(); time.sleep(0.1)"], beats=True)
+    serves = Program("serves", [sys.executable, "-c", "import time; time.sleep(100)"], needs="hangs")
+    kept = supervisor.Supervisor(folder, [hangs, works, serves], folder.environment(os.environ))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this is not the main thread
+    thread = threading.Thread(target=kept.run)
+    thread.start()
+    restarts = lambda: {name: each["restarts"] for name, each in read_json(folder.supervisor)["programs"].items()}  # noqa: E731
+    wait_for(lambda: folder.supervisor.exists() and min(restarts()["hangs"], restarts()["serves"]) >= 1)
+    assert restarts()["works"] == 0
+    kept.request_stop()
+    thread.join(20)

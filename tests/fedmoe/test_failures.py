@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from flwr.common.constant import ErrorCode
 
-from fedmoe.errors import FedMoEError
-from fedmoe.failures import FailureKind, one_line, reason_of
+from fedmoe.errors import FedMoEError, TellableError
+from fedmoe.failures import FailureKind, one_line, reason_of, told_reason
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,10 @@ def test_a_reason_is_one_short_line() -> None:
     assert reason_of(FedMoEError("the catalogue differs")) == "the catalogue differs"
     assert reason_of(KeyboardInterrupt()) == "KeyboardInterrupt"
     assert one_line("x" * 400) == "x" * 297 + "..."
+
+
+def test_a_real_client_tells_no_more_than_may_leave_the_device() -> None:
+    planted = "/home/alice/history.txt, line 7: item 'secret film' is unknown"
+    for error in (FedMoEError(planted), ValueError(planted), FileNotFoundError(2, planted, "/home/alice")):
+        assert told_reason(error) == f"{type(error).__name__}: see the client's own log"
+    assert told_reason(TellableError("the model version differs")) == "the model version differs"

@@ -180,19 +180,22 @@ def test_another_models_arrays_are_refused_by_name(
 
 def test_a_client_beyond_the_data_set_is_refused(bench: Workbench, server: list[np.ndarray]) -> None:
     answer = app(message("train", dict(zip(bench.names, server, strict=True))), context(99))
-    assert answer.error.reason.startswith("partition-id = 99, but the data set has the users 0 to 11")
+    assert answer.error.reason == "FedMoEError: see the client's own log"
 
 
-def test_a_failed_training_keeps_nothing_and_says_what_was_raised(
-    bench: Workbench, server: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("simulated", [True, False])
+def test_a_failed_training_keeps_nothing_and_only_a_simulated_client_says_what_was_raised(
+    bench: Workbench, server: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, simulated: bool
 ) -> None:
     def fail(*_: Any) -> Any:
         raise ValueError("first line\nsecond line")
 
     arrays, mine = dict(zip(bench.names, server, strict=True)), context()
+    mine.run_config["simulated"] = simulated
     app(message("train", arrays), mine)
     kept = {name: array.copy() for name, array in InContext(mine.state).load().items()}
     monkeypatch.setattr("fedmoe_client.learning.client.to_send", fail)  # after the training
     answer = app(message("train", arrays, **{"server-round": 2}), mine)
-    assert (answer.error.code, answer.error.reason) == (FailureKind.RAISED, "ValueError: first line second line")
+    said = "ValueError: " + ("first line second line" if simulated else "see the client's own log")
+    assert (answer.error.code, answer.error.reason) == (FailureKind.RAISED, said)
     assert all(np.array_equal(kept[name], array) for name, array in InContext(mine.state).load().items())
