@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 import stat
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
+import httpx
 import pytest
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from real_processes import Federation, records, wait_for
 from test_faults import LONG, Report, ended, in_training, report, rounds_done, running
@@ -21,6 +23,7 @@ from fedmoe.deployment.flower_part import CONTROL_SECRET
 from fedmoe.deployment.folder import read_json
 
 __all__ = ["report"]
+METHOD = "/flwr.proto.Runtime/AcquireTask"
 HELD = 12.0  # seconds; Flower by itself gives up after 5
 
 
@@ -100,10 +103,19 @@ def test_who_has_no_secret_gets_no_run_and_no_task(federation: Federation) -> No
     let_in = subprocess.run(guessing, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert '"success": true' in let_in.stdout, let_in.stdout + let_in.stderr
 
+    secrets = federation.client_dir(0) / "secrets"
     words = federation.process(0, "flower-supernode").cmdline()
     address = f"127.0.0.1:{words[words.index('--port') + 1]}"
-    client = RuntimeHttpClient.from_server_address(server_address=address, insecure=True, root_certificates=None)
-    with pytest.raises(Exception, match=r"40[13]|[Aa]uthenticat|[Pp]ermission"):
-        client.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-clientapp"]))
-    client.close()
-    assert os.getuid() != 0 or federation.processes()
+    for secret, allowed in ((None, False), (b"0" * 64, False), ((secrets / "superexec").read_bytes(), True)):
+        version = RuntimeVersionHttpInterceptor(component_name="SuperExec")
+        signs = (
+            []
+            if secret is None
+            else [SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=frozenset({METHOD}))]
+        )
+        client = RuntimeHttpClient.from_server_address(
+            server_address=address, insecure=True, root_certificates=None, interceptors=[version, *signs]
+        )
+        with nullcontext() if allowed else pytest.raises(httpx.HTTPStatusError, match="40[13]"):
+            client.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-clientapp"]))
+        client.close()
