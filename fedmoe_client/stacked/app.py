@@ -44,10 +44,36 @@ def train(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool
     """Carry out train messages of one round; the contexts' states advance.
 
     Returns a reply for each message; or, where ``reduce`` is set, fewer: each but the errors a weighted mean of as many
-    clients as its metric ``num-clients`` says.
+    clients as its metric ``num-clients`` says. Clients that were sent different models or configs are not stacked with
+    each other.
 
     Raises FedMoEError if these settings' clients cannot be stacked: they must be trained one by one.
     """
+    alike = _alike(messages)
+    if reduce and len(alike) > 1:
+        raise FedMoEError("replies to different models or configs have no mean in common")
+    replies: dict[int, Message] = {}
+    for places in alike:
+        found = _train([messages[place] for place in places], [contexts[place] for place in places], reduce)
+        if reduce:
+            return found
+        replies |= dict(zip(places, found, strict=True))
+    return [replies[place] for place in range(len(messages))]
+
+
+def _alike(messages: Sequence[Message]) -> list[list[int]]:
+    """Return the places of the messages that hold the same model and config, in their order."""
+    places: dict[tuple[int, str], list[int]] = {}
+    for place, message in enumerate(messages):
+        # Clients of a call that are sent the same model are handed the very same bytes.
+        packed = packed_bytes(message.content.array_records["arrays"])
+        config = repr(sorted(message.content.config_records["config"].items()))
+        places.setdefault((id(packed), config), []).append(place)
+    return list(places.values())
+
+
+def _train(messages: Sequence[Message], contexts: Sequence[Context], reduce: bool) -> list[Message]:
+    """Carry out train messages with the same model and config, as ``train`` says."""
     this = _begin(messages[0], contexts)
     trainer = _trainer(this.bench)
     if reduce and this.bench.own_client is not None:

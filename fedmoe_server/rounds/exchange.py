@@ -9,15 +9,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Protocol, runtime_checkable
+from math import isfinite
+from typing import Any, Protocol, cast, runtime_checkable
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedmoe.errors import FedMoEError
 from fedmoe.failures import FailureKind, one_line
 from fedmoe.wire import is_packed, packed_bytes, to_record, unpack
-from fedmoe_server.rounds.record import Exchange, Failure, list_failures
+from fedmoe_server.rounds.record import Exchange, Failure, Metrics, list_failures
 from strategies import ReplyMean, counts_of
 from strategies.layers.replies import Valued, record_of, refused, values_of
 
@@ -60,6 +61,11 @@ class KnownClients:
 
     def await_clients(self, grid: Grid) -> None:
         """Return at once."""
+
+
+def talking(grid: Grid, timeout: float | None) -> Grid:
+    """Return a grid through which a strategy may talk to clients while it configures a round."""
+    return cast(Grid, WireGrid(grid, timeout))
 
 
 def exchange(
@@ -122,6 +128,26 @@ def reduced_exchange(
         bytes_down=_payload(requests),
         bytes_up=sum(count["num-bytes"] for count in counts),
     )
+
+
+@Grid.register
+class WireGrid:
+    """A grid for a strategy that asks clients of its own accord: its messages are packed, and their replies unpacked.
+
+    timeout: seconds to wait where the strategy names no time; None: until every client has answered or failed.
+    """
+
+    def __init__(self, grid: Grid, timeout: float | None) -> None:
+        self._grid = grid
+        self._timeout = timeout
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Return the replies with their arrays by name; a damaged one is an error."""
+        replies = self._grid.send_and_receive(packed(messages), timeout=timeout or self._timeout)
+        return [unpacked(reply) for reply in replies]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._grid, name)
 
 
 class PackedMean:
@@ -237,6 +263,18 @@ def _reason(error: Error) -> Reason:
     """Return what kind of failure an error is, and why on one line."""
     lines = (error.reason or "").strip().splitlines()  # a stranger's client app may send a whole traceback
     return FailureKind.of_code(error.code), one_line(lines[0] if lines else f"error {error.code}")
+
+
+def plain_metrics(record: MetricRecord | None) -> Metrics:
+    """Return the metrics of a record as floats that JSON can hold; those of a list as ``name/0``, ``name/1``, ...
+
+    Not finite becomes None.
+    """
+    values: dict[str, float] = {}
+    for key, value in ({} if record is None else record).items():
+        several = enumerate(value) if isinstance(value, list) else ()
+        values |= {f"{key}/{place}": each for place, each in several} if isinstance(value, list) else {key: value}
+    return {key: float(value) if isfinite(value) else None for key, value in values.items()}
 
 
 def _payload(messages: Iterable[Message]) -> int:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import TypeVar
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -25,7 +24,16 @@ from fedmoe.settings import Settings
 from fedmoe_server.report.client_ranks import ClientRank, ranks_of, write_client_ranks
 from fedmoe_server.report.tracking import Tracker
 from fedmoe_server.rounds.checkpoints import CheckpointStore
-from fedmoe_server.rounds.exchange import Directory, ReducingGrid, exchange, name_failures, reduced_exchange, too_few
+from fedmoe_server.rounds.exchange import (
+    Directory,
+    ReducingGrid,
+    exchange,
+    name_failures,
+    plain_metrics,
+    reduced_exchange,
+    talking,
+    too_few,
+)
 from fedmoe_server.rounds.record import (
     SELECTION_METRIC,
     Clipped,
@@ -153,7 +161,7 @@ class ServerLoop:
         """Train a cohort and put the aggregated arrays into the state; they stay as they are if the round fails."""
         self.directory.await_clients(self.grid)
         config = ConfigRecord({"server-round": number})
-        messages = self.strategy.configure_train(number, state.arrays, config, self.grid)
+        messages = self.strategy.configure_train(number, state.arrays, config, talking(self.grid, self.timeout))
         outcome = self._exchange(messages, "train", self._reducer(number))
         outcome, aggregated = self._aggregated(number, "train", outcome, self.strategy.aggregate_train)
         arrays, metrics = aggregated or (None, None)
@@ -162,7 +170,7 @@ class ServerLoop:
         if outcome.problem is not None or arrays is None:
             return outcome, {}
         state.arrays = arrays
-        return outcome, _plain_metrics(metrics)
+        return outcome, plain_metrics(metrics)
 
     def _evaluate(
         self, number: int, arrays: ArrayRecord, split: str, clients: Sequence[int] | None
@@ -170,9 +178,10 @@ class ServerLoop:
         """Evaluate arrays on some clients (None: all) and average what they report."""
         self.strategy.evaluate_on(clients)
         config = ConfigRecord({"server-round": number, "split": split})
-        outcome = self._exchange(self.strategy.configure_evaluate(number, arrays, config, self.grid), split)
+        messages = self.strategy.configure_evaluate(number, arrays, config, talking(self.grid, self.timeout))
+        outcome = self._exchange(messages, split)
         outcome, metrics = self._aggregated(number, split, outcome, self.strategy.aggregate_evaluate)
-        return outcome, _plain_metrics(metrics)
+        return outcome, plain_metrics(metrics)
 
     def _exchange(
         self, messages: Iterable[Message], stage: str, reducer: Callable[[], ReplyMean] | None = None
@@ -275,12 +284,6 @@ class ServerLoop:
 
     def _client_ids(self) -> Mapping[int, int]:
         return self.directory.client_ids(self.grid)
-
-
-def _plain_metrics(record: MetricRecord | None) -> Metrics:
-    """Return the scalar metrics of a record as floats that JSON can hold: not finite becomes None."""
-    values = {} if record is None else {k: v for k, v in record.items() if isinstance(v, int | float)}
-    return {key: float(value) if isfinite(value) else None for key, value in values.items()}
 
 
 def _score(metrics: Metrics, number: int) -> float:

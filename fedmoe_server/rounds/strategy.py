@@ -22,7 +22,7 @@ from strategies import (
     private,
     secret_of,
 )
-from strategies.layers.layer import weight_key
+from strategies.layers.layer import chain, weight_key
 from strategies.layers.replies import NUM_EXAMPLES
 
 
@@ -66,6 +66,13 @@ def _rated_strategy(settings: Settings, reducing: bool) -> Strategy:
     """Return the strategy with its learning rate, and with its guard against outliers where single replies come."""
     federation = settings.federation
     strategy = build_strategy(federation.strategy, federation.strategy_parameters)
+    for part in chain(strategy):
+        if type(part).start is not Strategy.start:
+            raise FedMoEError(
+                f"federation.strategy: {type(part).__name__} has a start() of its own, which would never be called: "
+                "FedMoE runs the rounds, with their evaluations and checkpoints. Do what it does before or between "
+                "rounds in configure_train, where grid.send_and_receive reaches the clients"
+            )
     rated = ServerLearningRate(strategy, federation.server_schedule, federation.num_rounds)
     # Where a simulation's hosts merge the replies, there are no single updates left to compare.
     merged = reducing and settings.simulation.aggregate_in_hosts and not needs_every_reply(rated)

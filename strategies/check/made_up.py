@@ -28,7 +28,7 @@ from strategies.state import load_state_arrays
 CLIENTS = 8
 FIRST_NODE = 1000
 # It lists the nodes and can do no more; the trial hands the messages over itself.
-NODES = grid_of_nodes(cast(Grid, None), range(FIRST_NODE, FIRST_NODE + CLIENTS))
+NODES = grid_of_nodes(cast(Grid, None), {FIRST_NODE + client: client for client in range(CLIENTS)})
 WARMUP_ROUNDS = 2
 ROUNDS = 4
 GROUPS = {

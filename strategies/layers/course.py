@@ -132,7 +132,7 @@ class Cohorts(Stateless):
         clients, node_of = self._connected(grid)
         self.cohort = self._sampled(server_round, clients)
         self._check_sampling("train", len(self.cohort))
-        view = grid_of_nodes(grid, [node_of(client) for client in self.cohort])
+        view = grid_of_nodes(grid, {node_of(client): client for client in self.cohort})
         return self._sent(self.strategy.configure_train(server_round, arrays, config, view))
 
     def aggregate_train(
@@ -151,7 +151,7 @@ class Cohorts(Stateless):
         if not self.evaluated:
             raise FedMoEError("none of the clients to evaluate on is connected; connect them or evaluate on others")
         self._check_sampling("evaluate", len(self.evaluated))
-        view = grid_of_nodes(grid, [node_of(client) for client in self.evaluated])
+        view = grid_of_nodes(grid, {node_of(client): client for client in self.evaluated})
         return self._sent(self.strategy.configure_evaluate(server_round, arrays, config, view))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -218,23 +218,44 @@ class Cohorts(Stateless):
         return (client is None, node_id if client is None else client)
 
 
-def grid_of_nodes(grid: Grid, node_ids: Collection[int]) -> Grid:
-    """Return a grid that shows these nodes of another grid, and is that grid in all else."""
-    return cast(Grid, _View(grid, node_ids))
+def grid_of_nodes(grid: Grid, clients: Mapping[int, int]) -> Grid:
+    """Return a grid that shows these nodes of another grid, and is that grid in all else.
+
+    clients: node id -> client id, which the grid tells as ``client_ids()``.
+    """
+    return cast(Grid, _View(grid, clients))
 
 
 @Grid.register
 class _View:
-    def __init__(self, grid: Grid, node_ids: Collection[int]) -> None:
+    def __init__(self, grid: Grid, clients: Mapping[int, int]) -> None:
         self._grid = grid
-        self._node_ids = list(node_ids)
+        self._clients = dict(clients)
 
     def get_node_ids(self) -> list[int]:
-        return list(self._node_ids)
+        return list(self._clients)
 
     def get_nodes(self) -> Iterable[Any]:
-        shown = set(self._node_ids)
-        return [node for node in cast(Any, self._grid).get_nodes() if node.node_id in shown]
+        return [node for node in cast(Any, self._grid).get_nodes() if node.node_id in self._clients]
+
+    def client_ids(self) -> dict[int, int]:
+        return dict(self._clients)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._grid, name)
+
+
+@Grid.register
+class TalkingGrid:
+    """A grid whose messages are completed before they are sent: for what a strategy asks clients of its own accord."""
+
+    def __init__(self, grid: Grid, completed: Callable[[Iterable[Message]], list[Message]]) -> None:
+        self._grid = grid
+        self._completed = completed
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages, each with all parameters and the config that clients need, and return the replies."""
+        return self._grid.send_and_receive(self._completed(messages), timeout=timeout)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._grid, name)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -12,6 +15,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import FedMoEError, nearest
+from fedmoe.failures import reason_of
 from fedmoe.modalities import selected
 
 
@@ -179,3 +183,18 @@ def weight_key(strategy: Strategy) -> str:
     """Return the metric that ``strategy``, or what it wraps, weighs replies by (``weighted_by_key``, as in Flower)."""
     keys = (getattr(part, "weighted_by_key", None) for part in chain(strategy))
     return next((key for key in keys if isinstance(key, str)), "num-examples")
+
+
+@contextmanager
+def blamed(what: str) -> Iterator[None]:
+    """Turn what a user's own code raises into a FedMoEError that names its line; ``what``: whose code, and when."""
+    try:
+        yield
+    except FedMoEError:
+        raise
+    except Exception as error:
+        layers = str(Path(__file__).parent)
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(layers)]
+        own = [frame for frame in frames if "site-packages" not in frame.filename]
+        place = f"; {own[-1].filename}, line {own[-1].lineno}, in {own[-1].name}: {own[-1].line}" if own else ""
+        raise FedMoEError(f"{what}: {reason_of(error)}{place}") from error

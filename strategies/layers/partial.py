@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import FedMoEError
-from strategies.layers.layer import AggregationSchedule, Round, Stateless, chain, tell, weight_key
+from strategies.layers.course import TalkingGrid
+from strategies.layers.layer import AggregationSchedule, Round, Stateless, blamed, chain, tell, weight_key
 from strategies.layers.replies import MAX_EXAMPLES, Clipping, Guard, Refusal, Valued, record_of, values_of
 from strategies.layers.reply_mean import ReplyMean, clients_of, mean_of_checked
 from strategies.needs import needs_every_reply
@@ -53,9 +54,12 @@ class PartialAggregation(Stateless):
         self.means = means
         self.refusals: list[Refusal] = []
         self._weight_key = weight_key(strategy)
+        self._called = f"strategy {type(list(chain(strategy))[-1]).__name__}"
         self._every = needs_every_reply(strategy)
         self._model: ArrayRecord | None = None  # all parameters as they were sent in this round
         self._asked = 0  # clients that they were sent to
+        self._own: dict[int, dict[str, Array]] = {}  # node id -> shared parameters, where it was sent others than those
+        self._alike = True  # whether all clients of the round were sent the same, and nothing beside model and config
         self._names: list[str] | None = None  # the parameters that the state of the wrapped strategy is made for
 
     @property
@@ -71,9 +75,14 @@ class PartialAggregation(Stateless):
         self._fit_state(sent, arrays)
         tell(self.strategy, sent)
         self._model = arrays.copy()
-        messages = list(self.strategy.configure_train(server_round, sent.arrays, config.copy(), grid))
+        view = cast(Grid, TalkingGrid(grid, lambda messages: _completed(messages, sent, arrays)))
+        with blamed(f"round {server_round}: {self._called}.configure_train"):
+            messages = list(self.strategy.configure_train(server_round, sent.arrays, config.copy(), view))
         self._asked = len(messages)
-        return _completed(messages, sent, arrays)
+        messages = _completed(messages, sent, arrays)
+        self._alike = _are_alike(messages)
+        self._own = {} if self._alike else _other_models(messages, sent, arrays)
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -83,19 +92,23 @@ class PartialAggregation(Stateless):
         Raises FedMoEError if the wrapped strategy cannot aggregate, or returns other parameters or infinite ones.
         """
         expected = self._expected(server_round)
-        guard = Guard(expected, self._weight_key, self.max_examples, self.means)
+        guard = Guard(expected, self._weight_key, self.max_examples, self.means, self._own)
         checked, self.refusals = guard.checked(replies)
         passed = sum(clients_of(reply) for reply in checked if reply.has_content())
         if self.min_reply_fraction and (passed == 0 or passed < self.min_reply_fraction * self._asked):
             return None, None
-        if not self._every:
+        if not self._every and self._alike and not any(map(_has_more, checked)):
             checked = mean_of_checked(checked, expected, self._weight_key)
         shown = [_shown(reply, expected) for reply in checked]
-        name = f"round {server_round}: strategy {type(list(chain(self.strategy))[-1]).__name__}"
-        try:
-            arrays, metrics = self.strategy.aggregate_train(server_round, shown)
-        except (AggregationError, InconsistentMessageReplies, ArithmeticError) as error:
-            raise FedMoEError(f"{name} cannot aggregate: {error}") from error
+        name = f"round {server_round}: {self._called}"
+        with blamed(f"{name} cannot aggregate"):
+            returned: Any = self.strategy.aggregate_train(server_round, shown)
+        if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], ArrayRecord | None)):
+            raise FedMoEError(
+                f"{name}.aggregate_train returned {_described(returned)}; return an ArrayRecord (or None) and a "
+                "MetricRecord (or None)"
+            )
+        arrays, metrics = returned
         if arrays is None:
             return None, metrics
         assert self._model is not None  # as expected
@@ -104,9 +117,10 @@ class PartialAggregation(Stateless):
     def reducer(self, server_round: int) -> Callable[[], ReplyMean] | None:
         """Return what makes the object that merges replies to the latest training messages where the clients live.
 
-        None where the wrapped strategy needs every reply, see ``needs_every_reply``.
+        None where the wrapped strategy needs every reply, see ``needs_every_reply``, or has not sent all clients the
+        same: then it sees each of them.
         """
-        if self._every:
+        if self._every or not self._alike:
             return None
         return partial(ReplyMean, self._expected(server_round), self._weight_key, self.max_examples)
 
@@ -115,13 +129,17 @@ class PartialAggregation(Stateless):
     ) -> Iterable[Message]:
         """Messages of an evaluation, with all parameters. FedMoEError: a parameter is in no group, or not there."""
         sent = self._round(server_round, arrays)
-        messages = self.strategy.configure_evaluate(server_round, sent.arrays, config.copy(), grid)
-        return _completed(list(messages), sent, arrays)
+        split = str(config.get("split", "validation"))
+        view = cast(Grid, TalkingGrid(grid, lambda messages: _completed(messages, sent, arrays, split)))
+        with blamed(f"round {server_round}: {self._called}.configure_evaluate"):
+            messages = list(self.strategy.configure_evaluate(server_round, sent.arrays, config.copy(), view))
+        return _completed(messages, sent, arrays, split)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The aggregated metrics of an evaluation; refused replies are in ``refusals``."""
         checked, self.refusals = Guard(None, self._weight_key, self.max_examples).checked(replies)
-        return self.strategy.aggregate_evaluate(server_round, checked)
+        with blamed(f"round {server_round}: {self._called}.aggregate_evaluate"):
+            return self.strategy.aggregate_evaluate(server_round, checked)
 
     def _round(self, number: int, arrays: ArrayRecord) -> Round:
         """Return the round in which these arrays, all of the model, are sent."""
@@ -154,27 +172,71 @@ class PartialAggregation(Stateless):
         return {name: array for name, array in self._model.items() if name in names}
 
 
-def _completed(messages: list[Message], sent: Round, arrays: ArrayRecord) -> list[Message]:
-    """Put all parameters and the names of the shared groups into the messages, one new content for each old one."""
-    contents = {id(message.content): message.content for message in messages}
+def _completed(messages: Iterable[Message], sent: Round, arrays: ArrayRecord, split: str = "") -> list[Message]:
+    """Put all parameters and the names of the shared groups into the messages, one new content for each old one.
+
+    split: of the held-out items, for the messages of an evaluation; "": they are training messages.
+    """
+    given = list(messages)
+    contents = {id(message.content): message.content for message in given}
     completed = {key: _full_content(content, sent, arrays) for key, content in contents.items()}
-    for message in messages:
+    for message in given:
         message.content = completed[id(message.content)]
-    return messages
+        if message.metadata.message_type == "evaluate":
+            message.content.config_records["config"].setdefault("split", split or "validation")
+    return given
 
 
 def _full_content(content: RecordDict, sent: Round, arrays: ArrayRecord) -> RecordDict:
-    full = RecordDict(dict(content.items()))
-    key = _key("arrays", list(content.array_records))
+    key = _key("arrays", {name: record.keys() & sent.arrays.keys() for name, record in content.array_records.items()})
     own = content.array_records.get(key, ArrayRecord())  # the strategy's: it may send others than those it was given
+    for name, array in sent.arrays.items():
+        if name in own and values_of(own[name]).size != values_of(array).size:
+            raise FedMoEError(
+                f"the strategy sends '{name}' with shape {list(own[name].shape)}, the model's is {list(array.shape)}"
+            )
     chosen = {name: own[name] if name in sent.arrays and name in own else array for name, array in arrays.items()}
-    full[key] = record_of({name: _fitted(array, arrays[name]) for name, array in chosen.items()})
-    key = _key("config", list(content.config_records))
-    config = content.config_records.get(key, ConfigRecord()).copy()
+    config_key = _key("config", dict(content.config_records))
+    config = content.config_records.get(config_key, ConfigRecord()).copy()
     config["server-round"] = sent.number
     config["shared"] = list(sent.shared)
-    full[key] = config
-    return full
+    others = {name: record for name, record in content.items() if name not in (key, config_key)}
+    model = record_of({name: _fitted(array, arrays[name]) for name, array in chosen.items()})
+    return RecordDict({**others, "arrays": model, "config": config})
+
+
+def _are_alike(messages: list[Message]) -> bool:
+    """Whether all messages hold the same model and config, and nothing else."""
+    contents = list({id(message.content): message.content for message in messages}.values())
+    first = contents[0] if contents else RecordDict()
+    return all(content.keys() <= {"arrays", "config"} for content in contents) and all(
+        content["config"] == first["config"]
+        and all(array is first.array_records["arrays"][name] for name, array in content.array_records["arrays"].items())
+        for content in contents
+    )
+
+
+def _other_models(messages: list[Message], sent: Round, arrays: ArrayRecord) -> dict[int, dict[str, Array]]:
+    """Return node id -> the shared parameters that it was sent, of the nodes that were sent others than the model's."""
+    models = {id(message.content): message.content.array_records["arrays"] for message in messages}
+    shared = {key: {name: model[name] for name in arrays if name in sent.arrays} for key, model in models.items()}
+    return {
+        message.metadata.dst_node_id: shared[id(message.content)]
+        for message in messages
+        if any(array is not arrays[name] for name, array in shared[id(message.content)].items())
+    }
+
+
+def _described(returned: object) -> str:
+    """Say of what types something is."""
+    if isinstance(returned, tuple):
+        return f"({', '.join(type(each).__name__ for each in returned)})"
+    return f"a {type(returned).__name__}"
+
+
+def _has_more(reply: Message) -> bool:
+    """Whether a reply holds records beside arrays and metrics: they belong to one client, and have no mean."""
+    return reply.has_content() and len(reply.content) > len(("arrays", "metrics"))
 
 
 def _shown(reply: Message, expected: Mapping[str, Array]) -> Message:
@@ -216,5 +278,6 @@ def _fits(array: Array, like: Array) -> bool:
     return array.dtype == like.dtype and tuple(array.shape) == tuple(like.shape)
 
 
-def _key(wanted: str, present: list[str]) -> str:
-    return wanted if wanted in present or not present else present[0]
+def _key(wanted: str, present: Mapping[str, object]) -> str:
+    """Return which record a strategy means by ``wanted``: one of another name if it is the only one."""
+    return next(iter(present)) if wanted not in present and len(present) == 1 and any(present.values()) else wanted

@@ -15,7 +15,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, cast
 
@@ -29,6 +29,7 @@ from fedmoe.wire import ROWS
 COUNTED = ("num-clients", "num-bytes")
 Shape = tuple[str, tuple[tuple[str, int], ...]]  # key of the metric record, and (metric, length or -1) sorted
 NUM_EXAMPLES = "num-examples"
+METRICS = "metrics"  # the record of a reply's metrics, where it holds several metric records
 MAX_EXAMPLES = 100_000  # the largest weight of a reply, unless the settings say otherwise
 
 
@@ -126,12 +127,14 @@ class Guard:
         max_examples: the largest weight: one client that claims more would outweigh all others.
         means: whether a reply may be the mean of several clients', of whom ``num-clients`` tells; never from real
             clients.
+        sent: node id -> what it was sent in place of ``expected``: rows that it did not return are as it got them.
     """
 
     expected: Mapping[str, Array] | None = None
     weight_key: str = NUM_EXAMPLES
     max_examples: int = MAX_EXAMPLES
     means: bool = False
+    sent: Mapping[int, Mapping[str, Array]] = field(default_factory=dict)
 
     def checked(self, replies: Iterable[Message]) -> tuple[list[Message], list[Refusal]]:
         """Return the replies in their order, and what was refused.
@@ -166,7 +169,7 @@ class Guard:
     def check(self, reply: Message) -> tuple[Message, Shape | str]:
         """Return the new message for a reply with content and which metrics it holds; or why it is refused."""
         try:
-            content = self._content(reply.content)
+            content = self._content(reply.content, self.sent.get(reply.metadata.src_node_id, self.expected))
             shape = self._metrics(reply.content)
         except _Refused as refusal:
             return reply, str(refusal)
@@ -175,9 +178,9 @@ class Guard:
         checked.content = content
         return checked, shape
 
-    def _content(self, content: RecordDict) -> RecordDict:
+    def _content(self, content: RecordDict, expected: Mapping[str, Array] | None) -> RecordDict:
         """Return a new record of the same content, the arrays checked and in the order of ``expected``."""
-        if self.expected is None:
+        if expected is None:
             return RecordDict({key: record.copy() for key, record in content.items()})
         records = content.array_records
         if len(records) != 1 and "arrays" not in records:
@@ -185,20 +188,22 @@ class Guard:
         main = "arrays" if "arrays" in records else next(iter(records))
         record = records[main]
         for name in record:
-            if name.removesuffix(ROWS) not in self.expected:
+            if name.removesuffix(ROWS) not in expected:
                 raise _Refused(
                     f"parameter '{name}' is not aggregated in this round; clients may send the shared ones only"
                 )
-        arrays = {name: _array(name, record, like) for name, like in self.expected.items()}
+        arrays = {name: _array(name, record, like) for name, like in expected.items()}
         others = {key: record.copy() for key, record in content.items() if key != main}
         # A fixed key: Flower demands the same ones in all replies.
         return RecordDict({"arrays": record_of(arrays), **others})
 
     def _metrics(self, content: RecordDict) -> Shape:
         """Check the numbers of a reply and return which metrics it holds."""
-        if len(content.metric_records) != 1:
-            raise _Refused(f"it holds {len(content.metric_records)} metric records, one is needed")
-        key, metrics = next(iter(content.metric_records.items()))
+        found = content.metric_records
+        if len(found) != 1 and METRICS not in found:
+            raise _Refused(f"it holds {len(found)} metric records, one is needed, or one named 'metrics' among others")
+        key = METRICS if METRICS in found else next(iter(found))
+        metrics = found[key]
         for name, value in metrics.items():
             if not all(math.isfinite(number) for number in (value if isinstance(value, list) else [value])):
                 raise _Refused(f"metric '{name}' is not finite")
@@ -268,8 +273,9 @@ def _most_common(shapes: Iterable[Shape]) -> Shape:
 
 
 def metrics_of(reply: Message) -> MetricRecord:
-    """Return the one metric record of a checked reply."""
-    return next(iter(reply.content.metric_records.values()))
+    """Return the metric record of a checked reply; that of the name "metrics" where there are others."""
+    found = reply.content.metric_records
+    return found[METRICS] if METRICS in found else next(iter(found.values()))
 
 
 def weight_of(reply: Message, key: str) -> float:

@@ -102,7 +102,8 @@ class ReplyMean:
         if self._first is None:
             return list(self._errors)
         arrays = record_of({name: total.mean(float(self._weight)) for name, total in self._arrays.items()})
-        key, first = next(iter(self._first.content.metric_records.items()))
+        first = metrics_of(self._first)
+        key = next(name for name, record in self._first.content.metric_records.items() if record is first)
         means: dict[str, _Values] = {
             name: np.divide(total, self._weight).tolist() for name, total in self._metrics.items()
         }

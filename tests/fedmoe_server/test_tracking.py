@@ -17,7 +17,7 @@ from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
 from fedmoe_server.report.progress import duration
 from fedmoe_server.report.tracking import Tracker
-from fedmoe_server.rounds.loop import _plain_metrics as plain_metrics
+from fedmoe_server.rounds.exchange import plain_metrics
 from fedmoe_server.rounds.record import Failure, LoopState, RoundRecord
 
 
@@ -158,5 +158,11 @@ def test_durations_and_numbers() -> None:
         "7 min 05 s",
         "3 h 20 min",
     ]
-    assert plain_metrics({"a": 1, "b": float("nan"), "c": float("inf"), "d": [1.0]}) == {"a": 1.0, "b": None, "c": None}
+    assert plain_metrics({"a": 1, "b": float("nan"), "c": float("inf"), "d": [1.0, 2]}) == {
+        "a": 1.0,
+        "b": None,
+        "c": None,
+        "d/0": 1.0,
+        "d/1": 2.0,
+    }
     assert plain_metrics(None) == {}

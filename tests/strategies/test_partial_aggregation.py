@@ -254,7 +254,7 @@ def test_flowers_errors_become_one_line() -> None:
     strategy = PartialAggregation(
         build_strategy("qfedavg", {"client_learning_rate": 0.1, "train_loss_key": "no-such"}), schedule()
     )
-    with pytest.raises(FedMoEError, match="round 1: strategy QFedAvg cannot aggregate: Missing or invalid training"):
+    with pytest.raises(FedMoEError, match="round 1: strategy QFedAvg cannot aggregate: AggregationError: Missing"):
         run_rounds(strategy, grid_of(3), model(), [1])
 
 
