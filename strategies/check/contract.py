@@ -15,17 +15,14 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import FedMoEError
-from strategies.check.made_up import CLIENTS, ROUNDS, WARMUP_ROUNDS, Client, Trial, Values, trained, values
+from strategies.check.claims import CLAIMS
+from strategies.check.made_up import CLIENTS, ROUNDS, WARMUP_ROUNDS, Broken, Client, Trial, Values, trained, values
 from strategies.state import state_arrays
 
 Make = Callable[[], Strategy]
 ORDERS: Sequence[Sequence[int]] = ([7, 6, 5, 4, 3, 2, 1, 0], [3, 0, 6, 1, 7, 5, 2, 4])
 LOST = 2  # the client whose reply is lost
 HEAVY = 3  # the client whose weight is raised
-
-
-class Broken(Exception):
-    """A demand is not met; the message says what was seen."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +196,7 @@ THEN: Mapping[str, Callable[[Make], str]] = {
     "one lost reply is tolerated": _one_lost,
     "a round without replies": _all_lost,
     "evaluation": _evaluation,
+    **CLAIMS,
 }
 
 

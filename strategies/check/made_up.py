@@ -49,6 +49,10 @@ Values = dict[str, NDArray[np.float32]]
 Client = Callable[[int, int, Values], tuple[Values, int] | None]
 
 
+class Broken(Exception):
+    """A demand is not met; the message says what was seen."""
+
+
 def start_arrays() -> ArrayRecord:
     """Return the model before round 1."""
     rng = np.random.default_rng(0)
@@ -76,14 +80,24 @@ class Trial:
     """A strategy with partial aggregation around it, and the made-up clients.
 
     state: what ``state_arrays(trial.partial)`` returned in another trial; None: a fresh start.
+    chance: number of the state in which the global generators are handed over, round by round.
+    every: whether the strategy sees each reply, or their mean; None: as it says.
 
     ``arrays`` is the model now; ``probe`` has seen what the strategy itself did in the latest round.
     """
 
     def __init__(
-        self, strategy: Strategy, arrays: ArrayRecord | None = None, state: Mapping[str, Any] | None = None
+        self,
+        strategy: Strategy,
+        arrays: ArrayRecord | None = None,
+        state: Mapping[str, Any] | None = None,
+        chance: int = 0,
+        every: bool | None = None,
     ) -> None:
+        self.chance = chance
         self.probe = _Probe(strategy)
+        if every is not None:
+            self.probe.needs_every_reply = strategy.needs_every_reply = every  # type: ignore[attr-defined]
         self.partial = PartialAggregation(self.probe, schedule())
         self.arrays = start_arrays() if arrays is None else arrays
         if state is not None:
@@ -91,7 +105,7 @@ class Trial:
 
     def round(self, number: int, client: Client = trained, order: Sequence[int] | None = None) -> None:
         """Train one round; ``order``: clients in the order in which their replies are handed over, default 0, 1, ..."""
-        with _as_in_a_run(number):
+        with _as_in_a_run(number + ROUNDS * self.chance):
             messages = list(self.partial.configure_train(number, self.arrays, ConfigRecord(), NODES))
             by_client = {message.metadata.dst_node_id - FIRST_NODE: message for message in messages}
             shared = self.partial.schedule.shared_names(number)

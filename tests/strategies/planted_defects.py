@@ -133,7 +133,63 @@ class SumsMetrics(Good):
         return MetricRecord({"hr@10": sum(reply.content["metrics"]["hr@10"] for reply in replies)})
 
 
+class OwnLoop(Good):
+    def start(self, *args: Any, **named: Any) -> Any:
+        return super().start(*args, **named)
+
+
+class GlobalNoise(Good):
+    def changed(self, mean: Any, replies: Any, server_round: int) -> Any:
+        return {name: array + np.random.normal(scale=1e-6, size=array.shape) for name, array in mean.items()}
+
+
+class FrozenTable(Good):
+    """Puts the item table back as it was."""
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: Any, grid: Any) -> Any:
+        self.current_arrays = arrays
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def changed(self, mean: Any, replies: Any, server_round: int) -> Any:
+        return mean | {"items.ids.weight": self.current_arrays["items.ids.weight"].numpy()}
+
+
+class ARoundOld(Good):
+    """Returns what the round before has aggregated."""
+
+    def __init__(self, **sampling: Any) -> None:
+        super().__init__(**sampling)
+        self.before: dict[str, np.ndarray] = {}
+
+    def changed(self, mean: Any, replies: Any, server_round: int) -> Any:
+        returned = {name: self.before.get(name, array) for name, array in mean.items()}
+        self.before = mean
+        return returned
+
+
+class SaysThatTheMeanWillDo(Good):
+    """A median."""
+
+    needs_every_reply = False
+
+    def changed(self, mean: Any, replies: Any, server_round: int) -> Any:
+        arrays = [reply.content["arrays"] for reply in replies]
+        return {name: np.median([record[name].numpy() for record in arrays], axis=0) for name in mean}
+
+
+class SquaresWeights(Good):
+    def changed(self, mean: Any, replies: Any, server_round: int) -> Any:
+        shares = _weights(replies) ** 2
+        return _combined(replies, shares / shares.sum())
+
+
 DEFECTS: dict[type[FedAvg], str] = {
+    OwnLoop: "a loop of its own",
+    GlobalNoise: "chance",
+    FrozenTable: "every parameter is trained",
+    ARoundOld: "the round's own replies",
+    SaysThatTheMeanWillDo: "needs_every_reply is true",
+    SquaresWeights: "weights: once",
     Raises: "runs",
     LosesAName: "names are kept",
     AddsAName: "names are kept",

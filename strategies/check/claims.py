@@ -1,0 +1,137 @@
+"""What a strategy says of itself, or does without saying: each demand a function that tries it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from flwr.serverapp.strategy import Strategy
+
+from strategies.check.made_up import ROUNDS, Broken, Client, Trial, Values, trained, values
+from strategies.layers.layer import chain
+from strategies.needs import needs_every_reply
+
+Make = Callable[[], Strategy]
+WEIGHTS = (2, 4)  # of half of the clients, while the others have 1
+NEAR = 0.01  # how near the share of these clients must come to that of squared weights
+
+
+def own_start(make: Make) -> str:
+    """Whether the strategy leaves the loop to the run: a ``start`` of its own would never be called."""
+    for part in chain(make()):
+        if type(part).start is not Strategy.start:
+            raise Broken(
+                f"{type(part).__name__} has a start() of its own, which is never called: do in configure_train what it "
+                "does before or between rounds (grid.send_and_receive reaches the clients there)"
+            )
+    return "the run's own loop"
+
+
+def chance(make: Make) -> str:
+    """Whether the result follows from the replies: the global generators are another run's, or another round's."""
+    if any(type(part).__name__.startswith("DifferentialPrivacy") for part in chain(make())):
+        return "Flower's noise for privacy, which it draws from the global generators"
+    one, other = (_after(make, ROUNDS, chance=number) for number in (0, 1))
+    if changed := _first_difference(one, other):
+        raise Broken(
+            f"'{changed}' depends on the global generators (np.random or random): make a generator of your own from a "
+            "seed and the round, or a run cannot be repeated or resumed"
+        )
+    return "the result follows from the replies"
+
+
+def all_move(make: Make) -> str:
+    """Whether each shared parameter is trained: one that is put back in every round is never learned."""
+    start, model = values(Trial(make()).arrays), _after(make, ROUNDS)
+    for name, before in start.items():
+        if np.array_equal(before, model[name]):
+            raise Broken(
+                f"'{name}' is unchanged after {ROUNDS} rounds in which all clients changed it: return what was aggregated"
+            )
+    return f"each has changed after {ROUNDS} rounds"
+
+
+def present(make: Make) -> str:
+    """Whether a round's result is that of its own replies, not of those of the round before."""
+
+    def elsewhere(client: int, number: int, sent: Values) -> tuple[Values, int] | None:
+        given = trained(client, number, sent)
+        if given is None or number < ROUNDS:
+            return given
+        return {
+            name: np.asarray(2.0 * sent[name] - value + 0.3, np.float32) for name, value in given[0].items()
+        }, given[1]
+
+    if _first_difference(_after(make, ROUNDS), _after(make, ROUNDS, elsewhere)) is None:
+        raise Broken(
+            "the model after a round is the same whatever the clients replied in it: it is a round old; return what "
+            "aggregate_train has made of the replies it was given"
+        )
+    return "a round's result follows from its replies"
+
+
+def needs(make: Make) -> str:
+    """Whether a strategy that says it needs no single replies gives the same result for their mean."""
+    if needs_every_reply(make()):
+        return "sees each reply"
+    apart, merged = (_after(make, ROUNDS, every=every) for every in (True, False))
+    for name, array in apart.items():
+        difference = float(np.abs(array - merged[name]).max())
+        if difference > 1e-4 * (1.0 + float(np.abs(array).max())):
+            raise Broken(
+                f"needs_every_reply is False, but '{name}' differs by {difference:.3g} where the strategy sees the "
+                "mean of the replies in place of each: set needs_every_reply = True in the class"
+            )
+    return "the mean of the replies is all it needs"
+
+
+def squared(make: Make) -> str:
+    """Whether weights count once: a mean that is weighted twice has the squares of the weights."""
+    shares = [_share(make, weight) for weight in (1, *WEIGHTS)]
+    expected = [weight**2 / (weight**2 + 1) for weight in (1, *WEIGHTS)]
+    if all(abs(share - wanted) < NEAR for share, wanted in zip(shares, expected, strict=True)):
+        seen = ", ".join(f"{share:.2f}" for share in shares[1:])
+        raise Broken(
+            f"clients with {WEIGHTS[0]} and {WEIGHTS[1]} times the weight of the others get {seen} of the result: the "
+            "squares of their weights; multiply by the weight once"
+        )
+    return "no squares of weights"
+
+
+def _share(make: Make, weight: int) -> float:
+    """Return how far the result lies on the way from what half of the clients reply to what the others do, 0 to 1."""
+
+    def client(k: int, number: int, sent: Values) -> tuple[Values, int]:
+        return _pulled(sent, k % 2 == 0), weight if k % 2 == 0 else 1
+
+    trial = Trial(make())
+    sent = values(trial.arrays)
+    trial.round(1, client)
+    found, far, near = values(trial.arrays), _pulled(sent, True), _pulled(sent, False)
+    way = sum(float(((far[name] - near[name]) ** 2).sum()) for name in sent)
+    return sum(float(((found[name] - near[name]) * (far[name] - near[name])).sum()) for name in sent) / way
+
+
+def _pulled(sent: Values, far: bool) -> Values:
+    return {name: np.asarray(value + (0.2 if far else 0.1), np.float32) for name, value in sent.items()}
+
+
+def _after(make: Make, last: int, client: Client = trained, chance: int = 0, every: bool | None = None) -> Values:
+    """Return the model after rounds 1 to ``last``; every: whether the strategy sees each reply, None: as it says."""
+    trial = Trial(make(), chance=chance, every=every)
+    trial.rounds(1, last, client)
+    return values(trial.arrays)
+
+
+def _first_difference(one: Values, other: Values) -> str | None:
+    return next((name for name, array in one.items() if not np.array_equal(array, other[name])), None)
+
+
+CLAIMS: Mapping[str, Callable[[Make], str]] = {
+    "a loop of its own": own_start,
+    "chance": chance,
+    "every parameter is trained": all_move,
+    "the round's own replies": present,
+    "needs_every_reply is true": needs,
+    "weights: once": squared,
+}
