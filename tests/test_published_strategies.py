@@ -94,9 +94,9 @@ class TwoModels(FedAvg):
         self.first = values(arrays)
         self.other = self.other or {name: np.asarray(1.1 * value) for name, value in self.first.items()}
         clients = grid.client_ids()  # type: ignore[attr-defined]
-        self.odd = [node for node, client in clients.items() if client % 2]
+        self.odd = [str(node) for node, client in clients.items() if client % 2]
         for message in super().configure_train(server_round, arrays, config, grid):
-            if message.metadata.dst_node_id in self.odd:
+            if str(message.metadata.dst_node_id) in self.odd:
                 message.content = RecordDict({"arrays": record(self.other), "config": config})
             yield message
 
@@ -104,7 +104,7 @@ class TwoModels(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         found = answers(replies)
-        parts = [[each for each in found if (each[0] in self.odd) == odd] for odd in (False, True)]
+        parts = [[each for each in found if (str(each[0]) in self.odd) == odd] for odd in (False, True)]
         first, self.other = (mean([m for _, m, _ in part], [w for _, _, w in part]) for part in parts)
         return record(first), None
 

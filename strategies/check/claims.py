@@ -46,7 +46,7 @@ def all_move(make: Make) -> str:
     for name, before in start.items():
         if np.array_equal(before, model[name]):
             raise Broken(
-                f"'{name}' is unchanged after {ROUNDS} rounds in which all clients changed it: return what was aggregated"
+                f"'{name}' is unchanged after {ROUNDS} rounds in which all changed it: return what was aggregated"
             )
     return f"each has changed after {ROUNDS} rounds"
 
