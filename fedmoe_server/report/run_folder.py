@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -154,12 +154,18 @@ def new_run_dir(settings: Settings, now: datetime) -> Path:
 
 @contextmanager
 def removed_if_empty(run_dir: Path) -> Iterator[None]:
-    """Remove a run folder that has nothing in it when the block ends: the run was refused before it began."""
+    """Remove a run folder that has nothing in it when the block ends, and the folder of runs if that was all it held.
+
+    The run was refused before it began.
+    """
     try:
         yield
     finally:
         if run_dir.is_dir() and not any(run_dir.iterdir()):
             run_dir.rmdir()
+            if run_dir.parent.resolve() not in (Path.cwd(), *Path.cwd().parents):
+                with suppress(OSError):  # it holds other runs, or is not ours to remove
+                    run_dir.parent.rmdir()
 
 
 def describe_run(run_dir: Path, simulated: bool, data: Mapping[str, str], going_on: bool) -> None:
