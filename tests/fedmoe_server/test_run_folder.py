@@ -80,10 +80,10 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(fakes: Any
 
 def test_a_folder_without_a_run_is_removed(tmp_path: Path) -> None:
     for name, content in (("empty", []), ("used", ["settings.yaml"])):
-        (tmp_path / name).mkdir()
-        with pytest.raises(FedMoEError), removed_if_empty(tmp_path / name):
+        (tmp_path / name / "run").mkdir(parents=True)
+        with pytest.raises(FedMoEError), removed_if_empty(tmp_path / name / "run"):
             for file in content:
-                (tmp_path / name / file).touch()
+                (tmp_path / name / "run" / file).touch()
             raise FedMoEError("refused")
     assert [path.name for path in tmp_path.iterdir()] == ["used"]
 
