@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 from zlib import crc32
 
 import numpy as np
@@ -47,6 +47,7 @@ from flwr.serverapp.strategy import (
 
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
+from strategies.layers.course import TalkingGrid
 from strategies.layers.layer import Layer, Round, chain, weight_key
 from strategies.layers.replies import metrics_of
 from strategies.needs import refuse_comparing
@@ -133,7 +134,7 @@ class PrivateUpdates(Layer):
         if self.side == "client":
             config[NORM_KEY] = self.norm
             config[NOISE_KEY] = self._share_of_noise()
-        return super().configure_train(server_round, arrays, config, grid)
+        return super().configure_train(server_round, arrays, config, cast(Grid, TalkingGrid(grid, _accounted)))
 
     def expect(self, clients: int) -> None:
         """Say how many clients there are in all; the rate's share of them is m. FedMoEError if that is too few."""
@@ -252,3 +253,11 @@ def private(strategy: Strategy, settings: Settings, key: int) -> PrivateUpdates:
         quantile=privacy.norm_quantile,
         norm_rate=privacy.norm_rate,
     )
+
+
+def _accounted(messages: Iterable[Message]) -> list[Message]:
+    """Return a strategy's own questions; FedMoEError for those whose answers no budget covers."""
+    asked = list(messages)
+    if any(message.metadata.message_type.partition(".")[0] != "query" for message in asked):
+        raise FedMoEError("privacy: the strategy asks clients beside the round, which no budget covers: leave one out")
+    return asked

@@ -253,3 +253,15 @@ def test_flowers_own_wrappers_run_by_name(name: str) -> None:
     assert not same_bytes(end, start)
     assert end["gate"].data == start["gate"].data
     assert (asked[0] is not None) == name.startswith("dp-client")
+
+
+def test_questions_that_no_budget_covers_are_refused() -> None:
+    class Asks(FedAvg):
+        def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
+            grid.send_and_receive([Message(RecordDict({"arrays": arrays}), 1, "evaluate")])
+            return []
+
+    mechanism = private(Asks())
+    mechanism.expect(100)
+    with pytest.raises(FedMoEError, match="which no budget covers"):
+        mechanism.configure_train(1, model(), ConfigRecord(), FakeGrid({}))
