@@ -134,7 +134,16 @@ class PrivateUpdates(Layer):
         if self.side == "client":
             config[NORM_KEY] = self.norm
             config[NOISE_KEY] = self._share_of_noise()
-        return super().configure_train(server_round, arrays, config, cast(Grid, TalkingGrid(grid, _accounted)))
+        asked = {key: config[key] for key in (METRICS_KEY, NORM_KEY, NOISE_KEY) if key in config}
+        view = cast(Grid, TalkingGrid(grid, _accounted))
+        messages = list(super().configure_train(server_round, arrays, config, view))
+        for message in messages:
+            if not any(asked.items() <= dict(sent).items() for sent in message.content.config_records.values()):
+                raise FedMoEError(
+                    "privacy: the strategy sends a config without what clients are asked for privacy: begin with "
+                    "config.copy() of the one that configure_train is given"
+                )
+        return messages
 
     def expect(self, clients: int) -> None:
         """Say how many clients there are in all; the rate's share of them is m. FedMoEError if that is too few."""

@@ -265,3 +265,14 @@ def test_questions_that_no_budget_covers_are_refused() -> None:
     mechanism.expect(100)
     with pytest.raises(FedMoEError, match="which no budget covers"):
         mechanism.configure_train(1, model(), ConfigRecord(), FakeGrid({}))
+
+
+def test_a_config_that_drops_clipping_and_noise_is_refused() -> None:
+    class OwnConfig(FedAvg):
+        def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
+            return [Message(RecordDict({"arrays": arrays, "config": ConfigRecord()}), 1, "train")]
+
+    mechanism = private(OwnConfig(), side="client")
+    mechanism.expect(100)
+    with pytest.raises(FedMoEError, match="a config without what clients are asked for privacy"):
+        mechanism.configure_train(1, model(), ConfigRecord(), FakeGrid({}))
