@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain_clients
 import pytest
 import torch
 from flwr.app import RecordDict
+from plain_clients import local_sgd
 from safetensors.numpy import load_file
 
 import sim
-from data.sampling import training_part
 from fedmoe.errors import FedMoEError
-from fedmoe.loading import load_settings
 from fedmoe.wire import ROWS
 from fedmoe_client.learning.client import FedMoEClient
 from fedmoe_client.learning.own_client import LocalRound, OwnClient
-from fedmoe_client.learning.training import clip_gradients, draw_steps
 from fedmoe_client.learning.workbench import Workbench
 from fedmoe_client.store.private import InContext, NamedArrays
-from model.losses import objective
 
 SMALL = (
     "dataset=synthetic data.synthetic.users=6 data.synthetic.items=40 dim=8 attention_dim=8 blocks=1 max_seq_len=6 "
     "memory_size=6 memory_refresh=3 num_negatives=10 client_fraction=1 warmup_rounds=0 shared=all evaluate_every=0 "
     "num_rounds=3 hosts=1 dropout=0 batch_size=1 local_epochs=2 federation.guards.norm_multiple=0 learning_rate=0.2"
 ).split()
-Gradients = Callable[[str, torch.nn.Parameter], torch.Tensor | float]
 
 
 class Halved(OwnClient):
@@ -42,29 +38,7 @@ class Halved(OwnClient):
 
 
 def bench_of(*words: str) -> Workbench:
-    from data.registry import load_dataset
-
-    settings, _ = load_settings([*SMALL, *words])
-    return Workbench(settings, load_dataset(settings))
-
-
-def local_sgd(
-    bench: Workbench, start: NamedArrays, client: int, server_round: int, more: Gradients
-) -> tuple[NamedArrays, int]:
-    """Return the model after a client's plain steps, and their number; more: what is added to a gradient."""
-    bench.load(start)
-    items = training_part(bench.dataset.interactions.history(client))
-    steps = draw_steps(items, bench.model.num_items, bench.settings, client, server_round, bench.device)
-    bench.model.train()
-    for batch in steps.batches:
-        bench.model.zero_grad()
-        objective(bench.model, batch, bench.settings.training)[0].total.backward()
-        clip_gradients(bench.parameters, bench.settings.training)
-        with torch.no_grad():
-            for name, parameter in bench.parameters.items():
-                gradient = 0.0 if parameter.grad is None else parameter.grad
-                parameter -= bench.settings.training.learning_rate * (gradient + more(name, parameter))
-    return bench.take(bench.names), len(steps.batches)
+    return plain_clients.bench_of(*SMALL, *words)
 
 
 def run_on(engine: str, ray_address: str, folder: Path, *words: str) -> dict[str, np.ndarray]:
@@ -85,7 +59,7 @@ def scaffold(bench: Workbench, clients: int, rounds: int) -> NamedArrays:
         for client in range(clients):
             drift = {name: torch.as_tensor(server[name] - own[client][name]) for name in model}
             after, steps = local_sgd(bench, model, client, number, lambda name, _, drift=drift: drift[name])  # type: ignore[misc]
-            by = steps * bench.settings.training.learning_rate
+            by = len(steps.batches) * bench.settings.training.learning_rate
             new = {name: own[client][name] - server[name] + (model[name] - after[name]) / by for name in model}
             moved.append({name: after[name] - model[name] for name in model})
             changed.append({name: new[name] - own[client][name] for name in model})

@@ -13,17 +13,12 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
+from plain_clients import bench_of, local_sgd
 from safetensors.numpy import load_file
 
 import sim
-from data.registry import load_dataset
-from data.sampling import training_part
-from fedmoe.loading import load_settings
 from fedmoe_client.learning.client import FedMoEClient
-from fedmoe_client.learning.training import clip_gradients, draw_steps
-from fedmoe_client.learning.workbench import Workbench
 from fedmoe_client.store.private import InContext
-from model.losses import objective
 
 CLIENTS, ROUNDS = 6, 3
 SMALL = (
@@ -198,29 +193,16 @@ class Reference:
     """Clients without messages."""
 
     def __init__(self) -> None:
-        settings, _ = load_settings(SMALL)
-        self.bench = Workbench(settings, load_dataset(settings))
+        self.bench = bench_of(*SMALL)
 
     def start(self) -> Model:
         return self.bench.take(self.bench.names)
 
     def train(self, model: Model, client: int, number: int, mu: float = 0.0) -> tuple[Model, float]:
-        bench = self.bench
-        bench.load(model)
-        items = training_part(bench.dataset.interactions.history(client))
-        steps = draw_steps(items, bench.model.num_items, bench.settings, client, number, bench.device)
-        bench.model.train()
-        for batch in steps.batches:
-            bench.model.zero_grad()
-            objective(bench.model, batch, bench.settings.training)[0].total.backward()
-            clip_gradients(bench.parameters, bench.settings.training)
-            with torch.no_grad():
-                for name, own in bench.parameters.items():
-                    gradient = torch.zeros_like(own) if own.grad is None else own.grad
-                    own -= bench.settings.training.learning_rate * (
-                        gradient + mu * (own - torch.as_tensor(model[name]))
-                    )
-        return bench.take(bench.names), float(steps.weight)
+        trained, steps = local_sgd(
+            self.bench, model, client, number, lambda name, own: mu * (own - torch.as_tensor(model[name]))
+        )
+        return trained, float(steps.weight)
 
     def all(
         self, model: Model, number: int, clients: Iterable[int] = range(CLIENTS)

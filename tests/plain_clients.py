@@ -1,0 +1,42 @@
+"""Clients without messages: the plain loop with which tests compare what comes out of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from data.registry import load_dataset
+from data.sampling import training_part
+from fedmoe.loading import load_settings
+from fedmoe_client.learning.training import LocalSteps, clip_gradients, draw_steps
+from fedmoe_client.learning.workbench import Workbench
+from fedmoe_client.store.private import NamedArrays
+from model.losses import objective
+
+Gradients = Callable[[str, torch.nn.Parameter], torch.Tensor | float]
+
+
+def bench_of(*words: str) -> Workbench:
+    """Return the workbench of a command line's settings."""
+    settings, _ = load_settings(list(words))
+    return Workbench(settings, load_dataset(settings))
+
+
+def local_sgd(
+    bench: Workbench, start: NamedArrays, client: int, server_round: int, more: Gradients
+) -> tuple[NamedArrays, LocalSteps]:
+    """Return the model after a client's plain steps, and these; more: what is added to a gradient."""
+    bench.load(start)
+    items = training_part(bench.dataset.interactions.history(client))
+    steps = draw_steps(items, bench.model.num_items, bench.settings, client, server_round, bench.device)
+    bench.model.train()
+    for batch in steps.batches:
+        bench.model.zero_grad()
+        objective(bench.model, batch, bench.settings.training)[0].total.backward()
+        clip_gradients(bench.parameters, bench.settings.training)
+        with torch.no_grad():
+            for name, parameter in bench.parameters.items():
+                gradient = 0.0 if parameter.grad is None else parameter.grad
+                parameter -= bench.settings.training.learning_rate * (gradient + more(name, parameter))
+    return bench.take(bench.names), steps
