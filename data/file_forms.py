@@ -27,7 +27,7 @@ _ENDINGS: dict[str, Format] = {
 _DELIMITERS = "\t,;|"
 _SNIFFED_BYTES = 1 << 20
 _SNIFFED_LINES = 20
-_LEAST_TIME = 1e8  # a number as large as this is a time in seconds (1973 or later), not an item or a rating
+LEAST_TIME = 1e8  # a number as large as this is a time in seconds (1973 or later), not an item or a rating
 
 
 class Columns(NamedTuple):
@@ -102,7 +102,7 @@ def delimiter_of(line: str) -> str | None:
 
 def _is_rating(words: Sequence[str]) -> bool:
     """Whether a line is ``user item rating time``: the ids may be any words."""
-    return len(words) == 4 and _number(words[2]) is not None and (_number(words[3]) or 0.0) >= _LEAST_TIME
+    return len(words) == 4 and _number(words[2]) is not None and (_number(words[3]) or 0.0) >= LEAST_TIME
 
 
 def _number(word: str) -> float | None:

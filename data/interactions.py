@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.file_forms import LEAST_TIME
 from data.sampling import Interactions
+from fedmoe.data_settings import KeepOrDrop
 from fedmoe.errors import FedMoEError
 
-KeepOrDrop = Literal["keep", "drop"]
-_LEAST_SECOND, _LAST_SECOND = 1e8, 1e10  # 1973 and 2286
+_LAST_SECOND = 1e10  # the year 2286
 
 
 class Codes(NamedTuple):
@@ -88,12 +89,12 @@ def rows_to_keep(events: Events, duplicates: KeepOrDrop, repeats: KeepOrDrop) ->
     and item of an earlier interaction, at another time. Of rows that are alike the earliest is kept.
     """
     pairs = events.users.rows.astype(np.int64) * len(events.items.names) + events.items.rows
+    order = np.argsort(pairs, kind="stable") if events.times is None else np.lexsort((events.times, pairs))
     kept, notes = np.ones(len(pairs), np.bool_), []
     if events.times is not None:
-        kept = _first(np.lexsort((events.times, pairs)), pairs, events.times)
+        kept = _first(order, pairs, events.times)
         if copies := int(np.count_nonzero(~kept)):
             notes.append(f"{copies} duplicate rows {_what(duplicates)}")
-    order = np.argsort(pairs, kind="stable") if events.times is None else np.lexsort((events.times, pairs))
     first = _first(order, pairs)
     if again := int(np.count_nonzero(kept & ~first)):
         notes.append(f"{again} repeats of an item by its user {_what(repeats)}")
@@ -116,7 +117,7 @@ def _what(choice: KeepOrDrop) -> str:
 
 def time_span(times: NDArray[Any] | None) -> list[str]:
     """Return the first and the last day of times in seconds; nothing if they are in another unit."""
-    if times is None or not len(times) or times.min() < _LEAST_SECOND or times.max() > _LAST_SECOND:
+    if times is None or not len(times) or times.min() < LEAST_TIME or times.max() > _LAST_SECOND:
         return []
     first, last = (datetime.fromtimestamp(float(each), UTC).date() for each in (times.min(), times.max()))
     return [f"{first} to {last}"]

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from fedmoe.errors import nearest
 from fedmoe.section import Count, CountOrZero, Section
 
+KeepOrDrop = Literal["keep", "drop"]
 # A column without a name is given by its number, which YAML and the command line read as one.
 Column = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) is int else given)]
 
@@ -63,8 +64,8 @@ class DataSettings(Section):
     )
     item_column: Column = Field("item_id", description="name or number of a table's item column")
     time_column: Column | None = Field("timestamp", description="name or number of the time column; null: file order")
-    duplicates: Literal["keep", "drop"] = Field("drop", description="rows of the same user, item and time")
-    repeats: Literal["keep", "drop"] = Field("keep", description="later interactions of a user with the same item")
+    duplicates: KeepOrDrop = Field("drop", description="rows of the same user, item and time")
+    repeats: KeepOrDrop = Field("keep", description="later interactions of a user with the same item")
     feature_dim: CountOrZero = Field(
         64, description="features wider than this are reduced to so many principal components; 0: never"
     )

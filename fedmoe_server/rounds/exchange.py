@@ -272,8 +272,7 @@ def plain_metrics(record: MetricRecord | None) -> Metrics:
     """
     values: dict[str, float] = {}
     for key, value in ({} if record is None else record).items():
-        several = enumerate(value) if isinstance(value, list) else ()
-        values |= {f"{key}/{place}": each for place, each in several} if isinstance(value, list) else {key: value}
+        values |= {f"{key}/{i}": each for i, each in enumerate(value)} if isinstance(value, list) else {key: value}
     return {key: float(value) if isfinite(value) else None for key, value in values.items()}
 
 

@@ -195,7 +195,9 @@ def _full_content(content: RecordDict, sent: Round, arrays: ArrayRecord) -> Reco
             raise FedMoEError(
                 f"the strategy sends '{name}' with shape {list(own[name].shape)}, the model's is {list(array.shape)}"
             )
-    chosen = {name: own[name] if name in sent.arrays and name in own else array for name, array in arrays.items()}
+    # What the strategy was given goes out as it is in the model: it need not be put together for each content.
+    theirs = {name: array for name, array in own.items() if name in sent.arrays and array is not sent.arrays[name]}
+    chosen = {name: theirs.get(name, array) for name, array in arrays.items()}
     config_key = _key("config", dict(content.config_records))
     config = content.config_records.get(config_key, ConfigRecord()).copy()
     config["server-round"] = sent.number
