@@ -47,8 +47,9 @@ def state_arrays(strategy: Strategy) -> dict[str, np.ndarray]:
 
 
 def load_state_arrays(strategy: Strategy, state: Mapping[str, np.ndarray]) -> None:
-    """Give a freshly built ``strategy`` the state that :func:`state_arrays` returned for one built alike.
+    """Give ``strategy`` the state that :func:`state_arrays` returned for it, or for one built alike, at another time.
 
+    A container that was empty by then is emptied.
     Raises FedMoEError if the state belongs to other strategies.
     """
     parts = _stateful(strategy)
@@ -95,6 +96,9 @@ def _load_own_state(part: Strategy, attributes: dict[str, dict[str, np.ndarray]]
         entries = attributes.get("state_dict", {})
         part.load_state_dict({key.split("/", 3)[3]: np.array(value) for key, value in entries.items()})  # type: ignore[attr-defined]
         return
+    for attribute, value in list(vars(part).items()):
+        if isinstance(value, dict | list | ArrayRecord) and _entries(value) and attribute not in attributes:
+            setattr(part, attribute, type(value)())
     for attribute, entries in attributes.items():
         setattr(part, attribute, _value(entries))
 

@@ -2,8 +2,8 @@
 
 One folder per checkpoint, ``checkpoints/round-000020/``:
 
-* ``arrays.safetensors``, ``best.safetensors``, ``strategy.safetensors``: the server's arrays, those of the best model
-  so far and the strategy's own state (moments, momentum ...);
+* ``arrays.safetensors`` and ``strategy.safetensors``: the server's arrays and the strategy's own state (moments,
+  momentum ...); ``best.safetensors`` and ``best-strategy.safetensors``: the same of the best model so far;
 * ``clients/``: the clients' private state, where the grid can save it;
 * ``checkpoint.json``: round, history, best score, early-stop counter, the model's schema, a checksum of every file.
 
@@ -34,7 +34,7 @@ from fedmoe.files import sync
 from fedmoe_server.rounds.record import Best, LoopState, RoundRecord, list_arrays
 from strategies import load_state_arrays, state_arrays
 
-FORMAT = 1
+FORMAT = 2
 INDEX = "checkpoint.json"
 CLIENTS = "clients"
 NAME = "round-{:06d}"
@@ -172,7 +172,8 @@ def load_checkpoint(path: Path, arrays: ArrayRecord) -> Checkpoint:
     )
     if (best := index["best"]) is not None:
         best_arrays = list_arrays(_load(path / "best.safetensors", list(arrays)))
-        state.best = Best(best["round"], best["score"], dict(best_arrays.items()))
+        best_strategy = _load(path / "best-strategy.safetensors", best["strategy"])
+        state.best = Best(best["round"], best["score"], dict(best_arrays.items()), best_strategy)
     strategy = _load(path / "strategy.safetensors", index["strategy"])
     return Checkpoint(path, state, strategy, path / CLIENTS if index["clients"] else None)
 
@@ -181,8 +182,9 @@ def _write(folder: Path, state: LoopState, strategy: Mapping[str, NDArray[Any]],
     """Write all files of a checkpoint, the index with their checksums last, and force them to disk."""
     _save(folder / "arrays.safetensors", {name: array.numpy() for name, array in state.arrays.items()})
     _save(folder / "strategy.safetensors", strategy)
-    if state.best is not None:
-        _save(folder / "best.safetensors", {name: array.numpy() for name, array in state.best.arrays.items()})
+    if (best := state.best) is not None:
+        _save(folder / "best.safetensors", {name: array.numpy() for name, array in best.arrays.items()})
+        _save(folder / "best-strategy.safetensors", best.strategy)
     if isinstance(grid, SavingGrid):
         (folder / CLIENTS).mkdir()
         grid.save_clients(folder / CLIENTS)
@@ -191,7 +193,7 @@ def _write(folder: Path, state: LoopState, strategy: Mapping[str, NDArray[Any]],
         "format": FORMAT,
         "round": state.round,
         "stalled": state.stalled,
-        "best": None if state.best is None else {"round": state.best.round, "score": state.best.score},
+        "best": best and {"round": best.round, "score": best.score, "strategy": list(best.strategy)},
         "schema": _schema(state.arrays),
         "strategy": list(strategy),
         "clients": isinstance(grid, SavingGrid),

@@ -46,7 +46,7 @@ from fedmoe_server.rounds.record import (
     list_failures,
     split_global,
 )
-from strategies import Cohorts, PartialAggregation, PrivacyLedger, ReplyMean
+from strategies import Cohorts, PartialAggregation, PrivacyLedger, ReplyMean, load_state_arrays, state_arrays
 
 LARGEST_NORM = 1e300  # JSON has no infinity
 T = TypeVar("T")
@@ -105,11 +105,12 @@ class ServerLoop:
         privacy = None if self.ledger is None else self.ledger.spend(number)
         validation, unseen, best = None, None, False
         if self._evaluation_due(number):
+            strategy = state_arrays(self.strategy)
             checked, metrics = self._evaluate(number, state.arrays, "validation", self._sample())
             exchanges.append(checked)
             unseen = checked.problem
             if unseen is None:
-                validation, best = metrics, state.judge(_score(metrics, number))
+                validation, best = metrics, state.judge(_score(metrics, number), strategy)
         record = RoundRecord(
             round=number,
             phase="warmup" if number <= self.settings.federation.warmup_rounds else "main",
@@ -235,13 +236,15 @@ class ServerLoop:
         return np.array([generator(seed, purpose, int(client)).random() for client in clients])
 
     def _finish(self, state: LoopState) -> Result:
-        """Restore the best model and evaluate it on all clients, on validation and test.
+        """Restore the best model, with the strategy as it was by then, and evaluate it on all clients, on both splits.
 
         The best round's schedule decides which parameters the clients take from the server, so a best model from the
         warm-up comes back whole. Of groups that were private in that round only the server's copy is restored: each
         client keeps the private value that it has now.
         """
         arrays, best_round = state.chosen()
+        if state.best is not None:
+            load_state_arrays(self.strategy, state.best.strategy)
         metrics: dict[str, Metrics] = {}
         ranks: list[ClientRank] = []
         outcomes: list[Exchange] = []

@@ -213,11 +213,12 @@ class Result(_Value):
 
 @dataclass(frozen=True)
 class Best:
-    """The best model so far: its round, its validation NDCG@10 and the server's arrays of that round."""
+    """The best model so far: its round, its validation NDCG@10, and arrays and strategy's state as they were judged."""
 
     round: int
     score: float
     arrays: dict[str, Array]
+    strategy: Mapping[str, np.ndarray] = field(default_factory=dict)  # see ``strategies.state_arrays``
 
 
 @dataclass
@@ -238,11 +239,14 @@ class LoopState:
     stalled: int = 0
     history: list[RoundRecord] = field(default_factory=list)
 
-    def judge(self, score: float) -> bool:
-        """Take note of the current model's validation score; return whether it is the best so far."""
+    def judge(self, score: float, strategy: Mapping[str, np.ndarray]) -> bool:
+        """Take note of the current model's validation score; return whether it is the best so far.
+
+        strategy: the strategy's state with which it was evaluated.
+        """
         if self.best is None or score > self.best.score:
             # A dict of the same Array objects: they are never changed in place, so nothing needs copying.
-            self.best = Best(self.round, score, dict(self.arrays.items()))
+            self.best = Best(self.round, score, dict(self.arrays.items()), strategy)
             self.stalled = 0
             return True
         self.stalled += 1

@@ -112,7 +112,14 @@ def test_another_model_is_refused_with_both_shapes(fakes: Any, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "name",
-    ["arrays.safetensors", "best.safetensors", "strategy.safetensors", "clients/gates.npz", "checkpoint.json"],
+    [
+        "arrays.safetensors",
+        "best.safetensors",
+        "strategy.safetensors",
+        "best-strategy.safetensors",
+        "clients/gates.npz",
+        "checkpoint.json",
+    ],
 )
 def test_a_corrupt_file_is_named(fakes: Any, tmp_path: Path, name: str) -> None:
     start(fakes, fakes.SavingGrid(), tmp_path, num_rounds=2)
@@ -244,7 +251,7 @@ def test_another_format_is_refused(fakes: Any, tmp_path: Path) -> None:
     start(fakes, fakes.SavingGrid(), tmp_path, num_rounds=2)
     file = find_checkpoint(tmp_path) / "checkpoint.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}))
-    with pytest.raises(FedMoEError, match="has format 99, this version reads 1"):
+    with pytest.raises(FedMoEError, match="has format 99, this version reads 2"):
         load_checkpoint(file.parent, fakes.model_arrays())
 
 

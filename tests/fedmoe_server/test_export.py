@@ -47,7 +47,7 @@ def make_run(folder: Path, fakes: Any) -> tuple[Settings, Dataset, dict[str, np.
     dataset = load_dataset(settings)
     arrays = arrays_of(build_model(settings.model_copy(update={"seed": 9}), dataset))
     state = LoopState(list_arrays(arrays), round=3)
-    state.judge(0.2)
+    state.judge(0.2, {})
     state.arrays = list_arrays({name: np.asarray(array + 1) for name, array in arrays.items()})
     state.round = 4
     CheckpointStore(folder / CHECKPOINTS).save(state, build_strategy("fedavg", {}), fakes.FakeGrid())

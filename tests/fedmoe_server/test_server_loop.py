@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord
+from flwr.serverapp.strategy import FedAvg
 
 from fedmoe.errors import FedMoEError
 from fedmoe.wire import packed_bytes, to_record, unpack
 from fedmoe_server.report.report import write_report
+from fedmoe_server.rounds.checkpoints import find_checkpoint, load_checkpoint
 from fedmoe_server.rounds.record import LoopState, Result
 from strategies import state_arrays
 
@@ -299,3 +302,37 @@ def test_arrays_keep_their_type(fakes: Any, tmp_path: Path) -> None:
     arrays, _ = run_with_state(fakes, fakes.FakeGrid(), tmp_path)[1].chosen()
     assert {array.dtype for array in arrays.values()} == {"float32"}
     assert all(np.isfinite(array.numpy()).all() for array in arrays.values())
+
+
+class Sharpening(FedAvg):
+    """Evaluates its model times a factor of its own, which grows with each training round."""
+
+    def __init__(self, **sampling: Any) -> None:
+        super().__init__(**sampling)
+        self.factor = 1.0
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Any) -> Any:
+        mine = ArrayRecord({name: Array(array.numpy() * np.float32(self.factor)) for name, array in arrays.items()})
+        return super().configure_evaluate(server_round, mine, config, grid)
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        self.factor *= 3.0
+        return super().aggregate_train(server_round, replies)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_final_figures_are_those_of_the_best_round_with_its_strategy(fakes: Any, tmp_path: Path, stopped: bool) -> None:
+    settings = fakes.make_settings(strategy=f"{__name__}:Sharpening", evaluate_every=1, evaluate_clients=0)
+    loop = fakes.make_loop(fakes.SavingGrid(), tmp_path / "a", settings)
+    state = LoopState(fakes.model_arrays())
+    if stopped:
+        while state.round < 4:
+            loop.one_round(state)
+        loop.checkpoints.save(state, loop.strategy, loop.grid)
+        loop = fakes.make_loop(fakes.SavingGrid(), tmp_path / "b", settings)
+        checkpoint = load_checkpoint(find_checkpoint(tmp_path / "a"), fakes.model_arrays())
+        state = checkpoint.restore(loop.strategy, loop.grid, needs_clients=True)
+    result = loop.run(state)
+    scores = [record.validation["ndcg@10"] for record in state.history if record.validation]
+    assert result.best_round == 1 and scores[0] > 1.5 * scores[-1], "or the state would not matter"
+    assert result.validation["personalised"]["ndcg@10"] == pytest.approx(scores[0])
