@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedmoe.errors import FedMoEError
 from fedmoe.help import help_text
-from fedmoe.loading import load_points, settings_of_run, to_run_config
+from fedmoe.loading import load_points, located, settings_of_run, to_run_config
 from fedmoe.settings import Settings
 from fedmoe_server.report.sweep import run_sweep
 
@@ -56,6 +56,7 @@ def simulate(settings: Settings, resume: Path | None = None) -> Path:
     from fedmoe_server.report.report import comparison, write_report
     from fedmoe_server.report.run_folder import add_baseline, new_run_dir, removed_if_empty
 
+    settings = located(settings)
     own_metrics(settings.evaluation)
     own_client(settings)  # one that cannot be made should end the run, not fail each client
     dataset = load_dataset(settings)

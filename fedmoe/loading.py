@@ -143,6 +143,26 @@ def settings_of_run(run_dir: Path, words: Sequence[str] = ()) -> Settings:
     return settings_from(read_yaml(str(run_dir / "settings.yaml")))
 
 
+def located(settings: Settings) -> Settings:
+    """Return the settings with the paths of files that exist made absolute: they then mean the same in every process.
+
+    A Ray cluster that a run joins has working folders of its own. Names inside ``data.data_dir`` stay as they are.
+    """
+
+    def whole(path: Path | None) -> Path | None:
+        return path if path is None or not path.exists() else path.absolute()
+
+    data, modalities = settings.data, dict(settings.modalities)
+    for name, own in settings.named_modalities.items():
+        found = {
+            "file": own.file if own.path is None else str(whole(own.path)),
+            "item_id_file": whole(own.item_id_file),
+        }
+        modalities[name] = own.model_copy(update=found)
+    data = data.model_copy(update={key: whole(getattr(data, key)) for key in ("data_dir", "data_file", "item_id_file")})
+    return settings.model_copy(update={"data": data, "modalities": modalities})
+
+
 def to_run_config(settings: Settings) -> dict[str, str]:
     """Return what travels to the Flower apps: the whole tree in one string."""
     return {"settings": settings.model_dump_json()}
