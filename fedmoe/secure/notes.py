@@ -1,0 +1,80 @@
+"""What a client remembers of a secure sum, as JSON can hold it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from fedmoe.secure.failures import Refusal, RefusalKind
+from fedmoe.secure.graph import Ring, plan
+from fedmoe.secure.messages import Members, Session, SignedKeys, Terms
+
+RUNS_REMEMBERED = 1000  # a forgotten round that is replayed has new keys, which answers of the old one do not fit
+Notes = dict[str, Any]
+
+
+class Notebook(Protocol):
+    """Where a client keeps its notes. Nobody else may read them: they hold the keys of the sum that goes on."""
+
+    def read(self) -> Notes:
+        """Return what was written last; nothing at first."""
+
+    def write(self, notes: Notes) -> None:
+        """Keep notes; they survive a crash once this returns."""
+
+
+class MemoryNotebook:
+    """A notebook of one process."""
+
+    def __init__(self) -> None:
+        self._notes: Notes = {}
+
+    def read(self) -> Notes:
+        """Return a copy of what was written last."""
+        return dict(self._notes)
+
+    def write(self, notes: Notes) -> None:
+        """Keep notes."""
+        self._notes = dict(notes)
+
+
+def begun_with(notes: Notes, session: Session) -> dict[str, Any]:
+    """Return run -> its latest round and that round's sums, with one more; a sum that has begun before is refused."""
+    begun = dict(notes.get("begun", {}))
+    latest, purposes = begun.pop(session.run, (-1, []))
+    if session.round < latest or (session.round == latest and session.purpose in purposes):
+        raise Refusal(RefusalKind.REPLAYED, f"{session}: this client has begun it before")
+    earlier = purposes if session.round == latest else []
+    kept = dict(list(begun.items())[-RUNS_REMEMBERED + 1 :])
+    return {**kept, session.run: [session.round, [*earlier, session.purpose]]}
+
+
+def noted_session(session: Session) -> list[str | int]:
+    """Return a session as notes hold it."""
+    return [session.run, session.round, session.purpose]
+
+
+def noted_terms(terms: Terms) -> list[int | float]:
+    """Return terms as notes hold them."""
+    return [terms.minimum, terms.dropouts, terms.corrupt]
+
+
+def noted_keys(keys: SignedKeys) -> list[str | int]:
+    """Return a member's keys as notes hold them."""
+    return [keys.client, *(part.hex() for part in (keys.sealing, keys.masking, keys.promise, keys.signature))]
+
+
+def members_of(notes: Notes) -> Members:
+    """Return the members of the sum."""
+    keys = (SignedKeys(client, *map(bytes.fromhex, parts)) for client, *parts in notes["members"])
+    return Members(Session(*notes["session"]), tuple(keys))
+
+
+def terms_of(notes: Notes) -> Terms:
+    """Return the terms of the sum."""
+    return Terms(*notes["terms"])
+
+
+def ring_of(members: Members, terms: Terms) -> Ring:
+    """Return the graph that follows from the members' keys. Raises FedMoEError if the terms cannot be kept."""
+    clients = [keys.client for keys in members.keys]
+    return Ring(clients, members.digest(terms), plan(len(clients), terms))
