@@ -49,8 +49,8 @@ def simulate(settings: Settings, resume: Path | None = None) -> Path:
     """Run a federation on this machine, print it beside popularity, and return its run folder."""
     # Torch, Ray and Flower take seconds to import: not for --help, nor for a misspelt key.
     from data.registry import load_dataset
-    from fedmoe_client.learning.evaluation import popularity_metrics
     from fedmoe_client.learning.metrics import own_metrics
+    from fedmoe_client.learning.new_items import untrained_metrics
     from fedmoe_client.learning.own_client import own_client
     from fedmoe_server.app import app as server_app
     from fedmoe_server.report.report import comparison, write_report
@@ -64,7 +64,8 @@ def simulate(settings: Settings, resume: Path | None = None) -> Path:
     run_config: dict[str, Any] = {**to_run_config(settings), "run_dir": str(run_dir), "resume": str(resume or "")}
     with removed_if_empty(run_dir):
         execute(settings, server_app, dataset.interactions, run_config)
-    add_baseline(run_dir, "popularity", popularity_metrics(dataset.interactions, settings.evaluation, settings.seed))
+    for name, found in untrained_metrics(dataset, settings).items():
+        add_baseline(run_dir, name, found)
     print(comparison(run_dir))
     write_report(run_dir)
     return run_dir

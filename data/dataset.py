@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.features import ItemFeatures
-from data.sampling import Interactions
+from data.sampling import Interactions, Negatives, NewItems
 from fedmoe.errors import FedMoEError
 from fedmoe.files import write_folder
 
@@ -38,6 +38,7 @@ class Dataset:
         titles: ``[num_items + 1]`` strings ``title (year), genre, genre``, "" where unknown; None without titles.
         dropped_users: number of users left out because their history was shorter than ``min_items``.
         reading: one line that says how files of histories and of features were read; "" without any.
+        new: items that are in no history, and who met them; None: no item was withheld.
     """
 
     name: str
@@ -46,10 +47,17 @@ class Dataset:
     titles: list[str] | None = None
     dropped_users: int = 0
     reading: str = ""
+    new: NewItems | None = None
+
+    @property
+    def negatives(self) -> Negatives:
+        """What negatives are drawn from: no item that was withheld."""
+        size = self.interactions.num_items
+        return Negatives(size) if self.new is None else Negatives(size, self.new.items)
 
     def without_histories(self) -> Dataset:
         """Return the catalogue alone, as a data set without users."""
-        return replace(self, interactions=nobody(self.interactions.item_ids), dropped_users=0, reading="")
+        return replace(self, interactions=nobody(self.interactions.item_ids), dropped_users=0, reading="", new=None)
 
     def fingerprints(self) -> dict[str, str]:
         """Return a hash of the catalogue's items, and one of each modality's features as ``NAME-features``.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.file_forms import LEAST_TIME
-from data.sampling import Interactions
+from data.sampling import Interactions, NewItems, generator
 from fedmoe.data_settings import KeepOrDrop
 from fedmoe.errors import FedMoEError
 
@@ -142,6 +142,34 @@ def without_short_users(interactions: Interactions, min_items: int) -> tuple[Int
         item_ids=interactions.item_ids,
     )
     return left, int(np.count_nonzero(~kept))
+
+
+def withheld(interactions: Interactions, share: float, seed: int, min_items: int) -> tuple[Interactions, NewItems, int]:
+    """Withhold a seeded share of the catalogue from all histories; items keep their numbers.
+
+    Returns:
+        The histories without these items, the new items, and the number of users dropped because fewer than
+        ``min_items`` items are left to them.
+
+    Raises:
+        FedMoEError: the share is less than one item, or no user is left.
+    """
+    catalogue, users = interactions.num_items, interactions.num_users
+    if not (size := round(share * catalogue)):
+        raise FedMoEError(f"data.new_items={share} withholds none of {catalogue} items - raise it, or set it to 0")
+    chosen = np.sort(generator(seed, "new items").choice(catalogue, size, replace=False) + 1).astype(np.int32)
+    is_new = np.isin(interactions.items, chosen)
+    user = np.repeat(np.arange(users), np.diff(interactions.offsets))
+    offsets = offsets_of(np.bincount(user[~is_new], minlength=users))
+    left, dropped = without_short_users(
+        Interactions(interactions.items[~is_new], offsets, interactions.user_ids, interactions.item_ids), min_items
+    )
+    before = np.cumsum(~is_new) - offsets[user]  # at a new item: the user's other items up to there
+    long_enough = np.diff(offsets) >= min_items
+    places = np.flatnonzero(is_new & (before > 0) & long_enough[user])
+    last = places[np.append(np.diff(user[places]) > 0, True)[: len(places)]]
+    number = np.cumsum(long_enough) - 1  # of a user among those left
+    return left, NewItems(chosen, number[user[last]], interactions.items[last], before[last]), dropped
 
 
 def offsets_of(lengths: NDArray[Any]) -> NDArray[np.int64]:

@@ -18,7 +18,7 @@ from data import dataset as folders
 from data import movielens
 from data.dataset import Dataset, nobody
 from data.features import ItemFeatures, find_id_file, load_features, noise, principal_components
-from data.interactions import Codes, Events, from_events, rows_to_keep, time_span, without_short_users
+from data.interactions import Codes, Events, from_events, rows_to_keep, time_span, withheld, without_short_users
 from data.own_data import own_data, sources_of
 from data.sampling import generator
 from data.synthetic import synthetic
@@ -44,7 +44,7 @@ def default_cache() -> Path:
 def load_dataset(settings: Settings, cache: Path | None = None) -> Dataset:
     """Return the data set that the settings describe; the same settings give the same data in every process.
 
-    settings: ``data`` and ``modalities``, and the seed of synthetic data and of noise.
+    settings: ``data`` and ``modalities``, and the seed of synthetic data, of noise and of new items.
     cache: folder for fetched and parsed data; None: ``default_cache()``.
 
     Raises FedMoEError if a file is missing, damaged or does not match the catalogue, or the cache cannot be written.
@@ -60,7 +60,16 @@ def load_dataset(settings: Settings, cache: Path | None = None) -> Dataset:
     if not folder.is_dir():
         dataset, own = _histories(settings, sources)
         folders.save_dataset(_with_features(dataset, own, settings, sources), folder)
-    return folders.open_dataset(folder, "cached data set", "delete the folder")
+    dataset = folders.open_dataset(folder, "cached data set", "delete the folder")
+    return _without_new_items(dataset, data, settings.seed) if data.new_items else dataset
+
+
+def _without_new_items(dataset: Dataset, data: DataSettings, seed: int) -> Dataset:
+    """Return the data set with a share of its items withheld from the histories, and a line that says so."""
+    left, new, dropped = withheld(dataset.interactions, data.new_items, seed, data.min_items)
+    note = f"{len(new.items)} of {left.num_items} items withheld from training; {len(new.users)} users have met one"
+    reading = "; ".join([dataset.reading, note] if dataset.reading else [note])
+    return replace(dataset, interactions=left, new=new, dropped_users=dataset.dropped_users + dropped, reading=reading)
 
 
 def load_catalogue(settings: Settings, folder: Path) -> Dataset:
@@ -129,7 +138,8 @@ def _in_data_dir(data: DataSettings, path: Path) -> Path:
 def _key(settings: Settings, sources: Mapping[str, Path]) -> str:
     """Return a short hash of all that decides what the parsed data set is."""
     files = {name: modality.file for name, modality in settings.named_modalities.items()}
-    parts: dict[str, object] = {"form": _FORM, "settings": settings.data.model_dump(mode="json"), "modalities": files}
+    data = settings.data.model_dump(mode="json", exclude={"new_items"})  # they are withheld from what is kept
+    parts: dict[str, object] = {"form": _FORM, "settings": data, "modalities": files}
     if settings.data.dataset == "synthetic" or NOISE in files.values():
         parts["seed"] = settings.seed
     for role, path in sources.items():

@@ -5,7 +5,7 @@ Leave-one-out: the last item of a history is the test item, the last but one the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal
 
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from fedmoe.errors import FedMoEError
 
 Split = Literal["validation", "test"]
+NEW = "new"  # stands for a split where withheld items are ranked
+AMONG_NEW = "among-new-"  # begins the names of metrics of a ranking among the withheld items alone
 Windows = Literal["all", "latest", "random"]
 
 
@@ -58,6 +60,32 @@ class Interactions:
         return np.asarray(self.items[self.offsets[user] : self.offsets[user + 1]])
 
 
+@dataclass(frozen=True)
+class NewItems:
+    """Items withheld from all training, as if the catalogue had got them afterwards, and who met one of them.
+
+    Of each user who did the last such interaction counts; what it met before it are items of its history alone.
+
+    Attributes:
+        items: int32 ``[withheld]``, ascending.
+        users: int64 ``[cases]``, ascending.
+        targets: int32 ``[cases]``, the withheld item that each of these users met last.
+        before: int64 ``[cases]``, how many items of the user's history came before it, at least one.
+    """
+
+    items: NDArray[np.int32]
+    users: NDArray[np.int64]
+    targets: NDArray[np.int32]
+    before: NDArray[np.int64]
+
+    def case(self, user: int, history: NDArray[np.int32]) -> tuple[NDArray[np.int32], int]:
+        """Return the context and the withheld item of a user. FedMoEError: it has met none."""
+        place = int(np.searchsorted(self.users, user))
+        if place == len(self.users) or self.users[place] != user:
+            raise FedMoEError(f"user {user} has met none of the {len(self.items)} new items")
+        return history[: self.before[place]], int(self.targets[place])
+
+
 def training_part(history: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return the items a client may train on: all but the last two."""
     return history[:-2]
@@ -89,6 +117,22 @@ def generator(seed: int, purpose: str, *ids: int) -> np.random.Generator:
     """
     key = repr((int(seed), purpose, *(int(i) for i in ids))).encode()
     return np.random.default_rng(int.from_bytes(blake2b(key, digest_size=16).digest(), "little"))
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """The items that negatives are drawn from: ``1..num_items`` without ``withheld``, int32, in any order."""
+
+    num_items: int
+    withheld: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+
+    def excluded(self, met: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return what is no negative of a user who has met these items, ascending and distinct."""
+        return np.unique(np.concatenate([met, self.withheld]))
+
+    def draw(self, rng: np.random.Generator, excluded: NDArray[np.int32], size: int) -> NDArray[np.int32]:
+        """Draw negatives: see ``sample_negatives``."""
+        return sample_negatives(rng, self.num_items, excluded, size)
 
 
 def sample_negatives(

@@ -73,6 +73,11 @@ class DataSettings(Section):
         None, description="line k holds the item id of row k of the feature files; default: item_ids.txt beside them"
     )
     min_items: Annotated[int, Field(ge=4)] = Field(5, description="users with fewer are dropped; two are held out")
+    new_items: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0,
+        description="share of the catalogue that is withheld from all training; the last time that each user met such "
+        "an item is ranked at the end; 0: none",
+    )
     synthetic: SyntheticSettings = SyntheticSettings()
 
     @model_validator(mode="before")
@@ -93,6 +98,8 @@ class DataSettings(Section):
             raise ValueError(f"dataset_parameters are for a data set of your own, not for '{self.dataset}'")
         if self.dataset == "catalogue" and self.data_dir is None:
             raise ValueError("dataset 'catalogue' needs data_dir: a folder made by 'fedmoe_server catalogue'")
+        if self.dataset == "catalogue" and self.new_items:
+            raise ValueError("new_items withholds items from histories, which dataset 'catalogue' does not have")
         if self.dataset != "synthetic" and self.synthetic != SyntheticSettings():
             raise ValueError(f"dataset '{self.dataset}' has no use for data.synthetic: set dataset to synthetic")
         return self

@@ -243,6 +243,14 @@ class Settings(Section):
             raise ValueError("data.item_id_file names the rows of feature files, but no modality has a file")
         return self
 
+    @model_validator(mode="after")
+    def _new_items_are_no_negatives(self) -> Self:
+        if self.data.new_items and self.training.loss == "softmax":
+            raise ValueError("training.loss softmax makes every item a negative, also data.new_items: set another loss")
+        if self.data.new_items and self.evaluation.protocol != "full":
+            raise ValueError("data.new_items are ranked among all items: set evaluation.protocol to full")
+        return self
+
     @property
     def named_modalities(self) -> dict[str, ModalitySettings]:
         """The modalities that have not been set to null; whether items have features of them, the data set says."""

@@ -98,6 +98,8 @@ def run(
     """
     started = time.monotonic()
     source = find_checkpoint(resume) if resume is not None and not stopped_early(resume) else None
+    if deployed is not None and settings.data.new_items:
+        raise FedMoEError("data.new_items withholds items from simulated clients; real ones train on all they met")
     dataset = load_dataset(settings)
     arrays = initial_arrays(settings, dataset)
     groups = parameter_groups(settings, dataset)
@@ -136,7 +138,8 @@ def run(
         if deployed is not None:
             directory.announce = identity(settings, dataset, state.round)
     deadline = None if deployed is None else settings.deployment.round_deadline or None
-    loop = ServerLoop(grid, strategy, aggregation, settings, directory, tracker, store, deadline, ledger)
+    cases = () if dataset.new is None else tuple(dataset.new.users.tolist())
+    loop = ServerLoop(grid, strategy, aggregation, settings, directory, tracker, store, deadline, ledger, cases)
     with _quiet_flower(), _failure_recorded(tracker):
         known = str(dataset.interactions.num_users) if deployed is None else "the connected"
         if dataset.reading:

@@ -29,7 +29,7 @@ def local_sgd(
     """Return the model after a client's plain steps, and these; more: what is added to a gradient."""
     bench.load(start)
     items = training_part(bench.dataset.interactions.history(client))
-    steps = draw_steps(items, bench.model.num_items, bench.settings, client, server_round, bench.device)
+    steps = draw_steps(items, bench.negatives, bench.settings, client, server_round, bench.device)
     bench.model.train()
     for batch in steps.batches:
         bench.model.zero_grad()

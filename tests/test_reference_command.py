@@ -20,7 +20,10 @@ BASIC = (
 PARTIAL = [*BASIC, "--partial_aggregation_warmup_rounds", "20"]
 SAVED = [*BASIC, "--save_dir", "checkpoints/residual_baseline"]
 USERS, ITEMS = 20, 40
-QUICK = "dim=8 attention_dim=8 blocks=1 max_seq_len=10 memory_size=10 memory_refresh=5 num_negatives=20 hosts=1 client_cpus=0.5".split()
+QUICK = (
+    "dim=8 attention_dim=8 blocks=1 max_seq_len=10 memory_size=10 memory_refresh=5 num_negatives=20 hosts=1 "
+    "client_cpus=0.5"
+).split()
 
 
 @pytest.fixture

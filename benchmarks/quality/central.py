@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.runs import ranks_of
 from data.dataset import Dataset
 from data.registry import load_dataset
-from data.sampling import Split, generator, packed_windows, sample_negatives, training_part
+from data.sampling import Split, generator, packed_windows, training_part
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import settings_of_run
 from fedmoe.settings import Settings
@@ -96,7 +96,7 @@ def train_centrally(
     def metrics(split: Split) -> dict[str, float]:
         return mean_metrics(ranks_of(catalogue_scorer(model), settings, dataset, split), settings.evaluation.cutoffs)
 
-    windows, users, seen = _all_windows(settings, dataset)
+    windows, users, excluded = _all_windows(settings, dataset)
     optimizer = torch.optim.Adam(model.parameters(), lr=plan.learning_rate)
     steps = plan.epochs * -(-len(users) // plan.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + cos(pi * min(step / steps, 1.0))))
@@ -107,7 +107,7 @@ def train_centrally(
         rng = generator(settings.seed, "central", epoch)
         order = rng.permutation(len(users))
         for chosen in np.split(order, range(plan.batch_size, len(order), plan.batch_size)):
-            negatives = _negatives(rng, settings, dataset, [seen[user] for user in users[chosen]])
+            negatives = _negatives(rng, settings, dataset, [excluded[user] for user in users[chosen]])
             optimizer.zero_grad()
             batch = WindowBatch(windows.context[chosen], windows.targets[chosen], negatives)
             losses_of_batch, _ = objective(model, batch, settings.training)
@@ -127,8 +127,8 @@ def train_centrally(
 
 
 def _all_windows(settings: Settings, dataset: Dataset) -> tuple[WindowBatch, NDArray[np.int64], list[Items]]:
-    """Return the windows of all users, without negatives; whose each is; and each user's training items, sorted."""
-    contexts, targets, users, seen = [], [], [], []
+    """Return the windows of all users, without negatives; whose each is; and what is no negative of each user."""
+    contexts, targets, users, excluded = [], [], [], []
     earlier = settings.model.memory_size if settings.model.mixture else 0
     for user in range(dataset.interactions.num_users):
         items = training_part(dataset.interactions.history(user))
@@ -136,14 +136,14 @@ def _all_windows(settings: Settings, dataset: Dataset) -> tuple[WindowBatch, NDA
         contexts.append(with_earlier_items(windows, items, earlier))
         targets.append(windows.targets)
         users.append(np.full(len(windows), user))
-        seen.append(np.unique(items))
+        excluded.append(dataset.negatives.excluded(items))
     context, target = (torch.from_numpy(np.concatenate(parts).astype(np.int64)) for parts in (contexts, targets))
-    return WindowBatch(context, target, None), np.concatenate(users), seen
+    return WindowBatch(context, target, None), np.concatenate(users), excluded
 
 
-def _negatives(rng: np.random.Generator, settings: Settings, dataset: Dataset, seen: list[Items]) -> Tensor | None:
-    """Return the negatives ``[B, n]`` of a batch whose users have met these items."""
+def _negatives(rng: np.random.Generator, settings: Settings, dataset: Dataset, excluded: list[Items]) -> Tensor | None:
+    """Return the negatives ``[B, n]`` of a batch, of whose windows these items are no negatives."""
     if settings.training.loss == "softmax":
         return None
-    items, count = dataset.interactions.num_items, settings.training.num_negatives
-    return torch.from_numpy(np.stack([sample_negatives(rng, items, met, count) for met in seen]).astype(np.int64))
+    count, negatives = settings.training.num_negatives, dataset.negatives
+    return torch.from_numpy(np.stack([negatives.draw(rng, each, count) for each in excluded]).astype(np.int64))

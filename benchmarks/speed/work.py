@@ -52,7 +52,7 @@ class Report:
 def client_windows(dataset: Dataset, settings: Settings, server_round: int, client: int) -> WindowBatch:
     """Return the windows and negatives that a client of the federation trains on in its first epoch of a round."""
     items = training_part(dataset.interactions.history(client))
-    steps = draw_steps(items, dataset.interactions.num_items, settings, client, server_round, torch.device("cpu"))
+    steps = draw_steps(items, dataset.negatives, settings, client, server_round, torch.device("cpu"))
     return joined(steps.batches[: len(steps.batches) // settings.training.local_epochs])
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +25,9 @@ from flwr.common import NDArrays, Scalar
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.sampling import Split, generator, training_part
+from data.sampling import generator, training_part
 from fedmoe import wire
-from fedmoe_client.learning.evaluation import Histories, client_metrics
+from fedmoe_client.learning.evaluation import Histories
 from fedmoe_client.learning.own_client import TABLE, LocalRound, Parameters, hooked_training, records_to_send
 from fedmoe_client.learning.private_reply import ASKED, noise_stream, private_reply
 from fedmoe_client.learning.training import (
@@ -129,18 +129,18 @@ class FedMoEClient(NumPyClient):
     def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Rank the held-out item with the own private parameters, and (``global-``) with the server's of everything.
 
-        config: ``shared`` as in ``fit``; ``split``: ``validation`` or ``test``. The loss is 1 - NDCG@10.
+        config: ``shared`` as in ``fit``; ``split``: ``validation``, ``test`` or ``new``. The loss is 1 - NDCG@10.
         """
-        bench, split = self.workbench, cast(Split, config["split"])
+        bench, split = self.workbench, str(config["split"])
         server, own, _ = self._start(parameters, config)
         if bench.own_client is not None:
             own |= bench.own_client.ranks_with(self.kept)
         bench.load(server)
-        common = client_metrics(bench.scorer(server), self.histories, self.users, split, bench.settings)
+        common = bench.measured(server, self.histories, self.users, split)
         personal = common
         if own:
             bench.load(own)
-            personal = client_metrics(bench.scorer(server | own), self.histories, self.users, split, bench.settings)
+            personal = bench.measured(server | own, self.histories, self.users, split)
         metrics: dict[str, Scalar] = {**personal, **{f"global-{name}": value for name, value in common.items()}}
         return 1.0 - personal["ndcg@10"], len(self.users), metrics
 
@@ -152,7 +152,7 @@ class FedMoEClient(NumPyClient):
     def steps(self, user: int, server_round: int) -> LocalSteps:
         """Draw a user's steps of a round."""
         bench, items = self.workbench, training_part(self.histories.history(user))
-        return draw_steps(items, bench.model.num_items, bench.settings, user, server_round, bench.device)
+        return draw_steps(items, bench.negatives, bench.settings, user, server_round, bench.device)
 
     def as_asked(
         self, server: NamedArrays, sent: wire.NamedArrays, metrics: dict[str, Any], config: Mapping[str, Any]

@@ -25,6 +25,10 @@ Scorer = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 """Scores ``[B, N]`` of candidates ``[B, N]`` as what follows the contexts ``[B, C]`` (left-padded with 0)."""
 
 
+Part = tuple[NDArray[np.int32], int]
+"""A user's context, every item met before the held-out one, and the held-out item."""
+
+
 class Histories(Protocol):
     """Users' histories: a data set's ``Interactions``, or those that a client has of its own."""
 
@@ -54,14 +58,23 @@ def ranks(
     for start in range(0, len(users), batch_size):
         chunk = [int(user) for user in users[start : start + batch_size]]
         parts = [held_out(interactions.history(user), split) for user in chunk]
-        contexts = np.stack([_last(context, context_length) for context, _ in parts])
         candidates, counted = _candidates(chunk, parts, interactions, evaluation, seed)
-        scores = scorer(contexts, candidates)
-        if np.isnan(scores).any():
-            user = chunk[int(np.isnan(scores).any(axis=1).argmax())]
-            raise ValueError(f"the model gives user {user} a score that is not a number")
-        found.append(rank_of_first(scores, counted))
+        found.append(rank_of_first(scores_of(scorer, chunk, parts, candidates, context_length), counted))
     return np.concatenate(found) if found else np.zeros(0)
+
+
+def scores_of(
+    scorer: Scorer, users: Sequence[int], parts: Sequence[Part], candidates: NDArray[np.int64], context_length: int
+) -> NDArray[np.float32]:
+    """Return the scores ``[B, N]`` of candidates ``[B, N]`` after the last items of the users' contexts.
+
+    Raises ValueError if a score is not a number.
+    """
+    scores = scorer(np.stack([_last(context, context_length) for context, _ in parts]), candidates)
+    if np.isnan(scores).any():
+        user = users[int(np.isnan(scores).any(axis=1).argmax())]
+        raise ValueError(f"the model gives user {user} a score that is not a number")
+    return scores
 
 
 def client_metrics(
@@ -142,23 +155,29 @@ def popularity_scorer(interactions: Interactions) -> Scorer:
 
 def _candidates(
     users: list[int],
-    parts: list[tuple[NDArray[np.int32], int]],
+    parts: list[Part],
     interactions: Histories,
     evaluation: EvaluationSettings,
     seed: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return candidates ``[B, N]``, the held-out item first, and which of them count in the ranking."""
+    if evaluation.protocol == "full":
+        return catalogue_candidates(parts, interactions.num_items)
+    size = evaluation.num_candidates
+    drawn = [
+        evaluation_candidates(seed, user, interactions.num_items, _hidden(interactions.history(user), *part), size)
+        for user, part in zip(users, parts, strict=True)
+    ]
     targets = np.array([target for _, target in parts], np.int64)
-    if evaluation.protocol == "sampled":
-        size = evaluation.num_candidates
-        drawn = [
-            evaluation_candidates(seed, user, interactions.num_items, _hidden(interactions.history(user), *part), size)
-            for user, part in zip(users, parts, strict=True)
-        ]
-        candidates = np.concatenate([targets[:, None], np.stack(drawn).astype(np.int64)], axis=1)
-        return candidates, np.ones_like(candidates, bool)
-    catalogue = np.arange(1, interactions.num_items + 1)
-    candidates = np.concatenate([targets[:, None], np.broadcast_to(catalogue, (len(users), len(catalogue)))], axis=1)
+    candidates = np.concatenate([targets[:, None], np.stack(drawn).astype(np.int64)], axis=1)
+    return candidates, np.ones_like(candidates, bool)
+
+
+def catalogue_candidates(parts: Sequence[Part], num_items: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return candidates ``[B, 1 + V]``, the held-out item and the catalogue, and which of them the user has not met."""
+    targets = np.array([target for _, target in parts], np.int64)
+    catalogue = np.arange(1, num_items + 1)
+    candidates = np.concatenate([targets[:, None], np.broadcast_to(catalogue, (len(parts), num_items))], axis=1)
     counted = np.ones_like(candidates, bool)
     for row, (context, target) in enumerate(parts):
         counted[row, _hidden(context, context, target)] = False  # item i's column is i: the target stands at 0

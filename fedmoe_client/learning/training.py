@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data.sampling import PackedWindows, generator, packed_windows, sample_negatives
+from data.sampling import Negatives, PackedWindows, generator, packed_windows
 from fedmoe.settings import ModelSettings, Settings, TrainingSettings
 from model.losses import Losses, WindowBatch, WindowScores, objective, step_report
 from model.residual_moe import ResidualMoE
@@ -38,16 +38,21 @@ class LocalSteps:
 
 
 def draw_steps(
-    items: NDArray[np.int32], num_items: int, settings: Settings, client: int, server_round: int, device: torch.device
+    items: NDArray[np.int32],
+    negatives: Negatives,
+    settings: Settings,
+    client: int,
+    server_round: int,
+    device: torch.device,
 ) -> LocalSteps:
     """Draw a user's batches; all randomness is that of (seed, round, client).
 
-    items: its training part, oldest first, at least two of ``1..num_items``.
+    items: its training part, oldest first, at least two; negatives: what negatives are drawn from.
     """
     rng = generator(settings.seed, "training", server_round, client)
     dropout_seed = int(rng.integers(2**62))
     epochs = [
-        list(window_batches(items, num_items, settings.model, settings.training, rng, device))
+        list(window_batches(items, negatives, settings.model, settings.training, rng, device))
         for _ in range(settings.training.local_epochs)
     ]
     targets = sum(int((batch.targets > 0).sum()) for batch in epochs[0])
@@ -67,7 +72,7 @@ def weight_of(targets: int, rule: Literal["examples", "sqrt", "equal"]) -> int:
 
 def window_batches(
     items: NDArray[np.int32],
-    num_items: int,
+    negatives: Negatives,
     model: ModelSettings,
     training: TrainingSettings,
     rng: np.random.Generator,
@@ -80,14 +85,14 @@ def window_batches(
     """
     windows = packed_windows(items, model.max_seq_len, training.windows, rng)
     context = with_earlier_items(windows, items, model.memory_size if model.mixture else 0)
-    seen = np.unique(items)
+    excluded = negatives.excluded(items)
     order = _chosen(len(windows), training.max_windows, rng)
     for chosen in np.split(order, range(training.batch_size, len(order), training.batch_size)):
-        negatives = None
+        others = None
         if training.loss != "softmax":
-            drawn = sample_negatives(rng, num_items, seen, len(chosen) * training.num_negatives)
-            negatives = _tensor(drawn.reshape(len(chosen), training.num_negatives), device)
-        yield WindowBatch(_tensor(context[chosen], device), _tensor(windows.targets[chosen], device), negatives)
+            drawn = negatives.draw(rng, excluded, len(chosen) * training.num_negatives)
+            others = _tensor(drawn.reshape(len(chosen), training.num_negatives), device)
+        yield WindowBatch(_tensor(context[chosen], device), _tensor(windows.targets[chosen], device), others)
 
 
 def _chosen(count: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -189,7 +194,7 @@ def train_locally(
     Raises FloatingPointError if the loss is not finite.
     """
     device = next(model.parameters()).device
-    steps = draw_steps(items, model.num_items, settings, client, server_round, device)
+    steps = draw_steps(items, Negatives(model.num_items), settings, client, server_round, device)
     return train_steps(model, steps, settings.training, server_round, [] if proximal is None else [proximal])
 
 

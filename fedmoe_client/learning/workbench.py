@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from data.dataset import Dataset
+from data.sampling import NEW, Split
 from fedmoe.errors import FedMoEError, TellableError
 from fedmoe.loading import from_run_config
 from fedmoe.modalities import EXPERT, selected
 from fedmoe.settings import Settings
-from fedmoe_client.learning.evaluation import Scorer, catalogue_side, model_scorer
+from fedmoe_client.learning.evaluation import Histories, Scorer, catalogue_side, client_metrics, model_scorer
 from fedmoe_client.learning.own_client import own_client
 from fedmoe_client.learning.training import load
 from fedmoe_client.store.identity import identity_of, item_numbers, own_dataset
@@ -31,6 +33,7 @@ class Workbench:
         names, shapes: of the parameters.
         groups: group -> names of its parameters.
         names_in: names of the parameters of a tuple of groups, or of patterns of groups, in the model's order.
+        negatives: what clients draw negatives from.
         own_client: the hooks of a client of one's own; None: there are none.
         received: the packed arrays that the server sent last, and these arrays (see ``client.received``).
     """
@@ -38,6 +41,7 @@ class Workbench:
     def __init__(self, settings: Settings, dataset: Dataset) -> None:
         self.settings = settings
         self.dataset = dataset
+        self.negatives = dataset.negatives
         self.device = _device(settings)
         self.model: ResidualMoE = build_model(settings, dataset).to(self.device)
         self.parameters = dict(self.model.named_parameters())
@@ -83,6 +87,16 @@ class Workbench:
     def take(self, names: Collection[str]) -> dict[str, NDArray[np.float32]]:
         """Return copies of some of the parameters."""
         return {name: self.parameters[name].detach().cpu().numpy().copy() for name in names}
+
+    def measured(
+        self, loaded: Mapping[str, NDArray[np.float32]], histories: Histories, users: Sequence[int], split: str
+    ) -> dict[str, float]:
+        """Return the metrics of users' held-out items under the model with these arrays, which it has just loaded."""
+        if split != NEW:
+            return client_metrics(self.scorer(loaded), histories, users, cast(Split, split), self.settings)
+        from fedmoe_client.learning.new_items import new_item_metrics  # only where items were withheld
+
+        return new_item_metrics(self.scorer(loaded), self.dataset, users, self.settings)
 
     def scorer(self, loaded: Mapping[str, NDArray[np.float32]]) -> Scorer:
         """Return the scorer of the model with these arrays, which it has just loaded."""

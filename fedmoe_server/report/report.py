@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
+from data.sampling import AMONG_NEW, NEW
 from fedmoe.errors import FedMoEError
 from fedmoe.files import write_file
 from fedmoe_server.report.client_ranks import read_client_ranks
@@ -46,6 +47,7 @@ def write_report(run_dir: Path) -> Path:
     parts = [
         _head(run),
         _ranking(run),
+        _new_items(run),
         _diagnosis(run),
         _personalisation(run_dir),
         _pictures(drawn, run.settings),
@@ -60,13 +62,16 @@ def write_report(run_dir: Path) -> Path:
 
 
 def comparison(run_dir: Path) -> str:
-    """Return, as a table of text, HR@10 and NDCG@10 of a completed run and its baselines."""
+    """Return, as a table of text, HR@10 and NDCG@10 of a completed run and its baselines; of new items HR@50 too."""
     rows = {**baselines_of(run_dir), **federated_metrics(run_dir)}
     columns = [(split, metric) for split in ("validation", "test") for metric in ("hr@10", "ndcg@10")]
+    if any(NEW in splits for splits in rows.values()):
+        columns += [(NEW, "hr@10"), (NEW, "hr@50")]
     width = max(map(len, rows))
     lines = [" " * width + "".join(f"{split} {metric.upper()}".rjust(20) for split, metric in columns)]
     for name, splits in rows.items():
-        lines.append(name.ljust(width) + "".join(f"{splits[split][metric]:.4f}".rjust(20) for split, metric in columns))
+        cells = (number(splits.get(split, {}).get(metric), 4) for split, metric in columns)
+        lines.append(name.ljust(width) + "".join(cell.rjust(20) for cell in cells))
     return "\n".join(lines)
 
 
@@ -117,16 +122,41 @@ def _head(run: Run) -> str:
     return f"# {settings['name']}: federated run\n\n{what}\n\n{state}"
 
 
-def _ranking(run: Run) -> str:
-    """Return the tables of test and validation: federated, and the baselines that there are."""
+def _rows(run: Run) -> dict[str, Splits]:
+    """Return the rows of the tables of ranking: federated, and the baselines that there are."""
     rows: dict[str, Splits] = {}
     if run.result.status == "completed":
         for kind, title in (
             ("personalised", "federated, with the clients' private parameters"),
             ("global", "federated, server's model alone"),
         ):
-            rows[title] = {"test": run.result.test[kind], "validation": run.result.validation[kind]}
-    rows |= {BASELINE_LABEL.get(name, name): splits for name, splits in run.baselines.items()}
+            splits = {"test": run.result.test, "validation": run.result.validation, NEW: run.result.new}
+            rows[title] = {split: found[kind] for split, found in splits.items() if found}
+    return rows | {BASELINE_LABEL.get(name, name): splits for name, splits in run.baselines.items()}
+
+
+def _new_items(run: Run) -> str:
+    """Return the table of the withheld items, where there were any."""
+    rows = {title: splits for title, splits in _rows(run).items() if splits.get(NEW)}
+    few = {title: {NEW: _among_new(splits[NEW])} for title, splits in rows.items()}
+    tables = _ranking_table(NEW, rows), _ranking_table(NEW, few)
+    if not all(tables):
+        return ""
+    share = run.settings["data"]["new_items"]
+    text = (
+        f"{share:.0%} of the catalogue was withheld from all training. The last such item that a user met is ranked "
+        "among all items that the user had not met before;"
+    )
+    return "\n\n".join(["## New items", text, tables[0], "and among the withheld items alone:", tables[1]])
+
+
+def _among_new(metrics: Metrics) -> Metrics:
+    return {name.removeprefix(AMONG_NEW): value for name, value in metrics.items() if name.startswith(AMONG_NEW)}
+
+
+def _ranking(run: Run) -> str:
+    """Return the tables of test and validation."""
+    rows = _rows(run)
     tables = [_ranking_table(split, rows) for split in ("test", "validation")]
     if not any(tables):
         return ""

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from data.sampling import NEW
 from fedmoe.errors import FedMoEError
 from fedmoe.files import write_file
 from fedmoe.settings import Settings
@@ -35,7 +36,7 @@ LOGS_BYTES = 16 * 1024**2
 LOG_BYTES_PER_ROUND = 4096
 
 Splits = Mapping[str, Metrics]
-"""For ``validation`` and ``test``, the means over all users by name, as ``hr@10``."""
+"""For ``validation``, ``test`` and, where items were withheld, ``new``: means over users by name, as ``hr@10``."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,9 @@ def federated_metrics(run_dir: Path) -> dict[str, Splits]:
     result = read_result(run_dir)
     if not (result.validation and result.test):
         raise FedMoEError(f"{run_dir / RESULT} holds no result: name the folder of a completed run")
+    splits = {"validation": result.validation, "test": result.test} | ({NEW: result.new} if result.new else {})
     return {
-        f"federated, {kind}": {"validation": result.validation[kind], "test": result.test[kind]}
+        f"federated, {kind}": {split: found[kind] for split, found in splits.items()}
         for kind in ("global", "personalised")
     }
 

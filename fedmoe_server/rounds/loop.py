@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from data.sampling import generator
+from data.sampling import NEW, generator
 from fedmoe.errors import FedMoEError
 from fedmoe.failures import FailureKind
 from fedmoe.settings import Settings
@@ -64,6 +64,7 @@ class ServerLoop:
         directory: node id -> client id.
         timeout: seconds to wait for a round's replies; None: until every client has answered or failed.
         ledger: what a private run has spent; it stops before it spends more than its budget.
+        new_cases: the clients that rank a withheld item at the end.
     """
 
     grid: Grid
@@ -75,20 +76,20 @@ class ServerLoop:
     checkpoints: CheckpointStore
     timeout: float | None = None
     ledger: PrivacyLedger | None = None
+    new_cases: Sequence[int] = ()
 
     def run(self, state: LoopState) -> Result:
         """Do the remaining rounds, then evaluate the best model on all clients.
 
-        Raises:
-            FedMoEError: too many rounds failed one after the other, the final evaluation did, the strategy could not
-                aggregate, or nothing could be written.
+        Raises FedMoEError: too many rounds failed one after the other, the final evaluation did, the strategy could not
+        aggregate, or nothing could be written.
         """
         while not self._done(state):
             self.tracker.round(self.one_round(state))
             self._give_up_if_all_fail(state)
             if self._checkpoint_due(state):
                 self.checkpoints.save(state, self.strategy, self.grid)
-        if self.ledger is not None and state.round < self.settings.federation.num_rounds and self._last(state.round):
+        if self.ledger is not None and self._last(state.round) and state.round < self.settings.federation.num_rounds:
             self.tracker.note(f"the privacy budget is spent after round {state.round}")
         if state.history and all(record.failure for record in state.history):
             raise FedMoEError(f"{state.history[-1].failure} (all rounds failed: the model is what it was at the start)")
@@ -236,11 +237,10 @@ class ServerLoop:
         return np.array([generator(seed, purpose, int(client)).random() for client in clients])
 
     def _finish(self, state: LoopState) -> Result:
-        """Restore the best model, with the strategy as it was by then, and evaluate it on all clients, on both splits.
+        """Restore the best model, with the strategy as it was by then, and evaluate it on all clients, on all splits.
 
-        The best round's schedule decides which parameters the clients take from the server, so a best model from the
-        warm-up comes back whole. Of groups that were private in that round only the server's copy is restored: each
-        client keeps the private value that it has now.
+        The best round's schedule decides which parameters the clients take from the server: a best model from the
+        warm-up comes back whole. Of groups that were private then only the server's copy is restored.
         """
         arrays, best_round = state.chosen()
         if state.best is not None:
@@ -248,19 +248,18 @@ class ServerLoop:
         metrics: dict[str, Metrics] = {}
         ranks: list[ClientRank] = []
         outcomes: list[Exchange] = []
-        for split in ("validation", "test"):
-            self.tracker.stage(f"{split} of the model of round {best_round} on all clients")
-            outcome, metrics[split] = self._evaluate(best_round, arrays, split, None)
+        for split in ("validation", "test", NEW) if self.new_cases else ("validation", "test"):
+            self.tracker.stage(f"{split} items ranked by the model of round {best_round} on all clients")
+            clients = self.new_cases if split == NEW else None
+            outcome, metrics[split] = self._evaluate(best_round, arrays, split, clients)
             if outcome.problem is not None:
                 raise FedMoEError(outcome.problem)
             if failed := outcome.failures:
-                what = f"final evaluation: {len(failed)} of {outcome.sent} clients failed"
-                self.tracker.note(f"{what} - {list_failures(failed)}")
+                self.tracker.note(f"{split}: {len(failed)} of {outcome.sent} clients failed - {list_failures(failed)}")
             ranks += ranks_of(split, outcome.replies, self._client_ids())
             outcomes.append(outcome)
         write_client_ranks(self.tracker.run_dir, ranks)
-        history = state.history
-        traffic = [(r.bytes_down, r.bytes_up) for r in history] + [(o.bytes_down, o.bytes_up) for o in outcomes]
+        traffic = [(r.bytes_down, r.bytes_up) for r in state.history] + [(o.bytes_down, o.bytes_up) for o in outcomes]
         return Result(
             status="completed",
             stopped_early=state.round < self.settings.federation.num_rounds,
@@ -268,10 +267,11 @@ class ServerLoop:
             best_round=best_round,
             validation=split_global(metrics["validation"]),
             test=split_global(metrics["test"]),
+            new=split_global(metrics[NEW]) if NEW in metrics else {},
             bytes_down=sum(down for down, _ in traffic),
             bytes_up=sum(up for _, up in traffic),
-            failed_replies=sum(len(r.failed) for r in history) + sum(len(o.failures) for o in outcomes),
-            failed_rounds=tuple(record.round for record in history if record.failure),
+            failed_replies=sum(len(r.failed) for r in state.history) + sum(len(o.failures) for o in outcomes),
+            failed_rounds=tuple(record.round for record in state.history if record.failure),
         )
 
     def _clipped(self) -> tuple[Clipped, ...]:

@@ -182,6 +182,7 @@ class Result(_Value):
         best_round: the round whose model is reported.
         validation, test: metrics by name, as ``personalised`` with the clients' private parameters and as ``global``
             with the server's copy of everything.
+        new: likewise of the withheld items, among all items and, with ``among-new-``, among the withheld ones.
         bytes_down, bytes_up: payload of the whole run, the final evaluation included.
         failed_replies: number of failed answers over all rounds and the final evaluation.
         failed_rounds: rounds that left the model as it was.
@@ -196,6 +197,7 @@ class Result(_Value):
     best_round: int | None = None
     validation: Mapping[str, Metrics] = field(default_factory=dict)
     test: Mapping[str, Metrics] = field(default_factory=dict)
+    new: Mapping[str, Metrics] = field(default_factory=dict)
     bytes_down: int | None = None
     bytes_up: int | None = None
     failed_replies: int = 0
@@ -208,7 +210,8 @@ class Result(_Value):
         values = super().to_json()
         if self.status == "failed":
             return {key: values[key] for key in ("status", "error", "baselines")}
-        return {key: value for key, value in values.items() if key != "error"}
+        gone = {"error"} if self.new else {"error", "new"}
+        return {key: value for key, value in values.items() if key not in gone}
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,19 @@ def test_the_seed_matters_for_synthetic_data_alone(films: Path, tmp_path: Path) 
 # The cache
 
 
+def test_new_items_are_withheld_from_what_the_cache_holds(tmp_path: Path) -> None:
+    whole = load_dataset(Settings.model_validate({"data": {"dataset": "synthetic"}}), tmp_path)
+    settings = Settings.model_validate({"data": {"dataset": "synthetic", "new_items": 0.1}})
+    dataset = load_dataset(settings, tmp_path)
+    assert len(list((tmp_path / "parsed").iterdir())) == 1
+    assert whole.new is None and len(whole.negatives.withheld) == 0
+    assert dataset.new is not None and len(dataset.new.items) == 30
+    assert not np.isin(dataset.interactions.items, dataset.new.items).any()
+    assert dataset.negatives.withheld.tolist() == dataset.new.items.tolist()
+    assert dataset.reading == f"30 of 300 items withheld from training; {len(dataset.new.users)} users have met one"
+    assert dataset.fingerprints() == whole.fingerprints() and dataset.all_fingerprints() != whole.all_fingerprints()
+
+
 def test_the_second_load_opens_the_first_ones_arrays(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.interactions import Codes, Events, from_events, id_order, rows_to_keep, time_span, without_short_users
+from data.interactions import (
+    Codes,
+    Events,
+    from_events,
+    id_order,
+    offsets_of,
+    rows_to_keep,
+    time_span,
+    withheld,
+    without_short_users,
+)
 from data.sampling import Interactions
 from fedmoe.errors import FedMoEError
 
@@ -133,3 +143,48 @@ def test_duplicates_and_repeats_are_counted_and_dropped_as_asked() -> None:
 def test_the_span_of_times_is_told_where_they_are_seconds() -> None:
     assert time_span(np.array([881250949, 893286638])) == ["1997-12-04 to 1998-04-22"]
     assert time_span(np.array([1, 2])) == time_span(None) == []
+
+
+def test_new_items_leave_all_histories_and_their_last_interaction_is_kept_as_a_case() -> None:
+    # Of 5 items round(.4 * 5) = 2 are withheld. Whichever they are, the cases can be told by hand from the histories.
+    users = [[1, 2, 3, 4, 5, 1, 3], [5, 4, 3, 2, 1, 5, 2], [2, 2, 2, 2, 4, 4, 1], [3, 1]]
+    ids = np.array(["", "a", "b", "c", "d", "e"])
+    whole = Interactions(
+        np.concatenate([np.array(items, np.int32) for items in users]),
+        offsets_of([len(items) for items in users]),
+        np.array(["u", "v", "w", "x"]),
+        ids,
+    )
+    left, new, dropped = withheld(whole, 0.4, seed=3, min_items=3)
+    chosen = set(new.items.tolist())
+    assert len(chosen) == 2 and left.num_items == 5
+    kept = {user: [item for item in items if item not in chosen] for user, items in zip("uvwx", users, strict=True)}
+    stay = [user for user in "uvwx" if len(kept[user]) >= 3]
+    assert left.user_ids.tolist() == stay and dropped == 4 - len(stay) and dropped >= 1
+    cases = dict(zip(new.users.tolist(), range(len(new.users)), strict=True))
+    for number, user in enumerate(stay):
+        assert left.history(number).tolist() == kept[user]
+        items = users["uvwx".index(user)]
+        places = [place for place, item in enumerate(items) if item in chosen]
+        before = [[item for item in items[:place] if item not in chosen] for place in places]
+        if not places or not before[-1]:
+            assert number not in cases
+            continue
+        context, target = new.case(number, left.history(number))
+        assert (context.tolist(), target) == (before[-1], items[places[-1]])
+    assert withheld(whole, 0.4, seed=3, min_items=3)[1].items.tolist() == new.items.tolist()
+    assert len({tuple(withheld(whole, 0.4, seed, 3)[1].items.tolist()) for seed in (2, 3, 5, 8)}) > 1
+    with pytest.raises(FedMoEError, match=r"data.new_items=0.01 withholds none of 5 items - raise it"):
+        withheld(whole, 0.01, seed=3, min_items=3)
+
+
+def test_a_user_who_met_new_items_alone_at_first_has_no_case() -> None:
+    whole = Interactions(
+        np.array([1, 2, 2, 2, 1, 1, 1], np.int32), offsets_of([4, 3]), np.array(["u", "v"]), np.array(["", "a", "b"])
+    )
+    left, new, _ = withheld(whole, 0.5, seed=0, min_items=1)
+    other = 3 - int(new.items[0])
+    assert left.history(0).tolist() == [other] * (1 if other == 1 else 3)
+    assert new.users.tolist() == ([0] if other == 1 else [])
+    with pytest.raises(FedMoEError, match="user 5 has met none of the 1 new items"):
+        new.case(5, left.history(0))

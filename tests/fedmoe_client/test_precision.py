@@ -30,7 +30,7 @@ def bench_of(precision: str) -> Workbench:
 def steps_of(bench: Workbench, user: int) -> Any:
     interactions = bench.dataset.interactions
     items = training_part(interactions.history(user))
-    return draw_steps(items, interactions.num_items, bench.settings, user, 1, bench.device)
+    return draw_steps(items, bench.negatives, bench.settings, user, 1, bench.device)
 
 
 def update(precision: str) -> Tensor:

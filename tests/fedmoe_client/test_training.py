@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from data.sampling import packed_windows
+from data.sampling import Negatives, packed_windows
 from fedmoe.loading import load_settings
 from fedmoe.settings import Settings, TrainingSettings
 from fedmoe_client.learning.training import (
@@ -49,7 +49,7 @@ def small() -> Callable[..., tuple[Settings, ResidualMoE, np.ndarray]]:
 
 def batches(items: np.ndarray, settings: Settings) -> Iterator[WindowBatch]:
     rng = np.random.default_rng(0)
-    return window_batches(items, 60, settings.model, settings.training, rng, torch.device("cpu"))
+    return window_batches(items, Negatives(60), settings.model, settings.training, rng, torch.device("cpu"))
 
 
 def test_earlier_items_by_hand() -> None:
@@ -69,7 +69,7 @@ def test_an_epoch_trains_every_target_once_and_never_on_a_later_item(
     items = np.random.default_rng(seed).permutation(60)[:length].astype(np.int32) + 1
     targets = []
     for part in window_batches(
-        items, 60, settings.model, settings.training, np.random.default_rng(0), torch.device("cpu")
+        items, Negatives(60), settings.model, settings.training, np.random.default_rng(0), torch.device("cpu")
     ):
         assert len(part.targets) <= batch
         assert part.negatives is not None
@@ -88,13 +88,13 @@ def test_an_epoch_has_at_most_so_many_windows_the_latest_and_others_each_time() 
     items, rng = np.arange(1, 42, dtype=np.int32), np.random.default_rng(0)
     trained = set()
     for _ in range(40):
-        (batch,) = window_batches(items, 60, settings.model, settings.training, rng, torch.device("cpu"))
+        (batch,) = window_batches(items, Negatives(60), settings.model, settings.training, rng, torch.device("cpu"))
         assert batch.targets.shape == (2, 4)
         assert list(range(38, 42)) in batch.targets.tolist()
         trained |= set(batch.targets.flatten().tolist())
     assert trained == set(range(2, 42))  # each target has its turn
     few = items[:5]
-    (batch,) = window_batches(few, 60, settings.model, settings.training, rng, torch.device("cpu"))
+    (batch,) = window_batches(few, Negatives(60), settings.model, settings.training, rng, torch.device("cpu"))
     assert batch.targets.tolist() == [[2, 3, 4, 5]]
 
 
