@@ -38,21 +38,16 @@ class LocalSteps:
 
 
 def draw_steps(
-    items: NDArray[np.int32],
-    negatives: Negatives,
-    settings: Settings,
-    client: int,
-    server_round: int,
-    device: torch.device,
+    items: NDArray[np.int32], pool: Negatives, settings: Settings, client: int, server_round: int, device: torch.device
 ) -> LocalSteps:
     """Draw a user's batches; all randomness is that of (seed, round, client).
 
-    items: its training part, oldest first, at least two; negatives: what negatives are drawn from.
+    items: its training part, oldest first, at least two; pool: what negatives are drawn from.
     """
     rng = generator(settings.seed, "training", server_round, client)
     dropout_seed = int(rng.integers(2**62))
     epochs = [
-        list(window_batches(items, negatives, settings.model, settings.training, rng, device))
+        list(window_batches(items, pool, settings.model, settings.training, rng, device))
         for _ in range(settings.training.local_epochs)
     ]
     targets = sum(int((batch.targets > 0).sum()) for batch in epochs[0])
@@ -72,7 +67,7 @@ def weight_of(targets: int, rule: Literal["examples", "sqrt", "equal"]) -> int:
 
 def window_batches(
     items: NDArray[np.int32],
-    negatives: Negatives,
+    pool: Negatives,
     model: ModelSettings,
     training: TrainingSettings,
     rng: np.random.Generator,
@@ -85,14 +80,14 @@ def window_batches(
     """
     windows = packed_windows(items, model.max_seq_len, training.windows, rng)
     context = with_earlier_items(windows, items, model.memory_size if model.mixture else 0)
-    excluded = negatives.excluded(items)
+    excluded = pool.excluded(items)
     order = _chosen(len(windows), training.max_windows, rng)
     for chosen in np.split(order, range(training.batch_size, len(order), training.batch_size)):
-        others = None
+        negatives = None
         if training.loss != "softmax":
-            drawn = negatives.draw(rng, excluded, len(chosen) * training.num_negatives)
-            others = _tensor(drawn.reshape(len(chosen), training.num_negatives), device)
-        yield WindowBatch(_tensor(context[chosen], device), _tensor(windows.targets[chosen], device), others)
+            drawn = pool.draw(rng, excluded, len(chosen) * training.num_negatives)
+            negatives = _tensor(drawn.reshape(len(chosen), training.num_negatives), device)
+        yield WindowBatch(_tensor(context[chosen], device), _tensor(windows.targets[chosen], device), negatives)
 
 
 def _chosen(count: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
