@@ -150,11 +150,18 @@ class PrivacySettings(Section):
     clipping: Literal["fixed", "adaptive"] = Field(
         "fixed", description="clipping norm of the updates: update_norm, or following a quantile of the clients' norms"
     )
-    update_norm: Positive = Field(0.2, description="largest L2 norm of a client's update; the first one, if adaptive")
+    update_norm: Positive = Field(
+        0.2, description="largest L2 norm of a client's update, 1 with sum_bits; the first one, if adaptive"
+    )
     norm_quantile: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.5, description="adaptive clipping: share of the clients whose updates are within the norm"
     )
     norm_rate: Positive = Field(0.2, description="adaptive clipping: speed with which the norm follows")
+    sum_bits: Annotated[int, Field(ge=0, le=24)] = Field(
+        0,
+        description="the server uses clients' updates and metrics as exact sums alone, of integers of so many bits, "
+        "8 to 24; 0: each client's, as floats",
+    )
     side: Literal["server", "client"] = Field(
         "server", description="who clips the updates and makes the noise; client: before anything leaves it"
     )
@@ -166,6 +173,20 @@ class PrivacySettings(Section):
     def on(self) -> bool:
         """Whether the run is private."""
         return self.epsilon is not None or self.noise_multiplier is not None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sums_clip_less(cls, given: Any) -> Any:
+        """Without noise a clipping norm is a guard against outliers, and few updates need it."""
+        return {"update_norm": 1.0} | given if isinstance(given, dict) and given.get("sum_bits") else given
+
+    @model_validator(mode="after")
+    def _sums_fit(self) -> Self:
+        if 0 < self.sum_bits < 8:
+            raise ValueError(f"sum_bits ({self.sum_bits}) must be 0 or 8 to 24")
+        if self.sum_bits and self.on:
+            raise ValueError("epsilon and noise_multiplier clip single updates, which sum_bits hides: set it to 0")
+        return self
 
 
 class SimulationSettings(Section):

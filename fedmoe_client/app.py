@@ -51,14 +51,13 @@ def number_of(context: Context) -> int:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train on the client's history; answer with the shared arrays and the metrics."""
-    arrays, metrics, records = _carried_out(message, context)
-    assert arrays is not None  # training returns arrays
-    return train_reply(message, arrays, metrics, records)
+    return answered(message, *_carried_out(message, context))
 
 
-def train_reply(message: Message, arrays: NamedArrays, metrics: dict[str, Any], records: RecordDict) -> Message:
-    """Return the reply of a client that has trained; records: those of a client of one's own."""
-    return _reply(message, {**dict(records), "arrays": to_record(arrays), "metrics": MetricRecord(metrics)})
+def answered(message: Message, arrays: NamedArrays | None, metrics: dict[str, Any], records: RecordDict) -> Message:
+    """Return a reply; arrays: None where there are none; records: beside arrays and metrics."""
+    packed = {} if arrays is None else {"arrays": to_record(arrays)}
+    return _reply(message, {**dict(records), **packed, "metrics": MetricRecord(metrics)})
 
 
 def extra_of(message: Message) -> RecordDict:
@@ -69,8 +68,7 @@ def extra_of(message: Message) -> RecordDict:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Rank the client's held-out item; answer with the metrics."""
-    _, metrics, _ = _carried_out(message, context)
-    return _reply(message, {"metrics": MetricRecord(metrics)})
+    return answered(message, *_carried_out(message, context))
 
 
 @app.query()
@@ -93,7 +91,7 @@ def query(message: Message, context: Context) -> Message:
 
 
 def _carried_out(message: Message, context: Context) -> tuple[NamedArrays | None, dict[str, Any], RecordDict]:
-    """Return the arrays (None after an evaluation), metrics and further records of a client's answer."""
+    """Return the arrays (None after most evaluations), metrics and further records of a client's answer."""
     kind, config = message.metadata.message_type, dict(message.content.config_records["config"])
     packed = packed_bytes(message.content.array_records["arrays"])
     extra = extra_of(message)

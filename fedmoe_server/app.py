@@ -104,7 +104,7 @@ def run(
     arrays = initial_arrays(settings, dataset)
     groups = parameter_groups(settings, dataset)
     directory = _directory(grid, settings, deployed)
-    strategy, aggregation, updates = layered_strategy(
+    strategy, aggregation, updates, sums = layered_strategy(
         settings, groups, grid, directory.client_ids, deployed is not None
     )
     schedule = aggregation.schedule
@@ -139,7 +139,7 @@ def run(
             directory.announce = identity(settings, dataset, state.round)
     deadline = None if deployed is None else settings.deployment.round_deadline or None
     cases = () if dataset.new is None else tuple(dataset.new.users.tolist())
-    loop = ServerLoop(grid, strategy, aggregation, settings, directory, tracker, store, deadline, ledger, cases)
+    loop = ServerLoop(grid, strategy, aggregation, settings, directory, tracker, store, deadline, ledger, cases, sums)
     with _quiet_flower(), _failure_recorded(tracker):
         known = str(dataset.interactions.num_users) if deployed is None else "the connected"
         if dataset.reading:

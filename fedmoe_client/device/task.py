@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedmoe.errors import FedMoEError
 from fedmoe_client.device.node import Node
-from fedmoe_client.learning.client import Answer, FedMoEClient, carry_out, received, workbench
+from fedmoe_client.learning.client import Answer, FedMoEClient, carry_out, workbench
 from fedmoe_client.learning.workbench import Workbench
 from fedmoe_client.store.folder import State, StateFolder
 from fedmoe_client.store.history import OwnHistories, read_histories
@@ -75,7 +75,7 @@ def _client_of(store: StateFolder, task: Task, bench: Workbench) -> FedMoEClient
     server = store.note("server")
     if server.get("run") == task.run:
         refuse_other(server["identity"], bench.identity)
-    _keep_global(store, bench, task, received(bench, task.arrays))
+    _keep_global(store, bench, task, bench.received(task.arrays))
     private = InFolder(
         store,
         bench.identity["model"],

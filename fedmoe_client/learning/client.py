@@ -29,7 +29,7 @@ from data.sampling import generator, training_part
 from fedmoe import wire
 from fedmoe_client.learning.evaluation import Histories
 from fedmoe_client.learning.own_client import TABLE, LocalRound, Parameters, hooked_training, records_to_send
-from fedmoe_client.learning.private_reply import ASKED, noise_stream, private_reply
+from fedmoe_client.learning.private_reply import ASKED, SUM_BITS, noise_stream, private_reply
 from fedmoe_client.learning.training import (
     Addition,
     LocalSteps,
@@ -54,7 +54,7 @@ Table = NDArray[np.float32]  # [V + 1, D], row 0 is the padding
 
 
 class Answer(NamedTuple):
-    """arrays: None after an evaluation; metrics: ``num-examples`` first; records: of a client of one's own."""
+    """arrays: None after an evaluation; metrics: ``num-examples`` first; records: beside them (see ``extra_of``)."""
 
     arrays: wire.NamedArrays | None
     metrics: dict[str, Any]
@@ -165,6 +165,16 @@ class FedMoEClient(NumPyClient):
             server, sent, metrics, config, partial(noise_stream, self.simulated, seed, number, self.client)
         )
 
+    def answer(
+        self, server: NamedArrays, sent: NamedArrays | None, metrics: dict[str, Any], config: Mapping[str, Any]
+    ) -> Answer:
+        """Return what leaves: arrays and metrics as they are, or integers where the server adds them up exactly."""
+        if SUM_BITS not in config:
+            return Answer(sent, metrics, self.reply)
+        from fedmoe_client.learning.summed_reply import summed_reply
+
+        return Answer(*summed_reply(server, sent, metrics, config, self.workbench.settings, self.client, self.reply))
+
     def load_own(self, shared: Collection[str]) -> NamedArrays:
         """Return the client's own value of each parameter that is not ``shared``, where it has one."""
         found = self.private.load()
@@ -238,29 +248,16 @@ def carry_out(
     kind: ``train`` or ``evaluate``; packed: all parameters; extra: the message's other records, for a client of one's
     own. Raises FedMoEError for arrays of another model.
     """
-    arrays = received(client.workbench, packed)
+    arrays = client.workbench.received(packed)
     client.extra = extra or RecordDict()
     if kind == "train":
         trained, examples, metrics = client.fit(arrays, dict(config))
         names = client.reply_names(config["shared"], trained)
         sent = dict(zip(names, trained, strict=True))
-        return Answer(sent, {"num-examples": examples, **metrics}, client.reply)
+        server = dict(zip(client.workbench.names, arrays, strict=True))
+        return client.answer(server, sent, {"num-examples": examples, **metrics}, config)
     _, examples, metrics = client.evaluate(arrays, dict(config))
-    return Answer(None, {"num-examples": examples, **metrics}, client.reply)
-
-
-def received(bench: Workbench, packed: bytes) -> list[NDArray[np.float32]]:
-    """Return the server's packed arrays in the model's order, to be read only. FedMoEError: they are another model's.
-
-    The clients of a round that share a process get the very same bytes, which are unpacked for the first of them.
-    """
-    if bench.received is None or bench.received[0] is not packed:
-        arrays = wire.unpack(bytearray(packed))  # torch warns of memory that must not be written to
-        shapes = {name: array.shape for name, array in arrays.items()}
-        if shapes != bench.shapes:
-            bench.refuse(shapes)
-        bench.received = packed, [arrays[name] for name in bench.names]
-    return bench.received[1]
+    return client.answer({}, None, {"num-examples": examples, **metrics}, config)
 
 
 def to_send(
@@ -274,7 +271,8 @@ def to_send(
     sent: wire.NamedArrays = {name: trained[name] for name in shared}
     if TABLE not in sent:
         return sent
-    if bench.settings.federation.item_updates == "auto" and travels_as_rows(table, touched):
+    auto = bench.settings.federation.item_updates == "auto" and travels_as_rows(table, touched)
+    if auto or bench.settings.privacy.sum_bits:  # sums count the clients that touched a row
         return sent | {TABLE: trained[TABLE][1:], ROWS: touched[1:]}
     return sent | {TABLE: in_table(table, touched, trained[TABLE])}
 

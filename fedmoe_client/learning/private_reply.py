@@ -22,6 +22,7 @@ NOISE_KEY = "noise_deviation"
 BIT_KEY = "norm_bit"  # 1 if the update was clipped
 METRICS_KEY = "metrics"
 ASKED = frozenset([METRICS_KEY, NORM_KEY, NOISE_KEY])  # a config with none of them asks for no privacy
+SUM_BITS = "sum-bits"  # in the config of a message: the client answers integers (see ``summed_reply``)
 WEIGHT = "num-examples"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -19,14 +19,17 @@ from torch import Tensor
 
 from fedmoe.errors import FedMoEError
 from fedmoe.wire import NamedArrays, packed_bytes, to_record
-from fedmoe_client.app import app, extra_of, number_of, train_reply
-from fedmoe_client.learning.client import FedMoEClient, received, to_send, workbench
+from fedmoe_client.app import answered, app, extra_of, number_of
+from fedmoe_client.learning.client import Answer, FedMoEClient, to_send, workbench
 from fedmoe_client.learning.own_client import TABLE, LocalRound, records_to_send, trained_alone
-from fedmoe_client.learning.private_reply import ASKED
+from fedmoe_client.learning.private_reply import ASKED, SUM_BITS
 from fedmoe_client.learning.training import Outcome
 from fedmoe_client.learning.workbench import Workbench
 from fedmoe_client.stacked.training import Member, StackTrainer, Trained, UpdateSum, stacks_of
 from fedmoe_client.store.private import InContext
+
+if TYPE_CHECKING:
+    from fedmoe_client.learning.summed_reply import SumOfAnswers
 
 
 @dataclass(frozen=True)
@@ -76,14 +79,15 @@ def _train(messages: Sequence[Message], contexts: Sequence[Context], reduce: boo
     """Carry out train messages with the same model and config, as ``train`` says."""
     this = _begin(messages[0], contexts)
     trainer = _trainer(this.bench)
-    if reduce and this.bench.own_client is not None:
+    if reduce and this.bench.own_client is not None and SUM_BITS not in this.config:
         raise FedMoEError(f"the hooks of {this.bench.settings.training.client} see single clients, not their mean")
     if reduce and not ASKED.isdisjoint(this.config):
         raise FedMoEError("replies that are clipped, or made noisy, cannot be merged before they are")
     for message, client in zip(messages, this.clients, strict=True):
         client.extra = extra_of(message)
     members, alone = _members(this, reduce)
-    total = UpdateSum({name: this.server[name] for name in this.shared}, this.bench.settings) if reduce else None
+    shared = {name: this.server[name] for name in this.shared}
+    total = _total(this, shared) if reduce else None
     replies: dict[int, Message] = {}
     for stack in stacks_of(members, this.bench.settings.simulation.stack_size):
         try:
@@ -91,21 +95,36 @@ def _train(messages: Sequence[Message], contexts: Sequence[Context], reduce: boo
         except (FloatingPointError, FedMoEError):  # one of them at fault: the others must not pay for it
             alone += [member.place for member in stack]
             continue
-        if total is None:
-            for place, (arrays, metrics) in _each(this, trained):
-                replies[place] = train_reply(messages[place], arrays, metrics, this.clients[place].reply)
-        else:
+        if isinstance(total, UpdateSum):
             total.add(trained)
+        else:
+            for place, answer in _each(this, trained):
+                if total is None:
+                    replies[place] = answered(messages[place], *answer)
+                else:
+                    total.add(answer)
         _keep_private(this, trained)
     replies |= {place: app(messages[place], contexts[place]) for place in alone}
     found = [reply for _, reply in sorted(replies.items())]
-    return [_mean_reply(messages[0], total), *found] if total is not None and total.clients else found
+    if total is None or not total.clients:
+        return found
+    merged = _mean_reply(messages[0], total) if isinstance(total, UpdateSum) else answered(messages[0], *total.answer())
+    return [merged, *found]
+
+
+def _total(this: _Round, shared: Mapping[str, Tensor]) -> UpdateSum | SumOfAnswers:
+    """Return what the clients' updates are added up in."""
+    if SUM_BITS not in this.config:
+        return UpdateSum(shared, this.bench.settings)
+    from fedmoe_client.learning.summed_reply import SumOfAnswers
+
+    return SumOfAnswers(this.config, {name: tuple(each.shape) for name, each in shared.items()})
 
 
 def _begin(message: Message, contexts: Sequence[Context]) -> _Round:
     bench = workbench(contexts[0].run_config)
     config = dict(message.content.config_records["config"])
-    arrays = received(bench, packed_bytes(message.content.array_records["arrays"]))
+    arrays = bench.received(packed_bytes(message.content.array_records["arrays"]))
     server = {name: torch.from_numpy(each).to(bench.device) for name, each in zip(bench.names, arrays, strict=True)}
     shared = bench.names_in(tuple(cast(list[str], config["shared"])))
     if bench.own_client is not None and (own := trained_alone(bench.own_client)):
@@ -154,8 +173,8 @@ def _keep_private(this: _Round, trained: Trained) -> None:
         client.keep({name: np.array(value[row]) for name, value in values.items()})
 
 
-def _each(this: _Round, trained: Trained) -> Iterator[tuple[int, tuple[dict[str, Any], dict[str, Any]]]]:
-    """Yield the place of each client of a stack, and the arrays and metrics that leave it."""
+def _each(this: _Round, trained: Trained) -> Iterator[tuple[int, Answer]]:
+    """Yield the place of each client of a stack, and what leaves it."""
     server = {name: each.cpu().numpy() for name, each in this.server.items()}
     values = {name: trained.parameters[name].cpu().numpy() for name in this.shared}
     touched = trained.touched.cpu().numpy()
@@ -174,7 +193,7 @@ def _each(this: _Round, trained: Trained) -> Iterator[tuple[int, tuple[dict[str,
             sent, client.reply = hooks.sent(told, sent), records_to_send(told)
         numbers = {name: float(value[row]) for name, value in trained.metrics.items()}
         metrics = {"num-examples": member.steps.weight, **numbers}
-        yield member.place, client.as_asked(server, sent, metrics, this.config)
+        yield member.place, client.answer(server, *client.as_asked(server, sent, metrics, this.config), this.config)
 
 
 def _alone(*_: Any) -> tuple[NamedArrays, Outcome]:

@@ -52,6 +52,7 @@ def write_report(run_dir: Path) -> Path:
         _personalisation(run_dir),
         _pictures(drawn, run.settings),
         privacy_section(read_ledger(run_dir / PRIVACY)),
+        _sums(run.settings["privacy"]),
         _cost(run),
         _failures(run),
         _guards(run),
@@ -216,6 +217,18 @@ def _pictures(drawn: Sequence[str], settings: Mapping[str, Any]) -> str:
     clients = f"a fixed sample of at most {sample} clients" if sample else "all clients"
     text = f"Losses, gate and router are means over the clients of a round, validation over {clients}."
     return "\n\n".join(["## Course of the run", text, *(f"![{PLOTS[name]}]({name})" for name in drawn)])
+
+
+def _sums(privacy: Mapping[str, Any]) -> str:
+    """Say that nothing is known of single clients, where that is so."""
+    if not privacy.get("sum_bits"):
+        return ""
+    text = (
+        f"Updates, weights and metrics of the clients, in training and in evaluations, were used as exact sums alone, "
+        f"of integers of {privacy['sum_bits']} bits; an update longer than {privacy['update_norm']:g} was clipped. "
+        "So no client's rank is known: there is no clients.csv and nothing on whom personalisation helped."
+    )
+    return f"## Exact sums\n\n{text}"
 
 
 def _cost(run: Run) -> str:

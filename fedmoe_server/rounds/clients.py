@@ -7,14 +7,18 @@ random. Each node is asked once which client it is.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from data.sampling import generator
 from fedmoe.errors import FedMoEError
 from fedmoe_server.rounds.exchange import exchange
+
+LARGEST_COUNTED_ID = 2**24  # above it client ids are not the numbers 0, 1, 2 ... of a simulation
 
 
 @dataclass
@@ -147,3 +151,20 @@ def _client_id(reply: Message) -> int | str:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     return f"answered the query without a valid client-id (got {value!r})"
+
+
+def fixed_sample(seed: int, client_ids: Iterable[int], size: int) -> list[int] | None:
+    """Return ``size`` of the clients, ascending and always the same for the seed; None: all, as for size 0.
+
+    Every client id has a fixed random key and the smallest keys win, so a client that joins or leaves changes the
+    sample by at most itself.
+    """
+    known = np.sort(np.fromiter(client_ids, dtype=np.int64))
+    if size == 0 or size >= len(known):
+        return None
+    purpose = "evaluation-clients"
+    if int(known[-1]) < LARGEST_COUNTED_ID:
+        keys = generator(seed, purpose).random(int(known[-1]) + 1)[known]
+    else:  # real clients draw their ids from far more numbers than fit into a table
+        keys = np.array([generator(seed, purpose, int(client)).random() for client in known])
+    return [int(client) for client in np.sort(known[np.argsort(keys, kind="stable")[:size]])]

@@ -9,20 +9,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from math import isfinite
 from typing import Any, Protocol, cast, runtime_checkable
 
-from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedmoe.errors import FedMoEError
 from fedmoe.failures import FailureKind, one_line
 from fedmoe.wire import is_packed, packed_bytes, to_record, unpack
-from fedmoe_server.rounds.record import Exchange, Failure, Metrics, list_failures
-from strategies import ReplyMean, counts_of
+from fedmoe_server.rounds.record import Exchange, Failure, list_failures
+from strategies import counts_of
 from strategies.layers.replies import Valued, record_of, refused, values_of
+from strategies.layers.reply_mean import clients_of
 
 ClientIds = Callable[[], Mapping[int, int]]
+Mean = Callable[[Sequence[Message]], list[Message]]
 Reason = tuple[FailureKind, str]
 ARRAYS = "arrays"  # the record of a message that holds the model
 SENDING = 10.0  # seconds that a message may need on its way; the deadline counts from when all are sent
@@ -69,7 +70,12 @@ def talking(grid: Grid, timeout: float | None) -> Grid:
 
 
 def exchange(
-    grid: Grid, messages: Iterable[Message], stage: str, client_ids: ClientIds, timeout: float | None
+    grid: Grid,
+    messages: Iterable[Message],
+    stage: str,
+    client_ids: ClientIds,
+    timeout: float | None,
+    mean: Mean | None = None,
 ) -> Exchange:
     """Send messages, wait for the replies and account for every client that was asked.
 
@@ -77,6 +83,7 @@ def exchange(
         stage: what the clients are asked for, see ``Failure``.
         client_ids: returns node id -> client id; called only when a failure has to be named.
         timeout: seconds to wait; None: until every client has answered or failed.
+        mean: makes of all replies one, and errors; None: they stay as they are.
     """
     requests = packed(messages)
     if timeout is not None:
@@ -84,19 +91,19 @@ def exchange(
             message.metadata.ttl = timeout + SENDING
     arrived = list(grid.send_and_receive(requests, timeout=timeout)) if requests else []
     answers = _answers(requests, arrived)
-    replies = {node: unpacked(reply) for node, reply in answers.items()}
+    replies = (mean or list)([unpacked(reply) for reply in answers.values()])
     reasons: dict[int, Reason] = {
         message.metadata.dst_node_id: (FailureKind.NO_REPLY, "no reply in time")
         for message in requests
-        if message.metadata.dst_node_id not in replies
+        if message.metadata.dst_node_id not in answers
     }
-    reasons |= {node: _reason(reply.error) for node, reply in replies.items() if reply.has_error()}
+    reasons |= {reply.metadata.src_node_id: _reason(reply.error) for reply in replies if reply.has_error()}
     return Exchange(
         sent=len(requests),
-        replies=list(replies.values()),
+        replies=replies,
         failures=name_failures(reasons, stage, client_ids),
         bytes_down=_payload(requests),
-        bytes_up=_payload(reply for reply in answers.values() if reply.has_content()),
+        bytes_up=_sent(replies) if mean else _payload(reply for reply in answers.values() if reply.has_content()),
         dropped=_dropped(arrived, answers),
     )
 
@@ -106,7 +113,8 @@ def reduced_exchange(
     messages: Iterable[Message],
     stage: str,
     client_ids: ClientIds,
-    reducer: Callable[[], ReplyMean],
+    reducer: Callable[[], Reducer],
+    mean: Mean | None = None,
 ) -> Exchange:
     """Do what ``exchange`` does, without a time limit, with replies that are merged where the clients live.
 
@@ -115,10 +123,9 @@ def reduced_exchange(
     """
     requests = packed(messages)
     arrived = grid.send_and_reduce(requests, partial(PackedMean, reducer)) if requests else []
-    replies = [unpacked(reply) for reply in arrived]
+    replies = (mean or list)([unpacked(reply) for reply in arrived])
     reasons = {reply.metadata.src_node_id: _reason(reply.error) for reply in replies if reply.has_error()}
-    counts = [counts_of(reply) for reply in replies if reply.has_content()]
-    merged = sum(count["num-clients"] for count in counts)
+    merged = sum(clients_of(reply) for reply in replies if reply.has_content())
     if merged + len(reasons) != len(requests):
         raise FedMoEError(f"{stage}: {merged} replies and {len(reasons)} failures of {len(requests)} clients: a fault")
     return Exchange(
@@ -126,7 +133,7 @@ def reduced_exchange(
         replies=replies,
         failures=name_failures(reasons, stage, client_ids),
         bytes_down=_payload(requests),
-        bytes_up=sum(count["num-bytes"] for count in counts),
+        bytes_up=_sent(replies),
     )
 
 
@@ -150,10 +157,20 @@ class WireGrid:
         return getattr(self._grid, name)
 
 
+class Reducer(Protocol):
+    """Merges replies; made where the clients live."""
+
+    def add(self, reply: Message, num_bytes: int | None = None) -> None:
+        """Take a reply, which had so many bytes on its way."""
+
+    def replies(self) -> list[Message]:
+        """Return what stands for all replies, and the errors."""
+
+
 class PackedMean:
     """A mean that takes replies as they come off the wire, and gives what goes on it; made where the clients live."""
 
-    def __init__(self, mean: Callable[[], ReplyMean]) -> None:
+    def __init__(self, mean: Callable[[], Reducer]) -> None:
         self._mean = mean()
 
     def add(self, reply: Message) -> None:
@@ -265,15 +282,9 @@ def _reason(error: Error) -> Reason:
     return FailureKind.of_code(error.code), one_line(lines[0] if lines else f"error {error.code}")
 
 
-def plain_metrics(record: MetricRecord | None) -> Metrics:
-    """Return the metrics of a record as floats that JSON can hold; those of a list as ``name/0``, ``name/1``, ...
-
-    Not finite becomes None.
-    """
-    values: dict[str, float] = {}
-    for key, value in ({} if record is None else record).items():
-        values |= {f"{key}/{i}": each for i, each in enumerate(value)} if isinstance(value, list) else {key: value}
-    return {key: float(value) if isfinite(value) else None for key, value in values.items()}
+def _sent(replies: Iterable[Message]) -> int:
+    """Sum the bytes of merged replies' clients."""
+    return sum(counts_of(reply)["num-bytes"] for reply in replies if reply.has_content())
 
 
 def _payload(messages: Iterable[Message]) -> int:

@@ -10,26 +10,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
-from data.sampling import NEW, generator
+from data.sampling import NEW
 from fedmoe.errors import FedMoEError
 from fedmoe.failures import FailureKind
 from fedmoe.settings import Settings
 from fedmoe_server.report.client_ranks import ClientRank, ranks_of, write_client_ranks
 from fedmoe_server.report.tracking import Tracker
 from fedmoe_server.rounds.checkpoints import CheckpointStore
+from fedmoe_server.rounds.clients import fixed_sample
 from fedmoe_server.rounds.exchange import (
     Directory,
+    Reducer,
     ReducingGrid,
     exchange,
     name_failures,
-    plain_metrics,
     reduced_exchange,
     talking,
     too_few,
@@ -44,13 +43,16 @@ from fedmoe_server.rounds.record import (
     RoundRecord,
     Sender,
     list_failures,
+    plain_metrics,
     split_global,
 )
-from strategies import Cohorts, PartialAggregation, PrivacyLedger, ReplyMean, load_state_arrays, state_arrays
+from strategies import Cohorts, PartialAggregation, PrivacyLedger, load_state_arrays, state_arrays
+
+if TYPE_CHECKING:
+    from strategies.sums.layer import ExactSums
 
 LARGEST_NORM = 1e300  # JSON has no infinity
 T = TypeVar("T")
-LARGEST_COUNTED_ID = 2**24  # above it client ids are not the numbers 0, 1, 2 ... of a simulation
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class ServerLoop:
         timeout: seconds to wait for a round's replies; None: until every client has answered or failed.
         ledger: what a private run has spent; it stops before it spends more than its budget.
         new_cases: the clients that rank a withheld item at the end.
+        sums: the layer of ``strategy`` that adds replies up exactly; None: each reply is seen as it is.
     """
 
     grid: Grid
@@ -77,6 +80,7 @@ class ServerLoop:
     timeout: float | None = None
     ledger: PrivacyLedger | None = None
     new_cases: Sequence[int] = ()
+    sums: ExactSums | None = None
 
     def run(self, state: LoopState) -> Result:
         """Do the remaining rounds, then evaluate the best model on all clients.
@@ -181,24 +185,29 @@ class ServerLoop:
         self.strategy.evaluate_on(clients)
         config = ConfigRecord({"server-round": number, "split": split})
         messages = self.strategy.configure_evaluate(number, arrays, config, talking(self.grid, self.timeout))
-        outcome = self._exchange(messages, split)
+        outcome = self._exchange(messages, split, None if self.sums is None else self._reducer(number))
         outcome, metrics = self._aggregated(number, split, outcome, self.strategy.aggregate_evaluate)
         return outcome, plain_metrics(metrics)
 
     def _exchange(
-        self, messages: Iterable[Message], stage: str, reducer: Callable[[], ReplyMean] | None = None
+        self, messages: Iterable[Message], stage: str, reducer: Callable[[], Reducer] | None = None
     ) -> Exchange:
+        mean = None if self.sums is None else self.sums.mean
         if reducer is not None and isinstance(self.grid, ReducingGrid):
-            return reduced_exchange(self.grid, messages, stage, self._names, reducer)
-        outcome = exchange(self.grid, messages, stage, self._names, self.timeout)
+            return reduced_exchange(self.grid, messages, stage, self._names, reducer, mean)
+        outcome = exchange(self.grid, messages, stage, self._names, self.timeout, mean)
         if outcome.dropped:
             self.tracker.note(f"{len(outcome.dropped)} late or repeated replies dropped ({stage})")
         return outcome
 
-    def _reducer(self, number: int) -> Callable[[], ReplyMean] | None:
+    def _reducer(self, number: int) -> Callable[[], Reducer] | None:
         """Return what merges the replies of a round in the hosts; None: the server needs each reply."""
         wanted = self.settings.simulation.aggregate_in_hosts and self.timeout is None
-        reducer = self.partial.reducer(number) if wanted and isinstance(self.grid, ReducingGrid) else None
+        wanted = wanted and isinstance(self.grid, ReducingGrid)
+        if self.sums is not None:
+            self.partial.means = True
+            return self.sums.reducer() if wanted else None
+        reducer = self.partial.reducer(number) if wanted else None
         self.partial.means = reducer is not None
         return reducer
 
@@ -216,25 +225,9 @@ class ServerLoop:
         return replace(outcome, problem=too_few(what, outcome, least)), aggregated
 
     def _sample(self) -> list[int] | None:
-        """Return the clients of the evaluations during training, None for all: a fixed sample for the seed.
-
-        Every client id has a fixed random key and the smallest keys win, so a client that joins or leaves changes the
-        sample by at most itself.
-        """
+        """Return the clients of the evaluations during training, None for all."""
         size = self.settings.federation.evaluate_clients
-        known = np.sort(np.fromiter(self._client_ids().values(), dtype=np.int64))
-        if size == 0 or size >= len(known):
-            return None
-        keys = self._sample_keys(known)
-        return [int(client) for client in np.sort(known[np.argsort(keys, kind="stable")[:size]])]
-
-    def _sample_keys(self, clients: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the fixed random key of each client; clients ascend."""
-        seed, purpose = self.settings.seed, "evaluation-clients"
-        if int(clients[-1]) < LARGEST_COUNTED_ID:
-            return generator(seed, purpose).random(int(clients[-1]) + 1)[clients]
-        # Real clients draw their ids from far more numbers than fit into a table.
-        return np.array([generator(seed, purpose, int(client)).random() for client in clients])
+        return fixed_sample(self.settings.seed, self._client_ids().values(), size)
 
     def _finish(self, state: LoopState) -> Result:
         """Restore the best model, with the strategy as it was by then, and evaluate it on all clients, on all splits.
@@ -256,7 +249,8 @@ class ServerLoop:
                 raise FedMoEError(outcome.problem)
             if failed := outcome.failures:
                 self.tracker.note(f"{split}: {len(failed)} of {outcome.sent} clients failed - {list_failures(failed)}")
-            ranks += ranks_of(split, outcome.replies, self._client_ids())
+            if self.sums is None:  # else the one reply is a mean
+                ranks += ranks_of(split, outcome.replies, self._client_ids())
             outcomes.append(outcome)
         write_client_ranks(self.tracker.run_dir, ranks)
         traffic = [(r.bytes_down, r.bytes_up) for r in state.history] + [(o.bytes_down, o.bytes_up) for o in outcomes]

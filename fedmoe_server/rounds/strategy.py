@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -25,6 +26,9 @@ from strategies import (
 from strategies.layers.layer import chain, weight_key
 from strategies.layers.replies import NUM_EXAMPLES
 
+if TYPE_CHECKING:
+    from strategies.sums.layer import ExactSums
+
 
 def aggregation_schedule(settings: Settings, groups: Mapping[str, Sequence[str]]) -> AggregationSchedule:
     """Return which groups' parameters are shared in which round."""
@@ -38,8 +42,9 @@ def layered_strategy(
     grid: Grid,
     client_ids: Callable[[Grid], Mapping[int, int]],
     deployed: bool,
-) -> tuple[Cohorts, PartialAggregation, PrivateUpdates | None]:
-    """Return the strategy with all its layers; of these the one that withholds groups, and that of a private run.
+) -> tuple[Cohorts, PartialAggregation, PrivateUpdates | None, ExactSums | None]:
+    """Return the strategy with all its layers; of these the one that withholds groups, those of a private run and of
+    exact sums.
 
     groups: the model's groups of parameters, each with its parameters' names. client_ids: node id -> client id.
 
@@ -59,7 +64,12 @@ def layered_strategy(
         inner = updates = private(inner, settings, drawn_from)
     schedule = aggregation_schedule(settings, groups)
     partial = PartialAggregation(inner, schedule, federation.guards.max_examples, federation.min_reply_fraction)
-    return Cohorts(partial, federation.client_fraction, drawn_from, client_ids), partial, updates
+    sums = None
+    if settings.privacy.sum_bits:
+        from strategies.sums.layer import exact_sums  # most runs do without
+
+        sums = exact_sums(partial, settings)
+    return Cohorts(sums or partial, federation.client_fraction, drawn_from, client_ids), partial, updates, sums
 
 
 def _rated_strategy(settings: Settings, reducing: bool) -> Strategy:
@@ -74,6 +84,10 @@ def _rated_strategy(settings: Settings, reducing: bool) -> Strategy:
                 "rounds in configure_train, where grid.send_and_receive reaches the clients"
             )
     rated = ServerLearningRate(strategy, federation.server_schedule, federation.num_rounds)
+    if settings.privacy.sum_bits:
+        from strategies.sums.layer import content_with_sums
+
+        return content_with_sums(rated)
     # Where a simulation's hosts merge the replies, there are no single updates left to compare.
     merged = reducing and settings.simulation.aggregate_in_hosts and not needs_every_reply(rated)
     multiple = federation.guards.norm_multiple

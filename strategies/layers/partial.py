@@ -15,7 +15,7 @@ from fedmoe.errors import FedMoEError
 from strategies.layers.course import TalkingGrid
 from strategies.layers.layer import AggregationSchedule, Round, Stateless, blamed, chain, tell, weight_key
 from strategies.layers.replies import MAX_EXAMPLES, Clipping, Guard, Refusal, Valued, record_of, values_of
-from strategies.layers.reply_mean import ReplyMean, clients_of, mean_of_checked
+from strategies.layers.reply_mean import ReplyMean, clients_of, mean_of_checked, uncounted
 from strategies.needs import needs_every_reply
 from strategies.state import change_parameters
 
@@ -59,7 +59,7 @@ class PartialAggregation(Stateless):
         self._model: ArrayRecord | None = None  # all parameters as they were sent in this round
         self._asked = 0  # clients that they were sent to
         self._own: dict[int, dict[str, Array]] = {}  # node id -> shared parameters, where it was sent others than those
-        self._alike = True  # whether all clients of the round were sent the same, and nothing beside model and config
+        self.alike = True  # whether all clients of the round were sent the same, and nothing beside model and config
         self._names: list[str] | None = None  # the parameters that the state of the wrapped strategy is made for
 
     @property
@@ -80,8 +80,8 @@ class PartialAggregation(Stateless):
             messages = list(self.strategy.configure_train(server_round, sent.arrays, config.copy(), view))
         self._asked = len(messages)
         messages = _completed(messages, sent, arrays)
-        self._alike = _are_alike(messages)
-        self._own = {} if self._alike else _other_models(messages, sent, arrays)
+        self.alike = _are_alike(messages)
+        self._own = {} if self.alike else _other_models(messages, sent, arrays)
         return messages
 
     def aggregate_train(
@@ -91,13 +91,13 @@ class PartialAggregation(Stateless):
 
         Raises FedMoEError if the wrapped strategy cannot aggregate, or returns other parameters or infinite ones.
         """
-        expected = self._expected(server_round)
+        expected = self.expected(server_round)
         guard = Guard(expected, self._weight_key, self.max_examples, self.means, self._own)
         checked, self.refusals = guard.checked(replies)
         passed = sum(clients_of(reply) for reply in checked if reply.has_content())
         if self.min_reply_fraction and (passed == 0 or passed < self.min_reply_fraction * self._asked):
             return None, None
-        if not self._every and self._alike and not any(map(_has_more, checked)):
+        if not self._every and self.alike and not any(map(_has_more, checked)):
             checked = mean_of_checked(checked, expected, self._weight_key)
         shown = [_shown(reply, expected) for reply in checked]
         name = f"round {server_round}: {self._called}"
@@ -120,9 +120,9 @@ class PartialAggregation(Stateless):
         None where the wrapped strategy needs every reply, see ``needs_every_reply``, or has not sent all clients the
         same: then it sees each of them.
         """
-        if self._every or not self._alike:
+        if self._every or not self.alike:
             return None
-        return partial(ReplyMean, self._expected(server_round), self._weight_key, self.max_examples)
+        return partial(ReplyMean, self.expected(server_round), self._weight_key, self.max_examples)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -137,9 +137,10 @@ class PartialAggregation(Stateless):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The aggregated metrics of an evaluation; refused replies are in ``refusals``."""
-        checked, self.refusals = Guard(None, self._weight_key, self.max_examples).checked(replies)
+        guard = Guard(None, self._weight_key, self.max_examples, self.means)
+        checked, self.refusals = guard.checked(replies)
         with blamed(f"round {server_round}: {self._called}.aggregate_evaluate"):
-            return self.strategy.aggregate_evaluate(server_round, checked)
+            return self.strategy.aggregate_evaluate(server_round, [uncounted(reply) for reply in checked])
 
     def _round(self, number: int, arrays: ArrayRecord) -> Round:
         """Return the round in which these arrays, all of the model, are sent."""
@@ -164,7 +165,7 @@ class PartialAggregation(Stateless):
             change_parameters(self.strategy, old, sent.arrays)
             self._names = list(sent.arrays)
 
-    def _expected(self, server_round: int) -> dict[str, Array]:
+    def expected(self, server_round: int) -> dict[str, Array]:
         """Return the arrays that replies must have, as they were sent."""
         if self._model is None:
             raise FedMoEError("aggregate_train was called before configure_train: there are no arrays to merge into")

@@ -138,6 +138,13 @@ def clients_of(reply: Message) -> int:
     return clients if isinstance(clients, int) else 1
 
 
+def uncounted(reply: Message) -> Message:
+    """Return a checked reply without the counts of a mean, which are none of its metrics."""
+    for name in COUNTED if reply.has_content() else ():
+        metrics_of(reply).pop(name, None)  # the guard's own record
+    return reply
+
+
 class _Sum:
     """The weighted sum of one parameter over replies that have all of it, or some rows."""
 

@@ -35,12 +35,16 @@ class RowWise(Stateless):
     Each client's row is multiplied by sum_i w_i / sum_{i in T_r} w_i. ``strategy`` is to be one that builds on the
     weighted mean of the replies, such as FedAvg, FedAvgM or FedAdam.
 
+    Under exact sums there is one reply, the mean. Then w_i is 1 in the row's formula: the numbers of clients are known
+    (``touched``), not their weights.
+
     strategy: name of the strategy inside, or a mapping of ``name`` and its parameters.
     table: the parameter whose rows are items; while it is private nothing is changed.
     """
 
     needs_every_reply = True
     compares_replies: ClassVar[bool] = True
+    touched: Mapping[str, NDArray[np.floating]] | None = None  # table -> share of the clients that touched each row
 
     def __init__(self, strategy: Strategy, table: str = ITEM_TABLE) -> None:
         super().__init__(strategy)
@@ -53,7 +57,11 @@ class RowWise(Stateless):
         key, model = weight_key(self.strategy), vector_of(sent.arrays)
         weights = {i: weight_of(reply, key) for i, reply in enumerate(replies) if reply.has_content()}
         table = {self.table: model[self.table]}
-        factors = row_factors({i: update_of(replies[i], table)[self.table] for i in weights}, weights)
+        if self.touched is None:
+            factors = row_factors({i: update_of(replies[i], table)[self.table] for i in weights}, weights)
+        else:
+            shares = self.touched[self.table]
+            factors = np.divide(1.0, shares, out=np.ones_like(shares), where=shares > 0)
         made_good = list(replies)
         for i in weights:
             update = update_of(replies[i], model)

@@ -151,10 +151,10 @@ def make_loop(
     run_dir.mkdir(parents=True, exist_ok=True)
     groups = {group: PARAMETERS.get(group, []) for group in GROUPS}
     directory = KnownClients() if hasattr(grid, "client_ids") else ClientDirectory(wait_seconds=0.0)
-    strategy, partial, _ = layered_strategy(settings, groups, grid, directory.client_ids, deployed=False)
+    strategy, partial, _, sums = layered_strategy(settings, groups, grid, directory.client_ids, deployed=False)
     tracker = Tracker(run_dir, settings, state.history if state else (), console or quiet_console())
     store = CheckpointStore(run_dir / CHECKPOINTS)
-    return ServerLoop(grid, strategy, partial, settings, directory, tracker, store)
+    return ServerLoop(grid, strategy, partial, settings, directory, tracker, store, sums=sums)
 
 
 @pytest.fixture
