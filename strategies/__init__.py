@@ -26,7 +26,7 @@ from strategies.layers.replies import Clipping, Guard, Refusal
 from strategies.layers.reply_mean import ReplyMean, counts_of
 from strategies.needs import needs_every_reply
 from strategies.privacy.accountant import Release, epsilon_of, noise_for
-from strategies.privacy.ledger import PrivacyLedger, privacy_section, read_ledger, spent_before
+from strategies.privacy.ledger import PrivacyLedger, privacy_section, read_ledger, spent_before, sums_section
 from strategies.privacy.rule import PrivateUpdates, noise_of, private, secret_of
 from strategies.rules.registry import STRATEGIES, WRAPPERS, build_strategy
 from strategies.rules.robust_rows import RobustRows
@@ -68,5 +68,6 @@ __all__ = [
     "secret_of",
     "spent_before",
     "state_arrays",
+    "sums_section",
     "weight_key",
 ]

@@ -22,7 +22,7 @@ from fedmoe_server.report.plots import BASELINE_LABEL, draw_gate, draw_loss, dra
 from fedmoe_server.report.progress import duration, number
 from fedmoe_server.report.run_folder import PRIVACY, SETTINGS, Run, Splits, baselines_of, federated_metrics, read_run
 from fedmoe_server.rounds.record import Failure, Metrics
-from strategies import privacy_section, read_ledger
+from strategies import privacy_section, read_ledger, sums_section
 
 REPORT = "report.md"
 PLOTS = {
@@ -52,7 +52,7 @@ def write_report(run_dir: Path) -> Path:
         _personalisation(run_dir),
         _pictures(drawn, run.settings),
         privacy_section(read_ledger(run_dir / PRIVACY)),
-        _sums(run.settings["privacy"]),
+        sums_section(run.settings["privacy"]),
         _cost(run),
         _failures(run),
         _guards(run),
@@ -217,18 +217,6 @@ def _pictures(drawn: Sequence[str], settings: Mapping[str, Any]) -> str:
     clients = f"a fixed sample of at most {sample} clients" if sample else "all clients"
     text = f"Losses, gate and router are means over the clients of a round, validation over {clients}."
     return "\n\n".join(["## Course of the run", text, *(f"![{PLOTS[name]}]({name})" for name in drawn)])
-
-
-def _sums(privacy: Mapping[str, Any]) -> str:
-    """Say that nothing is known of single clients, where that is so."""
-    if not privacy.get("sum_bits"):
-        return ""
-    text = (
-        f"Updates, weights and metrics of the clients, in training and in evaluations, were used as exact sums alone, "
-        f"of integers of {privacy['sum_bits']} bits; an update longer than {privacy['update_norm']:g} was clipped. "
-        "So no client's rank is known: there is no clients.csv and nothing on whom personalisation helped."
-    )
-    return f"## Exact sums\n\n{text}"
 
 
 def _cost(run: Run) -> str:

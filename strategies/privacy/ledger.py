@@ -121,3 +121,14 @@ def privacy_section(ledger: Mapping[str, Any] | None) -> str:
     )
     table = "\n".join(["| round | epsilon so far | clipping norm |", "| ---: | ---: | ---: |", *rows])
     return f"## Privacy\n\n{text}\n\n{table}"
+
+
+def sums_section(privacy: Mapping[str, Any]) -> str:
+    """Return the report's section on exact sums; nothing for a run without."""
+    if not privacy.get("sum_bits"):
+        return ""
+    return (
+        "## Exact sums\n\nUpdates, weights and metrics of the clients, in training and evaluation, were used as exact "
+        f"sums alone, of integers of {privacy['sum_bits']} bits; an update longer than {privacy['update_norm']:g} was "
+        "clipped. So no client's rank is known: clients.csv is empty, and whom personalisation helped is not said."
+    )
