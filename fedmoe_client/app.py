@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedmoe.errors import FedMoEError
 from fedmoe.failures import FailureKind, reason_of, told_reason
-from fedmoe.wire import NamedArrays, packed_bytes, to_record
+from fedmoe.wire import NamedArrays, packed_bytes, to_record, unpack
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fedmoe_client.learning.workbench import Workbench
 
 
 def answer_failures(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
@@ -63,6 +69,20 @@ def answered(message: Message, arrays: NamedArrays | None, metrics: dict[str, An
 def extra_of(message: Message) -> RecordDict:
     """Return a message's records beside the arrays and the config, for a client of one's own."""
     return RecordDict({name: record for name, record in message.content.items() if name not in ("arrays", "config")})
+
+
+def received(bench: Workbench, packed: bytes) -> list[NDArray[np.float32]]:
+    """Return the server's packed arrays in the model's order, to be read only. FedMoEError: they are another model's.
+
+    The clients of a round that share a process get the very same bytes, which are unpacked for the first of them.
+    """
+    if bench.received is None or bench.received[0] is not packed:
+        arrays = unpack(bytearray(packed))  # torch warns of memory that must not be written to
+        shapes = {name: array.shape for name, array in arrays.items()}
+        if shapes != bench.shapes:
+            bench.refuse(shapes)
+        bench.received = packed, [arrays[name] for name in bench.names]
+    return bench.received[1]
 
 
 @app.evaluate()

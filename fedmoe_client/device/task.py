@@ -16,6 +16,7 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from fedmoe.errors import FedMoEError
+from fedmoe_client.app import received
 from fedmoe_client.device.node import Node
 from fedmoe_client.learning.client import Answer, FedMoEClient, carry_out, workbench
 from fedmoe_client.learning.workbench import Workbench
@@ -75,7 +76,7 @@ def _client_of(store: StateFolder, task: Task, bench: Workbench) -> FedMoEClient
     server = store.note("server")
     if server.get("run") == task.run:
         refuse_other(server["identity"], bench.identity)
-    _keep_global(store, bench, task, bench.received(task.arrays))
+    _keep_global(store, bench, task, received(bench, task.arrays))
     private = InFolder(
         store,
         bench.identity["model"],

@@ -27,8 +27,17 @@ from torch import Tensor
 
 from data.sampling import generator, training_part
 from fedmoe import wire
+from fedmoe_client.app import received
 from fedmoe_client.learning.evaluation import Histories
-from fedmoe_client.learning.own_client import TABLE, LocalRound, Parameters, hooked_training, records_to_send
+from fedmoe_client.learning.own_client import (
+    TABLE,
+    LocalRound,
+    Parameters,
+    Table,
+    hooked_training,
+    in_table,
+    records_to_send,
+)
 from fedmoe_client.learning.private_reply import ASKED, SUM_BITS, noise_stream, private_reply
 from fedmoe_client.learning.training import (
     Addition,
@@ -50,7 +59,6 @@ from model.sasrec import substituted, substitutes
 
 ROWS = f"{TABLE}{wire.ROWS}"
 KEPT = "client/"  # begins the names of what a client of one's own keeps beside its private parameters
-Table = NDArray[np.float32]  # [V + 1, D], row 0 is the padding
 
 
 class Answer(NamedTuple):
@@ -173,7 +181,7 @@ class FedMoEClient(NumPyClient):
             return Answer(sent, metrics, self.reply)
         from fedmoe_client.learning.summed_reply import summed_reply
 
-        return Answer(*summed_reply(server, sent, metrics, config, self.workbench.settings, self.client, self.reply))
+        return Answer(*summed_reply(self, server, sent, metrics, config))
 
     def load_own(self, shared: Collection[str]) -> NamedArrays:
         """Return the client's own value of each parameter that is not ``shared``, where it has one."""
@@ -248,7 +256,7 @@ def carry_out(
     kind: ``train`` or ``evaluate``; packed: all parameters; extra: the message's other records, for a client of one's
     own. Raises FedMoEError for arrays of another model.
     """
-    arrays = client.workbench.received(packed)
+    arrays = received(client.workbench, packed)
     client.extra = extra or RecordDict()
     if kind == "train":
         trained, examples, metrics = client.fit(arrays, dict(config))
@@ -281,13 +289,6 @@ def travels_as_rows(table: Table, touched: NDArray[np.int64]) -> bool:
     """Return whether the touched rows and their ids (without the padding's) are smaller than the table."""
     row = table[:1].nbytes + touched.itemsize
     return row * (len(touched) - 1) < table.nbytes
-
-
-def in_table(table: Table, touched: NDArray[np.int64], rows: NDArray[np.float32]) -> Table:
-    """Return a copy of ``table`` ``[V + 1, D]`` with ``rows`` ``[R, D]`` at ``touched`` ``[R]``."""
-    whole = table.copy()
-    whole[touched] = rows
-    return whole
 
 
 def _proximal(shared: Sequence[str], config: Mapping[str, Any], used: Parameters) -> list[Addition]:

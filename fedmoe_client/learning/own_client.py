@@ -30,6 +30,7 @@ from fedmoe_client.store.private import NamedArrays
 TABLE = "items.ids.weight"
 PLAIN = "plain"  # the registered name of the client without hooks
 Parameters = Mapping[str, Tensor]
+Table = NDArray[np.float32]  # [V + 1, D], row 0 is the padding
 Term = Callable[[Parameters], Tensor]
 Training = Callable[[NamedArrays, Callable[[Parameters], Sequence[Addition]]], tuple[NamedArrays, Outcome]]
 ALONE = ("loss", "step", "after_round")  # hooks for which a client is trained alone, and not in a stack of clients
@@ -195,3 +196,10 @@ def records_to_send(this: LocalRound) -> RecordDict:
             "neither clips nor blurs: switch privacy off, or use another client"
         )
     return this.reply
+
+
+def in_table(table: Table, touched: NDArray[np.int64], rows: NDArray[np.float32]) -> Table:
+    """Return a copy of ``table`` ``[V + 1, D]`` with ``rows`` ``[R, D]`` at ``touched`` ``[R]``."""
+    whole = table.copy()
+    whole[touched] = rows
+    return whole

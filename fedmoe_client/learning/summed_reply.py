@@ -7,42 +7,43 @@ the reply says nothing of the one client but the names of its metrics.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
 from data.sampling import generator
 from fedmoe.errors import FedMoEError
-from fedmoe.settings import Settings
 from fedmoe.sums.quantise import CLIPPED, WEIGHT, quantised, to_digits
 from fedmoe.sums.terms import Terms
 from fedmoe.sums.total import NAMES, NUMBERS, ExactSum, Shapes
 from fedmoe.wire import ROWS, NamedArrays
 
+if TYPE_CHECKING:
+    from fedmoe_client.learning.client import FedMoEClient
+
 CLIENTS = "num-clients"  # the one metric of a reply: how many clients it is the sum of
 
 
 def summed_reply(
+    client: FedMoEClient,
     server: NamedArrays,
     trained: NamedArrays | None,
     metrics: Mapping[str, Any],
     config: Mapping[str, Any],
-    settings: Settings,
-    client: int,
-    records: RecordDict,
 ) -> tuple[NamedArrays, dict[str, int], RecordDict]:
     """Return the integers of a reply, how many clients they are of, and the record that names their metrics.
 
     server: all parameters as they came; trained: the shared ones after training, of a table perhaps some rows; None
-    after an evaluation. records: of a client of one's own.
+    after an evaluation.
     """
-    refuse_records(records, settings.training.client)
+    settings = client.workbench.settings
+    refuse_records(client.reply, settings.training.client)
     terms, weight = Terms.of_config(config), int(metrics[WEIGHT])
     others = {name: value for name, value in metrics.items() if name != WEIGHT}
     integers: NamedArrays = {}
     if trained is not None:
-        rng = rounding_stream(settings.seed, int(config["server-round"]), client)
+        rng = rounding_stream(settings.seed, int(config["server-round"]), client.client)
         integers, clipped = quantised(_update(server, trained), weight, terms, rng)
         integers |= {name: rows for name, rows in trained.items() if name.endswith(ROWS)}
         others[CLIPPED] = int(clipped)

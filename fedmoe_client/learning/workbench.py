@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from data.dataset import Dataset
 from data.sampling import NEW, Split
-from fedmoe import wire
 from fedmoe.errors import FedMoEError, TellableError
 from fedmoe.loading import from_run_config
 from fedmoe.modalities import EXPERT, selected
@@ -36,6 +35,7 @@ class Workbench:
         names_in: names of the parameters of a tuple of groups, or of patterns of groups, in the model's order.
         negatives: what clients draw negatives from.
         own_client: the hooks of a client of one's own; None: there are none.
+        received: the packed arrays that the server sent last, and these arrays (see ``app.received``).
     """
 
     def __init__(self, settings: Settings, dataset: Dataset) -> None:
@@ -50,7 +50,7 @@ class Workbench:
         self.groups = parameter_names(self.model)
         self.names_in = lru_cache(self._names_in)  # asked by every client, and answered from the cache
         self.own_client = own_client(settings)
-        self._received: tuple[bytes, list[NDArray[np.float32]]] | None = None
+        self.received: tuple[bytes, list[NDArray[np.float32]]] | None = None
         self._catalogue_side: tuple[list[NDArray[np.float32]], ItemSide] | None = None
 
     def _names_in(self, groups: tuple[str, ...]) -> list[str]:
@@ -79,19 +79,6 @@ class Workbench:
                     f"parameter '{name}' has the shape {shapes[name]} at the server and {shape} at the client: "
                     "use the server's settings and catalogue"
                 )
-
-    def received(self, packed: bytes) -> list[NDArray[np.float32]]:
-        """Return the server's packed arrays in the model's order, to be read only. FedMoEError: they are another's.
-
-        The clients of a round that share a process get the very same bytes, which are unpacked for the first of them.
-        """
-        if self._received is None or self._received[0] is not packed:
-            arrays = wire.unpack(bytearray(packed))  # torch warns of memory that must not be written to
-            shapes = {name: array.shape for name, array in arrays.items()}
-            if shapes != self.shapes:
-                self.refuse(shapes)
-            self._received = packed, [arrays[name] for name in self.names]
-        return self._received[1]
 
     def load(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
         """Copy arrays into the model in place."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedmoe.errors import FedMoEError
 from fedmoe.wire import NamedArrays, packed_bytes, to_record
-from fedmoe_client.app import answered, app, extra_of, number_of
+from fedmoe_client.app import answered, app, extra_of, number_of, received
 from fedmoe_client.learning.client import Answer, FedMoEClient, to_send, workbench
 from fedmoe_client.learning.own_client import TABLE, LocalRound, records_to_send, trained_alone
 from fedmoe_client.learning.private_reply import ASKED, SUM_BITS
@@ -124,7 +124,7 @@ def _total(this: _Round, shared: Mapping[str, Tensor]) -> UpdateSum | SumOfAnswe
 def _begin(message: Message, contexts: Sequence[Context]) -> _Round:
     bench = workbench(contexts[0].run_config)
     config = dict(message.content.config_records["config"])
-    arrays = bench.received(packed_bytes(message.content.array_records["arrays"]))
+    arrays = received(bench, packed_bytes(message.content.array_records["arrays"]))
     server = {name: torch.from_numpy(each).to(bench.device) for name, each in zip(bench.names, arrays, strict=True)}
     shared = bench.names_in(tuple(cast(list[str], config["shared"])))
     if bench.own_client is not None and (own := trained_alone(bench.own_client)):

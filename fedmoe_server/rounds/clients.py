@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -19,6 +20,19 @@ from fedmoe.errors import FedMoEError
 from fedmoe_server.rounds.exchange import exchange
 
 LARGEST_COUNTED_ID = 2**24  # above it client ids are not the numbers 0, 1, 2 ... of a simulation
+
+
+class Directory(Protocol):
+    """Tells which client sits behind which node of a grid."""
+
+    def client_ids(self, grid: Grid) -> Mapping[int, int]:
+        """Return node id -> client id of the nodes that are connected."""
+
+    def names(self, grid: Grid) -> Mapping[int, int]:
+        """Return node id -> client id of every node met so far, to name those that fail."""
+
+    def await_clients(self, grid: Grid) -> None:
+        """Wait until there are enough clients to begin a round."""
 
 
 @dataclass

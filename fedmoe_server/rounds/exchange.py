@@ -9,15 +9,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from math import isfinite
 from typing import Any, Protocol, cast, runtime_checkable
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedmoe.errors import FedMoEError
 from fedmoe.failures import FailureKind, one_line
 from fedmoe.wire import is_packed, packed_bytes, to_record, unpack
-from fedmoe_server.rounds.record import Exchange, Failure, list_failures
+from fedmoe_server.rounds.record import Exchange, Failure, Metrics, list_failures
 from strategies import counts_of
 from strategies.layers.replies import Valued, record_of, refused, values_of
 from strategies.layers.reply_mean import clients_of
@@ -35,19 +36,6 @@ class ReducingGrid(Protocol):
 
     def send_and_reduce(self, messages: Iterable[Message], reducer: Callable[[], PackedMean]) -> list[Message]:
         """Return what each reducer made of the replies it got; every reply is in a merged one, or an error."""
-
-
-class Directory(Protocol):
-    """Tells which client sits behind which node of a grid."""
-
-    def client_ids(self, grid: Grid) -> Mapping[int, int]:
-        """Return node id -> client id of the nodes that are connected."""
-
-    def names(self, grid: Grid) -> Mapping[int, int]:
-        """Return node id -> client id of every node met so far, to name those that fail."""
-
-    def await_clients(self, grid: Grid) -> None:
-        """Wait until there are enough clients to begin a round."""
 
 
 class KnownClients:
@@ -280,6 +268,17 @@ def _reason(error: Error) -> Reason:
     """Return what kind of failure an error is, and why on one line."""
     lines = (error.reason or "").strip().splitlines()  # a stranger's client app may send a whole traceback
     return FailureKind.of_code(error.code), one_line(lines[0] if lines else f"error {error.code}")
+
+
+def plain_metrics(record: MetricRecord | None) -> Metrics:
+    """Return the metrics of a record as floats that JSON can hold; those of a list as ``name/0``, ``name/1``, ...
+
+    Not finite becomes None.
+    """
+    values: dict[str, float] = {}
+    for key, value in ({} if record is None else record).items():
+        values |= {f"{key}/{i}": each for i, each in enumerate(value)} if isinstance(value, list) else {key: value}
+    return {key: float(value) if isfinite(value) else None for key, value in values.items()}
 
 
 def _sent(replies: Iterable[Message]) -> int:

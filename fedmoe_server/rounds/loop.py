@@ -22,13 +22,13 @@ from fedmoe.settings import Settings
 from fedmoe_server.report.client_ranks import ClientRank, ranks_of, write_client_ranks
 from fedmoe_server.report.tracking import Tracker
 from fedmoe_server.rounds.checkpoints import CheckpointStore
-from fedmoe_server.rounds.clients import fixed_sample
+from fedmoe_server.rounds.clients import Directory, fixed_sample
 from fedmoe_server.rounds.exchange import (
-    Directory,
     Reducer,
     ReducingGrid,
     exchange,
     name_failures,
+    plain_metrics,
     reduced_exchange,
     talking,
     too_few,
@@ -43,7 +43,6 @@ from fedmoe_server.rounds.record import (
     RoundRecord,
     Sender,
     list_failures,
-    plain_metrics,
     split_global,
 )
 from strategies import Cohorts, PartialAggregation, PrivacyLedger, load_state_arrays, state_arrays

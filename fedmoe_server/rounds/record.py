@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from math import isfinite
 from typing import Any, Self
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, Message
 
 from fedmoe.failures import FailureKind
 
@@ -41,17 +40,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, _Value):
         return value.to_json()
     return [_plain(each) for each in value] if isinstance(value, tuple) else value
-
-
-def plain_metrics(record: MetricRecord | None) -> Metrics:
-    """Return the metrics of a record as floats that JSON can hold; those of a list as ``name/0``, ``name/1``, ...
-
-    Not finite becomes None.
-    """
-    values: dict[str, float] = {}
-    for key, value in ({} if record is None else record).items():
-        values |= {f"{key}/{i}": each for i, each in enumerate(value)} if isinstance(value, list) else {key: value}
-    return {key: float(value) if isfinite(value) else None for key, value in values.items()}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,8 @@ def summing(grid: Any, rows: bool = False) -> Any:
                 trained |= {"item": trained["item"][ids], "item/rows": ids}
         server = unpack(packed_bytes(message.content["arrays"]))
         metrics = dict(reply.content["metrics"])
-        given = Settings(), client, RecordDict()
-        arrays, counts, records = summed_reply(server, trained, metrics, dict(config), *given)
+        sender: Any = SimpleNamespace(workbench=SimpleNamespace(settings=Settings()), client=client, reply=RecordDict())
+        arrays, counts, records = summed_reply(sender, server, trained, metrics, dict(config))
         content = {**dict(records), "arrays": to_record(arrays), "metrics": MetricRecord(counts)}
         grid.seen.append(content)
         return Message(RecordDict(content), reply_to=message)
