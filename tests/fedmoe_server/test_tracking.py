@@ -17,7 +17,8 @@ from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
 from fedmoe_server.report.progress import duration
 from fedmoe_server.report.tracking import Tracker
-from fedmoe_server.rounds.record import Failure, LoopState, RoundRecord, plain_metrics
+from fedmoe_server.rounds.exchange import plain_metrics
+from fedmoe_server.rounds.record import Failure, LoopState, RoundRecord
 
 
 def record(number: int, validation: dict[str, float] | None = None, **other: Any) -> RoundRecord:
