@@ -134,11 +134,17 @@ def variant_ranks(name: str, base: Settings, seed: int, folder: Path, kept: Kept
 
 def settings_of(base: Settings, variant: str, seed: int, folder: Path) -> Settings:
     """Return the settings of a variant with a seed."""
-    modalities = base.model_dump(mode="json")["modalities"]
-    for each in modalities.values() if variant == NOISE else ():
+    modalities = noisy(base) if variant == NOISE else base.model_dump(mode="json")["modalities"]
+    return changed(base, VARIANTS[variant], modalities=modalities, seed=seed, save_dir=str(folder / "runs"))
+
+
+def noisy(base: Settings) -> dict[str, Any]:
+    """Return the settings of the modalities with noise in place of all features that are named."""
+    modalities: dict[str, Any] = base.model_dump(mode="json")["modalities"]
+    for each in modalities.values():
         if each is not None and each["file"] is not None:
             each["file"] = "noise"
-    return changed(base, VARIANTS[variant], modalities=modalities, seed=seed, save_dir=str(folder / "runs"))
+    return modalities
 
 
 def _trained(kind: str, settings: Settings, dataset: Dataset) -> dict[str, Ranks]:
