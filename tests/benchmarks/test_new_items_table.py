@@ -57,7 +57,7 @@ def test_a_small_run_and_what_is_there_is_not_measured_again(
     words += ["--rows", "popularity", MODEL]
     assert main(words) == 0
     page = (tmp_path / "tiny" / "new_items.md").read_text()
-    assert [line.split(" | ")[0][2:] for line in page.splitlines() if line.startswith("| ")][1:] == [
+    assert [line.split(" | ")[0][2:] for line in page.splitlines() if line.startswith("| ")][2:] == [
         "popularity",
         NEIGHBOURS,
         MODEL,
