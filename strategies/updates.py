@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import DTypeLike, NDArray
+
+from strategies.layers.layer import Round
 
 Vector = dict[str, NDArray[Any]]  # of floating-point numbers
 
@@ -20,6 +22,13 @@ Vector = dict[str, NDArray[Any]]  # of floating-point numbers
 def vector_of(arrays: ArrayRecord, dtype: DTypeLike | None = None) -> Vector:
     """Return named arrays as NumPy's, each with its own dtype or with the one given."""
     return {name: np.asarray(array.numpy(), dtype) for name, array in arrays.items()}
+
+
+def sent_models(sent: Round, dtype: DTypeLike | None = None) -> Callable[[Message], Vector]:
+    """Return what tells, for a reply to a round, the model that its client was sent."""
+    common = vector_of(sent.arrays, dtype)
+    own = {node: vector_of(arrays, dtype) for node, arrays in sent.own.items()}
+    return lambda reply: own.get(reply.metadata.src_node_id, common)
 
 
 def update_of(reply: Message, sent: Mapping[str, NDArray[Any]]) -> Vector:
@@ -36,7 +45,10 @@ def norm_of(update: Mapping[str, NDArray[Any]]) -> float:
 
 
 def with_arrays(
-    reply: Message, sent: ArrayRecord, values: Mapping[str, NDArray[Any]], metrics: Mapping[str, float] | None = None
+    reply: Message,
+    sent: ArrayRecord,
+    values: Mapping[str, NDArray[Any]],
+    metrics: Mapping[str, float | list[float]] | None = None,
 ) -> Message:
     """Return ``reply`` with ``values`` in the order and types of ``sent``; the one given keeps its content.
 

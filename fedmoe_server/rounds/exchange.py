@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import isfinite
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -52,11 +52,6 @@ class KnownClients:
         """Return at once."""
 
 
-def talking(grid: Grid, timeout: float | None) -> Grid:
-    """Return a grid through which a strategy may talk to clients while it configures a round."""
-    return cast(Grid, WireGrid(grid, timeout))
-
-
 def exchange(
     grid: Grid,
     messages: Iterable[Message],
@@ -90,8 +85,8 @@ def exchange(
         sent=len(requests),
         replies=replies,
         failures=name_failures(reasons, stage, client_ids),
-        bytes_down=_payload(requests),
-        bytes_up=_sent(replies) if mean else _payload(reply for reply in answers.values() if reply.has_content()),
+        bytes_down=payload(requests),
+        bytes_up=_sent(replies) if mean else payload(reply for reply in answers.values() if reply.has_content()),
         dropped=_dropped(arrived, answers),
     )
 
@@ -120,29 +115,9 @@ def reduced_exchange(
         sent=len(requests),
         replies=replies,
         failures=name_failures(reasons, stage, client_ids),
-        bytes_down=_payload(requests),
+        bytes_down=payload(requests),
         bytes_up=_sent(replies),
     )
-
-
-@Grid.register
-class WireGrid:
-    """A grid for a strategy that asks clients of its own accord: its messages are packed, and their replies unpacked.
-
-    timeout: seconds to wait where the strategy names no time; None: until every client has answered or failed.
-    """
-
-    def __init__(self, grid: Grid, timeout: float | None) -> None:
-        self._grid = grid
-        self._timeout = timeout
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Return the replies with their arrays by name; a damaged one is an error."""
-        replies = self._grid.send_and_receive(packed(messages), timeout=timeout or self._timeout)
-        return [unpacked(reply) for reply in replies]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._grid, name)
 
 
 class Reducer(Protocol):
@@ -163,7 +138,7 @@ class PackedMean:
 
     def add(self, reply: Message) -> None:
         """Add a reply; damaged arrays make it an error."""
-        num_bytes = _payload([reply]) if reply.has_content() else 0
+        num_bytes = payload([reply]) if reply.has_content() else 0
         self._mean.add(unpacked(reply), num_bytes)
 
     def replies(self) -> list[Message]:
@@ -286,7 +261,7 @@ def _sent(replies: Iterable[Message]) -> int:
     return sum(counts_of(reply)["num-bytes"] for reply in replies if reply.has_content())
 
 
-def _payload(messages: Iterable[Message]) -> int:
+def payload(messages: Iterable[Message]) -> int:
     """Sum the payload bytes of messages; a record shared by many messages is measured once."""
     sizes: dict[int, int] = {}
     total = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -30,9 +30,9 @@ from fedmoe_server.rounds.exchange import (
     name_failures,
     plain_metrics,
     reduced_exchange,
-    talking,
     too_few,
 )
+from fedmoe_server.rounds.questions import WireGrid
 from fedmoe_server.rounds.record import (
     SELECTION_METRIC,
     Clipped,
@@ -105,7 +105,6 @@ class ServerLoop:
         outcome, train = self._train(number, state)
         state.round = number
         exchanges = [outcome]
-        clipped = self._clipped()
         privacy = None if self.ledger is None else self.ledger.spend(number)
         validation, unseen, best = None, None, False
         if self._evaluation_due(number):
@@ -121,7 +120,7 @@ class ServerLoop:
             shared=tuple(self.partial.schedule.shared_groups(number)),
             clients=outcome.sent,
             train=train,
-            clipped=clipped,
+            clipped=self._clipped(),
             validation=validation,
             best=best,
             privacy=privacy,
@@ -166,8 +165,9 @@ class ServerLoop:
         """Train a cohort and put the aggregated arrays into the state; they stay as they are if the round fails."""
         self.directory.await_clients(self.grid)
         config = ConfigRecord({"server-round": number})
-        messages = self.strategy.configure_train(number, state.arrays, config, talking(self.grid, self.timeout))
-        outcome = self._exchange(messages, "train", self._reducer(number))
+        questions: Any = WireGrid(self.grid, self.timeout)
+        messages = self.strategy.configure_train(number, state.arrays, config, questions)
+        outcome = self._exchange(messages, "train", questions, self._reducer(number))
         outcome, aggregated = self._aggregated(number, "train", outcome, self.strategy.aggregate_train)
         arrays, metrics = aggregated or (None, None)
         if outcome.problem is None and arrays is None:
@@ -182,22 +182,26 @@ class ServerLoop:
     ) -> tuple[Exchange, Metrics]:
         """Evaluate arrays on some clients (None: all) and average what they report."""
         self.strategy.evaluate_on(clients)
+        questions: Any = WireGrid(self.grid, self.timeout)
         config = ConfigRecord({"server-round": number, "split": split})
-        messages = self.strategy.configure_evaluate(number, arrays, config, talking(self.grid, self.timeout))
-        outcome = self._exchange(messages, split, None if self.sums is None else self._reducer(number))
+        messages = self.strategy.configure_evaluate(number, arrays, config, questions)
+        reducer = None if self.sums is None else self._reducer(number)
+        outcome = self._exchange(messages, split, questions, reducer)
         outcome, metrics = self._aggregated(number, split, outcome, self.strategy.aggregate_evaluate)
         return outcome, plain_metrics(metrics)
 
     def _exchange(
-        self, messages: Iterable[Message], stage: str, reducer: Callable[[], Reducer] | None = None
+        self, messages: Iterable[Message], stage: str, questions: WireGrid, reducer: Callable[[], Reducer] | None = None
     ) -> Exchange:
         mean = None if self.sums is None else self.sums.mean
         if reducer is not None and isinstance(self.grid, ReducingGrid):
-            return reduced_exchange(self.grid, messages, stage, self._names, reducer, mean)
-        outcome = exchange(self.grid, messages, stage, self._names, self.timeout, mean)
+            outcome = reduced_exchange(self.grid, messages, stage, self._names, reducer, mean)
+        else:
+            outcome = exchange(self.grid, messages, stage, self._names, self.timeout, mean)
         if outcome.dropped:
             self.tracker.note(f"{len(outcome.dropped)} late or repeated replies dropped ({stage})")
-        return outcome
+        down, up = outcome.bytes_down + questions.bytes_down, outcome.bytes_up + questions.bytes_up
+        return replace(outcome, bytes_down=down, bytes_up=up)
 
     def _reducer(self, number: int) -> Callable[[], Reducer] | None:
         """Return what merges the replies of a round in the hosts; None: the server needs each reply."""
@@ -269,11 +273,8 @@ class ServerLoop:
 
     def _clipped(self) -> tuple[Clipped, ...]:
         """Return the replies of the latest training that were scaled down, by client."""
-        names = self._names()
-        return tuple(
-            Clipped(names.get(found.node_id), found.node_id, min(found.norm, LARGEST_NORM), found.bound)
-            for found in self.partial.clippings
-        )
+        names, found = self._names(), self.partial.clippings
+        return tuple(Clipped(names.get(c.node_id), c.node_id, min(c.norm, LARGEST_NORM), c.bound) for c in found)
 
     def _names(self) -> Mapping[int, int]:
         return self.directory.names(self.grid)

@@ -226,36 +226,31 @@ def grid_of_nodes(grid: Grid, clients: Mapping[int, int]) -> Grid:
     return cast(Grid, _View(grid, clients))
 
 
+class GridAround:
+    """Another grid in all that a subclass does not change; ``grid`` is that one."""
+
+    grid: Grid
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.grid, name)
+
+
 @Grid.register
-class _View:
+class _View(GridAround):
     def __init__(self, grid: Grid, clients: Mapping[int, int]) -> None:
-        self._grid = grid
+        self.grid = grid
         self._clients = dict(clients)
 
     def get_node_ids(self) -> list[int]:
         return list(self._clients)
 
     def get_nodes(self) -> Iterable[Any]:
-        return [node for node in cast(Any, self._grid).get_nodes() if node.node_id in self._clients]
+        return [node for node in cast(Any, self.grid).get_nodes() if node.node_id in self._clients]
 
     def client_ids(self) -> dict[int, int]:
         return dict(self._clients)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._grid, name)
-
-
-@Grid.register
-class TalkingGrid:
-    """A grid whose messages are completed before they are sent: for what a strategy asks clients of its own accord."""
-
-    def __init__(self, grid: Grid, completed: Callable[[Iterable[Message]], list[Message]]) -> None:
-        self._grid = grid
-        self._completed = completed
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages, each with all parameters and the config that clients need, and return the replies."""
-        return self._grid.send_and_receive(self._completed(messages), timeout=timeout)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._grid, name)
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Return the replies by client, whatever the order of arrival."""
+        replies = self.grid.send_and_receive(messages, timeout=timeout)
+        return sorted(replies, key=lambda reply: self._clients.get(reply.metadata.src_node_id, -1))

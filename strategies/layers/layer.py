@@ -10,13 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import FedMoEError, nearest
 from fedmoe.failures import reason_of
 from fedmoe.modalities import selected
+
+Models = dict[int, dict[str, Array]]  # node id -> the shared parameters that it was sent
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Round:
         warmup: whether the round belongs to the warm-up.
         shared: names of the groups that are aggregated in it.
         groups: group -> names of its parameters, those of private groups too.
+        own: node id -> its arrays, where the strategy sent it others than ``arrays``; known when all are sent.
     """
 
     number: int
@@ -36,6 +39,7 @@ class Round:
     warmup: bool = False
     shared: tuple[str, ...] = ()
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    own: Mapping[int, ArrayRecord] = field(default_factory=dict)
 
     def names(self, group: str) -> tuple[str, ...]:
         """Return the parameters of a group that the strategy sees in this round: all of them, or none."""
@@ -108,6 +112,7 @@ class Layer(Strategy):
     """
 
     needs_every_reply: bool = False  # what the layer wraps may: see ``needs_every_reply``
+    means_only: bool = False  # whether a reply may hold arrays and metrics alone, of which the layer makes a mean
     context: Round | None = None
     poisson: bool = False  # whether each client must take part by a chance of its own
 
@@ -181,8 +186,53 @@ def tell(strategy: Strategy, sent: Round) -> None:
 
 def weight_key(strategy: Strategy) -> str:
     """Return the metric that ``strategy``, or what it wraps, weighs replies by (``weighted_by_key``, as in Flower)."""
-    keys = (getattr(part, "weighted_by_key", None) for part in chain(strategy))
-    return next((key for key in keys if isinstance(key, str)), "num-examples")
+    return key_of(strategy, "weighted_by_key", "num-examples")
+
+
+def key_of(strategy: Strategy, attribute: str, usual: str) -> str:
+    """Return the name that ``strategy``, or what it wraps, has for a record or metric: an attribute, as in Flower."""
+    keys = (getattr(part, attribute, None) for part in chain(strategy))
+    return next((key for key in keys if isinstance(key, str)), usual)
+
+
+def are_alike(messages: list[Message]) -> bool:
+    """Whether all messages hold the same model and config, and nothing else."""
+    contents = list({id(message.content): message.content for message in messages}.values())
+    first = contents[0] if contents else RecordDict()
+    return all(content.keys() <= {"arrays", "config"} for content in contents) and all(
+        content["config"] == first["config"]
+        and all(array is first.array_records["arrays"][name] for name, array in content.array_records["arrays"].items())
+        for content in contents
+    )
+
+
+def other_models(messages: list[Message], sent: Round, arrays: ArrayRecord) -> Models:
+    """Return node id -> the shared parameters that it was sent, of the nodes that were sent others than the model's."""
+    models = {id(message.content): message.content.array_records["arrays"] for message in messages}
+    shared = {key: {name: model[name] for name in arrays if name in sent.arrays} for key, model in models.items()}
+    return {
+        message.metadata.dst_node_id: shared[id(message.content)]
+        for message in messages
+        if any(array is not arrays[name] for name, array in shared[id(message.content)].items())
+    }
+
+
+def kind_of(message: Message) -> str:
+    """Return what a message is for: "train", "evaluate" or "query"; behind a dot its type may name more."""
+    return message.metadata.message_type.partition(".")[0]
+
+
+def flat(array: Array) -> Array:
+    """Return an array of shape () as one of shape (1,), any other as it is."""
+    return array if array.shape else Array(array.numpy().reshape(1))
+
+
+def shown(reply: Message, expected: Mapping[str, Array]) -> Message:
+    """Return a checked reply as a strategy sees it."""
+    if reply.has_content():
+        arrays = reply.content.array_records["arrays"]  # the guard's own record
+        arrays.update({name: flat(arrays[name]) for name, like in expected.items() if not like.shape})
+    return reply
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from flwr.serverapp.strategy import Strategy
 
 from strategies.layers.layer import Round, Stateless
 from strategies.layers.replies import Clipping
-from strategies.updates import norm_of, update_of, vector_of, with_arrays
+from strategies.updates import norm_of, sent_models, update_of, with_arrays
 
 
 class OutlierClipping(Stateless):
@@ -52,15 +52,16 @@ class OutlierClipping(Stateless):
         """Return the replies, outliers scaled down."""
         if not self.multiple:
             return replies
-        model = vector_of(sent.arrays)
-        norms = {i: norm_of(update_of(reply, model)) for i, reply in enumerate(replies) if reply.has_content()}
+        models = sent_models(sent)
+        norms = {i: norm_of(update_of(reply, models(reply))) for i, reply in enumerate(replies) if reply.has_content()}
         changes = [norm for norm in norms.values() if norm > 0]
         bound = self.multiple * median(changes) if changes else 0.0
         clipped = list(replies)
         for position, norm in norms.items():
             if norm > bound:
                 self.clippings.append(Clipping(replies[position].metadata.src_node_id, norm, bound))
-                update = update_of(replies[position], vector_of(sent.arrays, np.float64))
+                model = sent_models(sent, np.float64)(replies[position])
+                update = update_of(replies[position], model)
                 factor = bound / norm  # 0 for an infinite norm, times which an infinite update would be no number
                 moved = {name: model[name] + (array * factor if factor else 0.0) for name, array in update.items()}
                 clipped[position] = with_arrays(replies[position], sent.arrays, moved)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -12,12 +14,29 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import FedMoEError
-from strategies.layers.course import TalkingGrid
-from strategies.layers.layer import AggregationSchedule, Round, Stateless, blamed, chain, tell, weight_key
+from strategies.layers.layer import (
+    AggregationSchedule,
+    Models,
+    Round,
+    Stateless,
+    are_alike,
+    blamed,
+    chain,
+    flat,
+    key_of,
+    kind_of,
+    other_models,
+    shown,
+    tell,
+    weight_key,
+)
 from strategies.layers.replies import MAX_EXAMPLES, Clipping, Guard, Refusal, Valued, record_of, values_of
 from strategies.layers.reply_mean import ReplyMean, clients_of, mean_of_checked, uncounted
+from strategies.layers.talk import GuardedGrid
 from strategies.needs import needs_every_reply
 from strategies.state import change_parameters
+
+RECORDS = {"arrayrecord": "arrays", "configrecord": "config"}  # what clients call model and config
 
 
 class PartialAggregation(Stateless):
@@ -56,9 +75,11 @@ class PartialAggregation(Stateless):
         self._weight_key = weight_key(strategy)
         self._called = f"strategy {type(list(chain(strategy))[-1]).__name__}"
         self._every = needs_every_reply(strategy)
+        self._means_only = any(getattr(part, "means_only", False) for part in chain(strategy))
+        self._keys = tuple(key_of(strategy, f"{key}_key", name) for key, name in RECORDS.items())
         self._model: ArrayRecord | None = None  # all parameters as they were sent in this round
         self._asked = 0  # clients that they were sent to
-        self._own: dict[int, dict[str, Array]] = {}  # node id -> shared parameters, where it was sent others than those
+        self._own: Models = {}  # where clients were sent others than the model's
         self.alike = True  # whether all clients of the round were sent the same, and nothing beside model and config
         self._names: list[str] | None = None  # the parameters that the state of the wrapped strategy is made for
 
@@ -75,13 +96,15 @@ class PartialAggregation(Stateless):
         self._fit_state(sent, arrays)
         tell(self.strategy, sent)
         self._model = arrays.copy()
-        view = cast(Grid, TalkingGrid(grid, lambda messages: _completed(messages, sent, arrays)))
         with blamed(f"round {server_round}: {self._called}.configure_train"):
+            view = self._talk(grid, sent, arrays)
             messages = list(self.strategy.configure_train(server_round, sent.arrays, config.copy(), view))
         self._asked = len(messages)
-        messages = _completed(messages, sent, arrays)
-        self.alike = _are_alike(messages)
-        self._own = {} if self.alike else _other_models(messages, sent, arrays)
+        messages = self._completed(messages, sent, arrays)
+        self.alike = are_alike(messages)
+        self._own = {} if self.alike else other_models(messages, sent, arrays)
+        own = {node: record_of({n: flat(a) for n, a in model.items()}) for node, model in self._own.items()}
+        tell(self.strategy, replace(sent, own=own))
         return messages
 
     def aggregate_train(
@@ -92,17 +115,15 @@ class PartialAggregation(Stateless):
         Raises FedMoEError if the wrapped strategy cannot aggregate, or returns other parameters or infinite ones.
         """
         expected = self.expected(server_round)
-        guard = Guard(expected, self._weight_key, self.max_examples, self.means, self._own)
-        checked, self.refusals = guard.checked(replies)
+        checked, self.refusals = self._guard(expected, self._own, self.means).checked(replies)
         passed = sum(clients_of(reply) for reply in checked if reply.has_content())
         if self.min_reply_fraction and (passed == 0 or passed < self.min_reply_fraction * self._asked):
             return None, None
         if not self._every and self.alike and not any(map(_has_more, checked)):
             checked = mean_of_checked(checked, expected, self._weight_key)
-        shown = [_shown(reply, expected) for reply in checked]
         name = f"round {server_round}: {self._called}"
         with blamed(f"{name} cannot aggregate"):
-            returned: Any = self.strategy.aggregate_train(server_round, shown)
+            returned: Any = self.strategy.aggregate_train(server_round, [shown(reply, expected) for reply in checked])
         if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], ArrayRecord | None)):
             raise FedMoEError(
                 f"{name}.aggregate_train returned {_described(returned)}; return an ArrayRecord (or None) and a "
@@ -130,17 +151,48 @@ class PartialAggregation(Stateless):
         """Messages of an evaluation, with all parameters. FedMoEError: a parameter is in no group, or not there."""
         sent = self._round(server_round, arrays)
         split = str(config.get("split", "validation"))
-        view = cast(Grid, TalkingGrid(grid, lambda messages: _completed(messages, sent, arrays, split)))
         with blamed(f"round {server_round}: {self._called}.configure_evaluate"):
+            view = self._talk(grid, sent, arrays, split)
             messages = list(self.strategy.configure_evaluate(server_round, sent.arrays, config.copy(), view))
-        return _completed(messages, sent, arrays, split)
+        return self._completed(messages, sent, arrays, split)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The aggregated metrics of an evaluation; refused replies are in ``refusals``."""
-        guard = Guard(None, self._weight_key, self.max_examples, self.means)
-        checked, self.refusals = guard.checked(replies)
+        checked, self.refusals = self._guard(None, means=self.means).checked(replies)
         with blamed(f"round {server_round}: {self._called}.aggregate_evaluate"):
             return self.strategy.aggregate_evaluate(server_round, [uncounted(reply) for reply in checked])
+
+    def _guard(self, expected: Mapping[str, Array] | None, own: Models | None = None, means: bool = False) -> Guard:
+        return Guard(expected, self._weight_key, self.max_examples, means, own or {}, self._means_only)
+
+    def _talk(self, grid: Grid, sent: Round, arrays: ArrayRecord, split: str = "") -> Grid:
+        """Return the grid through which the strategy may ask clients; its replies pass the guards of a round's."""
+        expected = {name: array for name, array in arrays.items() if name in sent.arrays}
+        ready = partial(self._completed, sent=sent, arrays=arrays, split=split)
+        models = partial(other_models, sent=sent, arrays=arrays)
+        return cast(Grid, GuardedGrid(grid, ready, expected, models, self._guard))
+
+    def _completed(
+        self, messages: Iterable[Message], sent: Round, arrays: ArrayRecord, split: str = ""
+    ) -> list[Message]:
+        """Put all parameters and the names of the shared groups into messages, one new content for each old one.
+
+        split: of the held-out items, for the messages of an evaluation. FedMoEError: two messages to one client.
+        """
+        given = list(messages)
+        twice = [node for node, n in Counter(message.metadata.dst_node_id for message in given).items() if n > 1]
+        if twice:
+            raise FedMoEError(
+                f"{self._called} sends node {twice[0]} two messages at once, a client answers one; send the other by "
+                "grid.send_and_receive in configure_train"
+            )
+        contents = {(id(message.content), kind_of(message) == "query"): message.content for message in given}
+        full = {key: _full_content(each, sent, arrays, self._keys, key[1]) for key, each in contents.items()}
+        for message in given:
+            message.content = full[id(message.content), kind_of(message) == "query"]
+            if kind_of(message) == "evaluate":
+                message.content.config_records["config"].setdefault("split", split or "validation")
+        return given
 
     def _round(self, number: int, arrays: ArrayRecord) -> Round:
         """Return the round in which these arrays, all of the model, are sent."""
@@ -151,7 +203,7 @@ class PartialAggregation(Stateless):
         for name in self.schedule.names:
             if name not in arrays:
                 raise FedMoEError(f"parameter '{name}' is in a group but not in the model's arrays")
-        shared = record_of({name: _flat(array) for name, array in arrays.items() if name in names})
+        shared = record_of({name: flat(array) for name, array in arrays.items() if name in names})
         return self.schedule.round(number, shared)
 
     def _fit_state(self, sent: Round, arrays: ArrayRecord) -> None:
@@ -161,7 +213,7 @@ class PartialAggregation(Stateless):
             before = set(self.schedule.shared_names(max(sent.number - 1, 1)))
             self._names = [name for name in arrays if name in before]
         if self._names != list(sent.arrays):
-            old = {name: _flat(arrays[name]).shape for name in self._names}
+            old = {name: flat(arrays[name]).shape for name in self._names}
             change_parameters(self.strategy, old, sent.arrays)
             self._names = list(sent.arrays)
 
@@ -173,61 +225,34 @@ class PartialAggregation(Stateless):
         return {name: array for name, array in self._model.items() if name in names}
 
 
-def _completed(messages: Iterable[Message], sent: Round, arrays: ArrayRecord, split: str = "") -> list[Message]:
-    """Put all parameters and the names of the shared groups into the messages, one new content for each old one.
+def _full_content(
+    content: RecordDict, sent: Round, arrays: ArrayRecord, keys: Sequence[str], question: bool
+) -> RecordDict:
+    """Return a message's content with all parameters, which a question needs only where it holds some of them.
 
-    split: of the held-out items, for the messages of an evaluation; "": they are training messages.
+    keys: what the strategy calls model and config.
     """
-    given = list(messages)
-    contents = {id(message.content): message.content for message in given}
-    completed = {key: _full_content(content, sent, arrays) for key, content in contents.items()}
-    for message in given:
-        message.content = completed[id(message.content)]
-        if message.metadata.message_type == "evaluate":
-            message.content.config_records["config"].setdefault("split", split or "validation")
-    return given
-
-
-def _full_content(content: RecordDict, sent: Round, arrays: ArrayRecord) -> RecordDict:
-    key = _key("arrays", {name: record.keys() & sent.arrays.keys() for name, record in content.array_records.items()})
+    key, config_key = keys
     own = content.array_records.get(key, ArrayRecord())  # the strategy's: it may send others than those it was given
+    if name := next(iter(own.keys() - arrays.keys()), None):
+        raise FedMoEError(
+            f"the strategy sends '{name}', which is no parameter of the model; put it into a record of another name"
+        )
     for name, array in sent.arrays.items():
         if name in own and values_of(own[name]).size != values_of(array).size:
             raise FedMoEError(
                 f"the strategy sends '{name}' with shape {list(own[name].shape)}, the model's is {list(array.shape)}"
             )
-    # What the strategy was given goes out as it is in the model: it need not be put together for each content.
-    theirs = {name: array for name, array in own.items() if name in sent.arrays and array is not sent.arrays[name]}
-    chosen = {name: theirs.get(name, array) for name, array in arrays.items()}
-    config_key = _key("config", dict(content.config_records))
     config = content.config_records.get(config_key, ConfigRecord()).copy()
     config["server-round"] = sent.number
     config["shared"] = list(sent.shared)
     others = {name: record for name, record in content.items() if name not in (key, config_key)}
-    model = record_of({name: _fitted(array, arrays[name]) for name, array in chosen.items()})
+    if question and not own:
+        return RecordDict({**others, "config": config})
+    # What the strategy was given goes out as it is in the model: it need not be put together for each content.
+    theirs = {name: array for name, array in own.items() if name in sent.arrays and array is not sent.arrays[name]}
+    model = record_of({name: _fitted(theirs.get(name, array), array) for name, array in arrays.items()})
     return RecordDict({**others, "arrays": model, "config": config})
-
-
-def _are_alike(messages: list[Message]) -> bool:
-    """Whether all messages hold the same model and config, and nothing else."""
-    contents = list({id(message.content): message.content for message in messages}.values())
-    first = contents[0] if contents else RecordDict()
-    return all(content.keys() <= {"arrays", "config"} for content in contents) and all(
-        content["config"] == first["config"]
-        and all(array is first.array_records["arrays"][name] for name, array in content.array_records["arrays"].items())
-        for content in contents
-    )
-
-
-def _other_models(messages: list[Message], sent: Round, arrays: ArrayRecord) -> dict[int, dict[str, Array]]:
-    """Return node id -> the shared parameters that it was sent, of the nodes that were sent others than the model's."""
-    models = {id(message.content): message.content.array_records["arrays"] for message in messages}
-    shared = {key: {name: model[name] for name in arrays if name in sent.arrays} for key, model in models.items()}
-    return {
-        message.metadata.dst_node_id: shared[id(message.content)]
-        for message in messages
-        if any(array is not arrays[name] for name, array in shared[id(message.content)].items())
-    }
 
 
 def _described(returned: object) -> str:
@@ -240,14 +265,6 @@ def _described(returned: object) -> str:
 def _has_more(reply: Message) -> bool:
     """Whether a reply holds records beside arrays and metrics: they belong to one client, and have no mean."""
     return reply.has_content() and len(reply.content) > len(("arrays", "metrics"))
-
-
-def _shown(reply: Message, expected: Mapping[str, Array]) -> Message:
-    """Return a checked reply as the wrapped strategy sees it."""
-    if reply.has_content():
-        arrays = reply.content.array_records["arrays"]  # the guard's own record
-        arrays.update({name: _flat(arrays[name]) for name, like in expected.items() if not like.shape})
-    return reply
 
 
 def _judged(returned: str, arrays: ArrayRecord, expected: Mapping[str, Array]) -> dict[str, Array]:
@@ -267,20 +284,7 @@ def _judged(returned: str, arrays: ArrayRecord, expected: Mapping[str, Array]) -
     return judged
 
 
-def _flat(array: Array) -> Array:
-    """Return an array of shape () as one of shape (1,), any other as it is."""
-    return array if array.shape else Array(array.numpy().reshape(1))
-
-
 def _fitted(array: Array, like: Array) -> Array:
     """Return ``array`` with the dtype and shape of ``like``; itself if it has them."""
-    return array if _fits(array, like) else Array(array.numpy().astype(like.dtype).reshape(like.shape))
-
-
-def _fits(array: Array, like: Array) -> bool:
-    return array.dtype == like.dtype and tuple(array.shape) == tuple(like.shape)
-
-
-def _key(wanted: str, present: Mapping[str, object]) -> str:
-    """Return which record a strategy means by ``wanted``: one of another name if it is the only one."""
-    return next(iter(present)) if wanted not in present and len(present) == 1 and any(present.values()) else wanted
+    fits = array.dtype == like.dtype and tuple(array.shape) == tuple(like.shape)
+    return array if fits else Array(array.numpy().astype(like.dtype).reshape(like.shape))

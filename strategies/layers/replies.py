@@ -101,7 +101,6 @@ class Refusal:
 
     node_id: int
     reason: str
-    kind: FailureKind = FailureKind.REFUSED
 
 
 @dataclass(frozen=True)
@@ -128,6 +127,7 @@ class Guard:
         means: whether a reply may be the mean of several clients', of whom ``num-clients`` tells; never from real
             clients.
         sent: node id -> what it was sent in place of ``expected``: rows that it did not return are as it got them.
+        means_only: whether a reply may hold arrays and metrics alone.
     """
 
     expected: Mapping[str, Array] | None = None
@@ -135,13 +135,13 @@ class Guard:
     max_examples: int = MAX_EXAMPLES
     means: bool = False
     sent: Mapping[int, Mapping[str, Array]] = field(default_factory=dict)
+    means_only: bool = False
 
     def checked(self, replies: Iterable[Message]) -> tuple[list[Message], list[Refusal]]:
         """Return the replies in their order, and what was refused.
 
-        Refused ones are replaced by errors, accepted ones by new messages whose content holds their arrays under
-        "arrays" in the order of ``expected``. Accepted replies hold the metrics that most of them hold, and a node
-        counts once.
+        Refused ones are replaced by errors, accepted ones by new messages with their arrays under "arrays" in the order
+        of ``expected``. Accepted replies hold the metrics that most of them hold, and a node counts once.
         """
         checked = list(replies)
         shapes: dict[int, Shape] = {}
@@ -159,7 +159,8 @@ class Guard:
                 reasons[position] = found
             else:
                 shapes[position] = found
-        reference = _most_common(shapes.values())
+        counts = Counter(shapes.values())  # among equals the smallest: the order of the replies does not matter
+        reference = min(counts, key=lambda shape: (-counts[shape], shape), default=("", ()))
         reasons |= {place: difference(shape, reference) for place, shape in shapes.items() if shape != reference}
         refusals = [Refusal(checked[place].metadata.src_node_id, reason) for place, reason in sorted(reasons.items())]
         for place, reason in reasons.items():
@@ -194,6 +195,8 @@ class Guard:
                 )
         arrays = {name: _array(name, record, like) for name, like in expected.items()}
         others = {key: record.copy() for key, record in content.items() if key != main}
+        if self.means_only and len(others) > 1:
+            raise _Refused(f"it holds the records {', '.join(others)} beside its arrays, one of metrics is allowed")
         # A fixed key: Flower demands the same ones in all replies.
         return RecordDict({"arrays": record_of(arrays), **others})
 
@@ -264,12 +267,6 @@ def _decoded(name: str, array: Array) -> np.ndarray:
     if not isinstance(values, np.ndarray):
         raise _Refused(f"parameter '{name}' cannot be decoded (not one array)")
     return values
-
-
-def _most_common(shapes: Iterable[Shape]) -> Shape:
-    """Return what most replies hold; among equals the smallest, so that the order of the replies does not matter."""
-    counts = Counter(shapes)
-    return min(counts, key=lambda shape: (-counts[shape], shape), default=("", ()))
 
 
 def metrics_of(reply: Message) -> MetricRecord:

@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 from zlib import crc32
 
 import numpy as np
@@ -47,12 +47,12 @@ from flwr.serverapp.strategy import (
 
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
-from strategies.layers.course import TalkingGrid
 from strategies.layers.layer import Layer, Round, chain, weight_key
 from strategies.layers.replies import metrics_of
+from strategies.layers.talk import TalkingGrid
 from strategies.needs import refuse_comparing
 from strategies.privacy.accountant import noise_for
-from strategies.updates import Vector, norm_of, update_of, vector_of, with_arrays
+from strategies.updates import Vector, norm_of, sent_models, update_of, vector_of, with_arrays
 
 NORM_KEY = "clipping_norm"  # in the config of a message: the client clips its update (Flower's name)
 NOISE_KEY = "noise_deviation"  # in the config of a message: the client adds noise of this deviation to each number
@@ -88,6 +88,7 @@ class PrivateUpdates(Layer):
 
     needs_every_reply = True
     poisson = True
+    means_only = True
 
     def __init__(
         self,
@@ -145,6 +146,12 @@ class PrivateUpdates(Layer):
                 )
         return messages
 
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages of an evaluation; FedMoEError for what the strategy asks clients beside it."""
+        return super().configure_evaluate(server_round, arrays, config, cast(Grid, TalkingGrid(grid, _accounted)))
+
     def expect(self, clients: int) -> None:
         """Say how many clients there are in all; the rate's share of them is m. FedMoEError if that is too few."""
         self._expected = self.rate * clients
@@ -166,11 +173,11 @@ class PrivateUpdates(Layer):
         answers = [reply for reply in replies if reply.has_content()]
         if not answers:
             return replies
-        model = vector_of(sent.arrays, np.float64)
+        model, models = vector_of(sent.arrays, np.float64), sent_models(sent, np.float64)
         total: Vector = {name: np.zeros_like(values) for name, values in model.items()}
         within, largest = 0, self._largest_norm(sum(values.size for values in model.values()))
         for reply in answers:
-            update = update_of(reply, model)
+            update = update_of(reply, models(reply))
             length = norm_of(update)
             within += self._within(reply, length)
             factor = min(1.0, largest / length) if length else 1.0
@@ -219,13 +226,13 @@ class PrivateUpdates(Layer):
         centred = within - answered / 2.0 + rng.normal(0.0, self._expected / 20.0)
         self.norm *= math.exp(-self.norm_rate * (0.5 + centred / self._expected - self.quantile))
 
-    def _metrics(self, answers: Sequence[Message]) -> dict[str, float]:
-        kept = {weight_key(self.strategy): 1.0}
+    def _metrics(self, answers: Sequence[Message]) -> dict[str, Any]:
+        kept: dict[str, Any] = {weight_key(self.strategy): 1.0}
         if self.metrics == "exact":
             records = [metrics_of(reply) for reply in answers]
-            for name, value in records[0].items():
-                if isinstance(value, int | float) and name not in (*kept, BIT_KEY):
-                    kept[name] = float(np.mean([record[name] for record in records]))
+            for name in records[0]:
+                if name not in (*kept, BIT_KEY):
+                    kept[name] = np.mean([record[name] for record in records], axis=0).tolist()
         return kept
 
 

@@ -38,7 +38,7 @@ from strategies.layers.layer import Round, Stateless, weight_key
 from strategies.layers.replies import metrics_of, weight_of
 from strategies.needs import refuse_comparing
 from strategies.rules.row_wise import ITEM_TABLE
-from strategies.updates import Vector, norm_of, update_of, vector_of, with_arrays
+from strategies.updates import Vector, norm_of, sent_models, update_of, vector_of, with_arrays
 
 CAP = 4.0
 
@@ -82,8 +82,9 @@ class RobustRows(Stateless):
         if not answers:
             return replies
         model, key = vector_of(sent.arrays, np.float64), weight_key(self.strategy)
+        models = sent_models(sent, np.float64)
         weights = _weights(answers, key)
-        updates = [update_of(reply, model) for reply in answers]
+        updates = [update_of(reply, models(reply)) for reply in answers]
         _scale(updates, weights / weights.mean())
         if self.row and self.table in model:
             drop_long_rows([update[self.table] for update in updates], self.row)

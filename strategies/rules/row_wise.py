@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from strategies.layers.layer import Round, Stateless, weight_key
 from strategies.layers.replies import weight_of
-from strategies.updates import update_of, vector_of, with_arrays
+from strategies.updates import sent_models, update_of, with_arrays
 
 ITEM_TABLE = "items.ids.weight"
 
@@ -54,16 +54,17 @@ class RowWise(Stateless):
         """Return the replies, the rows of the item table made good for the clients that did not train them."""
         if self.table not in sent.arrays:
             return replies
-        key, model = weight_key(self.strategy), vector_of(sent.arrays)
+        key, models = weight_key(self.strategy), sent_models(sent)
         weights = {i: weight_of(reply, key) for i, reply in enumerate(replies) if reply.has_content()}
-        table = {self.table: model[self.table]}
         if self.touched is None:
-            factors = row_factors({i: update_of(replies[i], table)[self.table] for i in weights}, weights)
+            tables = {i: {self.table: models(replies[i])[self.table]} for i in weights}
+            factors = row_factors({i: update_of(replies[i], tables[i])[self.table] for i in weights}, weights)
         else:
             shares = self.touched[self.table]
             factors = np.divide(1.0, shares, out=np.ones_like(shares), where=shares > 0)
         made_good = list(replies)
         for i in weights:
+            model = models(replies[i])
             update = update_of(replies[i], model)
             update[self.table] = update[self.table] * factors[:, None]
             moved = {name: model[name] + array for name, array in update.items()}

@@ -14,9 +14,9 @@ from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
 from fedmoe.sums.terms import Terms
 from fedmoe.sums.total import Shapes
-from strategies.layers.course import TalkingGrid
 from strategies.layers.layer import Stateless, chain
 from strategies.layers.partial import PartialAggregation
+from strategies.layers.talk import TalkingGrid
 from strategies.needs import needs_every_reply
 from strategies.sums.reply_sum import ReplySum
 

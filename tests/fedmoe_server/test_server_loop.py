@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from fedmoe.errors import FedMoEError
@@ -336,3 +336,20 @@ def test_final_figures_are_those_of_the_best_round_with_its_strategy(fakes: Any,
     scores = [record.validation["ndcg@10"] for record in state.history if record.validation]
     assert result.best_round == 1 and scores[0] > 1.5 * scores[-1], "or the state would not matter"
     assert result.validation["personalised"]["ndcg@10"] == pytest.approx(scores[0])
+
+
+class AskingFirst(FedAvg):
+    """Has everybody trained once more, before the round, for nothing."""
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Any) -> Any:
+        content = RecordDict({"arrays": arrays, "config": config})
+        grid.send_and_receive([Message(content, node, "train") for node in grid.get_node_ids()])
+        return super().configure_train(server_round, arrays, config, grid)
+
+
+def test_what_a_strategy_asks_beside_the_round_is_counted(fakes: Any, tmp_path: Path) -> None:
+    for name, strategy in (("plain", "fedavg"), ("asking", f"{__name__}:AskingFirst")):
+        run(fakes, fakes.FakeGrid(), tmp_path / name, num_rounds=1, evaluate_every=0, strategy=strategy)
+    (plain,), (asking,) = lines(tmp_path / "plain"), lines(tmp_path / "asking")
+    for bytes_ in ("bytes_down", "bytes_up"):
+        assert asking[bytes_] == 2 * plain[bytes_] > 0

@@ -10,7 +10,19 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategy_fakes import FakeGrid, content, f32, grid_of, model, record, run_rounds, same_bytes, schedule, values
+from strategy_fakes import (
+    FakeGrid,
+    content,
+    f32,
+    grid_of,
+    model,
+    record,
+    run_rounds,
+    same_bytes,
+    schedule,
+    trained,
+    values,
+)
 
 from fedmoe.errors import FedMoEError
 from strategies import (
@@ -265,6 +277,39 @@ def test_questions_that_no_budget_covers_are_refused() -> None:
     mechanism.expect(100)
     with pytest.raises(FedMoEError, match="which no budget covers"):
         mechanism.configure_train(1, model(), ConfigRecord(), FakeGrid({}))
+
+
+def test_questions_beside_an_evaluation_are_refused_too() -> None:
+    class Asks(FedAvg):
+        def configure_evaluate(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
+            return grid.pull_messages(grid.push_messages([Message(RecordDict({"arrays": arrays}), 1, "train")]))
+
+    with pytest.raises(FedMoEError, match="which no budget covers"):
+        private(Asks()).configure_evaluate(1, model(), ConfigRecord(), FakeGrid({}))
+
+
+def test_a_reply_with_further_records_is_refused_and_lists_are_averaged() -> None:
+    def answer(client: int, message: Message) -> RecordDict:
+        reply = trained(client, message)
+        reply["metrics"]["shares"] = [0.5, float(client)]  # type: ignore[index]
+        if client == 7:
+            reply["secret"] = ConfigRecord({"items": [1, 2]})
+        return reply
+
+    class Keeps(FedAvg):
+        def aggregate_train(self, server_round: int, replies: Any) -> Any:
+            (self.reply,) = (reply for reply in replies if reply.has_content())
+            return super().aggregate_train(server_round, [self.reply])
+
+    kept = Keeps()
+    mechanism = private(kept, metrics="exact")
+    mechanism.expect(100)
+    partial = PartialAggregation(mechanism, schedule(0))
+    run_rounds(partial, grid_of(30, answer), model(), [1])
+    (refusal,) = partial.refusals
+    assert refusal.node_id == 1007 and "it holds the records metrics, secret beside its arrays" in refusal.reason
+    shares = kept.reply.content["metrics"]["shares"]  # type: ignore[index]
+    assert shares == pytest.approx([0.5, (sum(range(30)) - 7) / 29])
 
 
 def test_a_config_that_drops_clipping_and_noise_is_refused() -> None:

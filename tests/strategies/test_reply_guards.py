@@ -117,7 +117,6 @@ def test_a_bad_reply_costs_only_itself(name: str, change: Any, reason: str) -> N
     got = run_rounds(ordered(strategy, grid), grid, start, [1])
     (refusal,) = strategy.refusals
     assert refusal.node_id == 1000 + BAD
-    assert refusal.kind == FailureKind.REFUSED
     assert re.search(reason, refusal.reason)
 
     without = grid_of(5)
