@@ -119,7 +119,9 @@ class FederationSettings(Section):
     evaluate_every: CountOrZero = Field(35, description="rounds between evaluations; 0: only at the end")
     evaluate_clients: CountOrZero = Field(0, description="clients of these evaluations, a fixed sample; 0: all")
     patience: CountOrZero = Field(10, description="evaluations without a better NDCG@10 before stopping; 0: never")
-    checkpoint_every: CountOrZero = Field(70, description="rounds between checkpoints; 0: only at the end")
+    checkpoint_every: CountOrZero | None = Field(
+        None, description="rounds between checkpoints; 0: only at the end; null: 70, and 1 in a deployment"
+    )
     guards: GuardSettings = GuardSettings()
 
     @model_validator(mode="before")
@@ -271,6 +273,11 @@ class Settings(Section):
         if self.data.new_items and self.evaluation.protocol != "full":
             raise ValueError("data.new_items are ranked among all items: set evaluation.protocol to full")
         return self
+
+    def in_deployment(self) -> Settings:
+        """Return the settings with a checkpoint each round, unless they say otherwise: no client's work is lost."""
+        every = 1 if self.federation.checkpoint_every is None else self.federation.checkpoint_every
+        return self.model_copy(update={"federation": self.federation.model_copy(update={"checkpoint_every": every})})
 
     @property
     def named_modalities(self) -> dict[str, ModalitySettings]:

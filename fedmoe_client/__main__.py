@@ -12,11 +12,12 @@ from pathlib import Path
 
 from fedmoe.deployment.front_door import Command, main, parser_of
 from fedmoe.deployment.keys import make_key_pair, public_half, read_public_key
-from fedmoe.deployment.ports import free_port, parse_address
+from fedmoe.deployment.ports import free_port, parse_address, require_free
 from fedmoe.deployment.superexec import superexec
 from fedmoe.deployment.supervisor import (
     Program,
     Supervisor,
+    end_leftovers,
     last_lines,
     require_stopped,
     start_in_background,
@@ -37,7 +38,7 @@ Take part in a federation with your own history, which stays here. What follows 
   python -m fedmoe_client forget                                        erase what the client keeps beside your history
   python -m fedmoe_client down                                          stop taking part; everything is kept
 
-Exit status: 0 done, 2 something for you to put right."""
+Exit status: 0 done, 1 'up' is not connected yet and goes on trying, 2 something for you to put right."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -97,23 +98,25 @@ def up(given: argparse.Namespace, extra: list[str]) -> int:
             f"{folder.path} has no key: make one with 'python -m fedmoe_client enrol --dir {folder.path}'"
         )
     config = _node_config(folder, given)
-    if given.foreground:
-        folder.make()
-        folder.trust(given.ca)
-        _take_part(folder, given, config, extra)
-        return 0
     require_stopped(folder, "client")
     folder.make()
     folder.trust(given.ca)
+    end_leftovers(folder)
+    if given.port:
+        require_free("127.0.0.1", given.port, "--port")
+    if given.foreground:
+        _take_part(folder, given, config, extra)
+        return 0
     start = folder.node_log.stat().st_size if folder.node_log.exists() else 0
     deadline = time.monotonic() + CONNECT_SECONDS
     words = ["up", "--foreground", *sys.argv[2:]]
     connected = lambda: folder.node_id(start) is not None or time.monotonic() > deadline  # noqa: E731
     start_in_background(folder, "fedmoe_client", words, connected)
     if folder.node_id(start) is None:
-        print(f"not connected yet; it goes on trying. {folder.node_log} says:\n{last_lines(folder.node_log, 6)}")
-    else:
-        print(f"connected to {given.server}")
+        why = folder.refusal(start) or last_lines(folder.node_log, 1)
+        print(f"not connected yet; it goes on trying: {why} (see {folder.node_log})")
+        return 1
+    print(f"connected to {given.server}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The server's commands: ``python -m fedmoe_server up | admit | clients | catalogue | run | export | down``."""
+"""The server's commands: ``python -m fedmoe_server up | admit | run | status | ... | down``."""
 
 from __future__ import annotations
 
@@ -6,35 +6,37 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedmoe.deployment.folder import write_json
 from fedmoe.deployment.front_door import Command, main, parser_of
 from fedmoe.deployment.keys import read_public_key
 from fedmoe.deployment.ports import listens, parse_address, require_free, wait_until_closed
 from fedmoe.deployment.superexec import superexec
-from fedmoe.deployment.supervisor import Program, Supervisor, require_stopped, start_in_background, stop
+from fedmoe.deployment.supervisor import Program, Supervisor, end_leftovers, require_stopped, start_in_background, stop
 from fedmoe.errors import FedMoEError
+from fedmoe.files import alone
 from fedmoe_server.deploy.certificates import Certificates, given_certificates, own_certificates
 from fedmoe_server.deploy.deployed import AdmittedClient
 from fedmoe_server.deploy.server_folder import CONNECTION, Addresses, ServerFolder, superlink_command
-
-if TYPE_CHECKING:
-    from fedmoe.settings import Settings
 
 DEFAULT_FOLDER = Path("fedmoe-server")
 HELP = """\
 Serve a federation of real clients over gRPC with TLS. What follows -- goes to Flower's own program.
 
+  python -m fedmoe_server demo                                          all of it on this machine, in minutes
   python -m fedmoe_server up [--address HOST:PORT] [--name HOST] ...     start the server in the background
   python -m fedmoe_server admit CLIENT.pub ...                          register clients' public keys
   python -m fedmoe_server catalogue CONFIG --out FOLDER                 what clients need to know of the items
   python -m fedmoe_server run CONFIG [key=value ...]                    run a federation, follow it to its end
   python -m fedmoe_server run --resume RUN_FOLDER                       go on from a run's last checkpoint
+  python -m fedmoe_server status [--watch]                              the run, who is missing, what failed and why
+  python -m fedmoe_server runs                                          all runs that were submitted
+  python -m fedmoe_server follow [RUN]                                  follow a run from its beginning to its end
+  python -m fedmoe_server stop [RUN]                                    stop a run
   python -m fedmoe_server export RUN_FOLDER                             a run's model as safetensors, with a card
   python -m fedmoe_server down                                          stop everything
 
-Exit status: 0 done, 1 the run failed, 2 something for you to put right."""
+Exit status: 0 done, 1 the run failed or the server is down, 2 something for you to put right."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,6 +57,13 @@ def parser() -> argparse.ArgumentParser:
     run_parser = commands.add_parser("run", help="run a federation (options after -- go to flwr run)")
     run_parser.add_argument("words", nargs="*", metavar="CONFIG|key=value", help="settings, as of sim.py")
     run_parser.add_argument("--resume", type=Path, metavar="RUN_FOLDER", help="go on from a run's last checkpoint")
+    for name, meaning in (("follow", "show a run from its beginning to its end"), ("stop", "stop a run")):
+        each = commands.add_parser(name, help=meaning)
+        default = "the latest" if name == "follow" else "the one that is going on"
+        each.add_argument("run", nargs="?", metavar="RUN", help=f"its number, or its folder (default: {default})")
+    commands.add_parser("runs", help="list the runs that were submitted")
+    status_parser = commands.add_parser("status", help="show the run, the clients, what failed, traffic and disk")
+    status_parser.add_argument("--watch", action="store_true", help="show it again every few seconds, until Ctrl-C")
     commands.add_parser("clients", help="list the admitted clients")
     catalogue_parser = commands.add_parser("catalogue", help="write what clients need to know of the items")
     catalogue_parser.add_argument("words", nargs="*", metavar="CONFIG|key=value", help="settings, as of sim.py")
@@ -67,6 +76,11 @@ def parser() -> argparse.ArgumentParser:
     export_parser.add_argument(
         "--out", type=Path, help="folder to write, which must not exist yet (default: RUN_FOLDER/export)"
     )
+    demo_parser = commands.add_parser("demo", help="a server and clients with real histories on this machine")
+    demo_parser.add_argument("words", nargs="*", metavar="key=value", help="settings on top of the demo's own")
+    demo_parser.add_argument("--clients", type=int, default=4, help="number of clients (default: %(default)s)")
+    demo_parser.add_argument("--rounds", type=int, default=12, help="number of rounds (default: %(default)s)")
+    demo_parser.add_argument("--keep", type=Path, metavar="FOLDER", help="new folder to keep everything in")
     commands.add_parser("down", help="stop the server and all that it started")
     for each in commands.choices.values():
         each.add_argument("--dir", type=Path, default=DEFAULT_FOLDER, help="the server's folder (default: %(default)s)")
@@ -77,14 +91,14 @@ def up(given: argparse.Namespace, extra: list[str]) -> int:
     """Start the server; return when it is ready, or with ``--foreground`` when it has been stopped."""
     folder, addresses = ServerFolder(given.dir), Addresses(given.address, given.control)
     clients, control = parse_address(addresses.clients), parse_address(addresses.control)
-    if given.foreground:
-        folder.make()
-        _serve(folder, addresses, _certificates(folder, given, clients[0], control[0]), extra)
-        return 0
     require_stopped(folder, "server")
+    folder.make()
+    end_leftovers(folder)
     require_free(*clients, "--address")
     require_free(*control, "--control")
-    folder.make()
+    if given.foreground:
+        _serve(folder, addresses, _certificates(folder, given, clients[0], control[0]), extra)
+        return 0
     words = ["up", "--foreground", *sys.argv[2:]]
     start_in_background(folder, "fedmoe_server", words, lambda: listens(*clients) and listens(*control))
     print(f"the server runs: clients connect to {addresses.clients} (gRPC, TLS)")
@@ -97,19 +111,23 @@ def admit(given: argparse.Namespace, extra: list[str]) -> int:
     folder = ServerFolder(given.dir)
     folder.addresses()
     for path in given.keys:
-        key = read_public_key(path)
-        known = folder.admitted()
-        if any(entry.fingerprint == key.fingerprint for entry in known):
-            print(f"{path} is admitted already: client {key.client}")
-            continue
-        if any(entry.client == key.client for entry in known):
-            raise FedMoEError(
-                f"{path} asks for client id {key.client}, which another key has: enrol with another --client-id"
-            )
-        answer = folder.flwr("supernode", "register", str(path), CONNECTION, *extra)
-        folder.admit(AdmittedClient(key.client, int(answer["node-id"]), key.fingerprint))
-        print(f"{path} admitted: client {key.client}, node {answer['node-id']}")
+        with alone(folder.path / "admit.lock"):
+            print(_admit_one(folder, path, extra), flush=True)
     return 0
+
+
+def _admit_one(folder: ServerFolder, path: Path, extra: list[str]) -> str:
+    """Register a public key; return what to say. Raises FedMoEError if another key has its client id."""
+    key, known = read_public_key(path), folder.admitted()
+    if any(entry.fingerprint == key.fingerprint for entry in known):
+        return f"{path} is admitted already: client {key.client}"
+    if any(entry.client == key.client for entry in known):
+        raise FedMoEError(
+            f"{path} asks for client id {key.client}, which another key has: enrol with another --client-id"
+        )
+    answer = folder.flwr("supernode", "register", str(path), CONNECTION, *extra)
+    folder.admit(AdmittedClient(key.client, int(answer["node-id"]), key.fingerprint))
+    return f"{path} admitted: client {key.client}, node {answer['node-id']}"
 
 
 def clients(given: argparse.Namespace, extra: list[str]) -> int:
@@ -119,27 +137,13 @@ def clients(given: argparse.Namespace, extra: list[str]) -> int:
     return 0
 
 
-def run(given: argparse.Namespace, extra: list[str]) -> int:
-    """Run a federation; return 0 if it completed, 1 if it failed."""
+def operate(given: argparse.Namespace, extra: list[str]) -> int:
+    """Carry out a command around runs: ``run``, ``follow``, ``stop``, ``runs`` or ``status``."""
     # Settings and tables take a moment to import: not for the other commands.
-    from fedmoe.loading import settings_of_run
-    from fedmoe_server.deploy.submission import RunFailed, follow, submit
+    from fedmoe_server.deploy import operate
 
-    folder = ServerFolder(given.dir)
-    settings = _settings(given.words) if given.resume is None else settings_of_run(given.resume, given.words)
-    run_id, run_dir = submit(folder, settings, given.resume, extra)
-    print(f"run {run_id} submitted; {run_dir}", flush=True)
-    try:
-        follow(folder, run_id, run_dir, lambda line: print(line, flush=True))
-    except RunFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        home = f"FLWR_HOME={folder.flower_home}"
-        print(f"\nthe run goes on without being followed; stop it with: {home} flwr stop {run_id} {CONNECTION}")
-        raise
-    print(f"run {run_id} completed; {run_dir}")
-    return 0
+    command: Command = getattr(operate, given.command)
+    return command(given, extra)
 
 
 def down(given: argparse.Namespace, extra: list[str]) -> int:
@@ -162,14 +166,22 @@ def catalogue(given: argparse.Namespace, extra: list[str]) -> int:
     """
     from data.dataset import save_catalogue
     from data.registry import catalogue_from_list, load_dataset
+    from fedmoe_server.deploy.operate import settings_of
 
     ServerFolder(given.dir).use_cache()
-    settings = _settings(given.words)
+    settings = settings_of(given.words)
     dataset = load_dataset(settings) if given.items is None else catalogue_from_list(given.items, settings)
     save_catalogue(dataset, given.out)
     marks = ", ".join(f"{name} {mark}" for name, mark in dataset.fingerprints().items())
     print(f"{given.out}: {dataset.interactions.num_items} items; {marks}")
     return 0
+
+
+def demo(given: argparse.Namespace, extra: list[str]) -> int:
+    """Show a federation on this machine, and take it down."""
+    from fedmoe_server.deploy.demo import demo
+
+    return demo(given, extra)
 
 
 def export(given: argparse.Namespace, extra: list[str]) -> int:
@@ -182,16 +194,6 @@ def export(given: argparse.Namespace, extra: list[str]) -> int:
     if done.program_problem is not None:
         print(f"note: without {PROGRAM}: {done.program_problem}", file=sys.stderr)
     return 0
-
-
-def _settings(words: list[str]) -> Settings:
-    """Return the settings that words ask for, after printing what they should be warned of."""
-    from fedmoe.loading import load_settings
-
-    settings, warnings = load_settings(words)
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    return settings
 
 
 def _serve(folder: ServerFolder, addresses: Addresses, certificates: Certificates, extra: list[str]) -> None:
@@ -221,8 +223,9 @@ COMMANDS: dict[str, Command] = {
     "admit": admit,
     "clients": clients,
     "catalogue": catalogue,
-    "run": run,
+    **dict.fromkeys(("run", "follow", "stop", "runs", "status"), operate),
     "export": export,
+    "demo": demo,
     "down": down,
 }
 

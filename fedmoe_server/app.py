@@ -20,6 +20,7 @@ from typing import cast
 import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from httpx import HTTPError
 from rich.console import Console
 
 from data.dataset import Dataset
@@ -27,7 +28,7 @@ from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import from_run_config
 from fedmoe.settings import Settings
-from fedmoe_server.deploy.deployed import Deployed, identity, progress_log
+from fedmoe_server.deploy.deployed import Deployed, held_log, identity, progress_log
 from fedmoe_server.deploy.patience import PatientGrid
 from fedmoe_server.report.report import write_report
 from fedmoe_server.report.run_folder import (
@@ -67,11 +68,11 @@ def main(grid: Grid, context: Context) -> None:
     settings = from_run_config(config)
     deployed = None if config.get("simulated") is True else Deployed(clients)
     if deployed is not None:
-        grid = cast(Grid, PatientGrid(grid, settings.deployment.rest_seconds))
+        grid, settings = cast(Grid, PatientGrid(grid, settings.deployment.rest_seconds)), settings.in_deployment()
     if clients is None or run_dir is None:
         run(grid, settings, run_dir, resume, deployed=deployed)
         return
-    with progress_log(clients, run_dir).open("w", encoding="utf-8") as log:
+    with held_log(progress_log(clients, run_dir)) as log:
         run(grid, settings, run_dir, resume, Console(file=log, width=200), deployed)
 
 
@@ -209,6 +210,9 @@ def _failure_recorded(tracker: Tracker) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        if isinstance(error, SystemExit | HTTPError):  # a signal, or the server is gone: the run itself did not fail
+            tracker.close()
+            raise
         reason = str(error) if isinstance(error, FedMoEError) else f"{type(error).__name__}: {error}".rstrip(": ")
         with suppress(FedMoEError):  # the first error is the one to show
             tracker.fail(reason)

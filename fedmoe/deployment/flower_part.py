@@ -1,10 +1,11 @@
 """Starts a program of Flower's as a part that can be watched: ``python -m fedmoe.deployment.flower_part PROGRAM``.
 
-Flower 1.39 as it is leaves three things open, which are mended here and nowhere else:
+Flower 1.39 as it is leaves four things open, which are mended here and nowhere else:
 
 * its database waits 5 s for a lock; beyond that a request fails, and with it whoever asked. Here it waits 60 s.
 * where the main thread of a program ends by an exception, other threads keep the process alive. Here it ends.
 * its control port takes commands from anyone who trusts the certificate. Here a command carries a secret.
+* its server refuses a node whose clock is 5 s ahead, and does not say so. Here 5 minutes are allowed either way.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ PROGRAMS = {
 }
 LOCK_SECONDS = 60  # that a database waits for its lock
 BEAT_SECONDS = 2.0
+CLOCK_SECONDS = 300.0  # that the clock of a node may be ahead of the server's; Flower lets it be 305 s behind
 BEAT = "FEDMOE_BEAT"  # the file that a part touches for as long as its main thread lives
 CONTROL_SECRET = "FEDMOE_CONTROL_SECRET"  # the file of the control port's secret; none: it is open
 
@@ -44,6 +46,8 @@ def main(words: Sequence[str]) -> None:
     status = 1
     try:
         _wait_for_locks()
+        if program == "flower-superlink":
+            _forgive_clocks()
         if CONTROL_SECRET in os.environ:
             _keep_control(program, Path(os.environ[CONTROL_SECRET]).read_text(encoding="ascii").strip())
         if BEAT in os.environ:
@@ -72,6 +76,24 @@ def _wait_for_locks() -> None:
     store = importlib.import_module("flwr.supercore.sql_mixin")
     waits = {**dict(store.SQLITE_PRAGMAS), "busy_timeout": str(1000 * LOCK_SECONDS)}
     store.SQLITE_PRAGMAS = tuple(waits.items())  # type: ignore[attr-defined]
+
+
+def _forgive_clocks() -> None:
+    """Let in nodes whose clocks are ahead as far as those that are behind, and tell the others what is wrong."""
+    from grpc import StatusCode
+
+    nodes: Any = importlib.import_module("flwr.server.superlink.fleet.grpc_rere.node_auth_server_interceptor")
+    nodes.MIN_TIMESTAMP_DIFF = -CLOCK_SECONDS
+    refuse = nodes._unary_unary_rpc_terminator
+
+    def refuse_and_say_why(message: str, *code: Any) -> Any:
+        if message == "Invalid timestamp":
+            clock = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+            why = f"this client's clock is more than 5 minutes from the server's, which says {clock} UTC: set it"
+            return refuse(why, StatusCode.FAILED_PRECONDITION)  # of the code that Flower gives no node tells the reason
+        return refuse(message, *code)
+
+    nodes._unary_unary_rpc_terminator = refuse_and_say_why
 
 
 def _keep_control(program: str, secret: str) -> None:

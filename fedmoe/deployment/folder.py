@@ -14,6 +14,7 @@ from typing import Any
 from fedmoe.errors import FedMoEError
 from fedmoe.files import write_file
 
+HERE = ("127.0.0.1", "localhost", "::1")
 TAG = "FEDMOE_FOLDER"  # in the environment of every process of a folder
 
 
@@ -76,7 +77,10 @@ class Folder:
             "MPLCONFIGDIR": str((self.cache / "matplotlib").absolute()),
             "OMP_NUM_THREADS": "1",
         }
+        # A proxy is for other machines: what runs here is reached without it.
+        spared = {name: ",".join(filter(None, [base.get(name), *HERE])) for name in ("no_proxy", "NO_PROXY")}
         fixed = {
+            **spared,
             TAG: str(self.path.absolute()),
             "FLWR_HOME": str(self.flower_home.absolute()),
             "PATH": os.pathsep.join([scripts, base.get("PATH", os.defpath)]),

@@ -203,6 +203,13 @@ def require_stopped(folder: Folder, what: str) -> None:
         raise FedMoEError(f"the {what} of {folder.path} runs already: stop it with 'down' first")
 
 
+def end_leftovers(folder: Folder) -> None:
+    """End what a supervisor that was killed has left running. Raises FedMoEError if a supervisor has the folder."""
+    with folder.lock.open("w") as lock:
+        _lock(lock.fileno(), folder)
+        end_all(folder)
+
+
 def stop(folder: Folder) -> bool:
     """Stop the supervisor of a folder and all that it started; return whether anything ran.
 

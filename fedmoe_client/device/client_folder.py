@@ -14,6 +14,7 @@ from fedmoe.deployment.folder import Folder
 from fedmoe.errors import FedMoEError
 
 CONNECTED = re.compile(r"SuperNode ID: (\d+)")
+REFUSED = "Failed to initialize the connection to the SuperLink."  # Flower says, and in the next line why
 RELEASE_SECONDS = 30.0
 NOTICED_SECONDS = 4.0
 
@@ -53,6 +54,16 @@ class ClientFolder(Folder):
         except FileNotFoundError:
             return None
         return int(found[-1]) if found else None
+
+    def refusal(self, start: int = 0) -> str | None:
+        """Return why the latest attempt to connect after byte ``start`` of the log failed, None if that is not said."""
+        try:
+            with self.node_log.open("rb") as log:
+                log.seek(start)
+                _, found, said = log.read().decode("utf-8", errors="replace").rpartition(REFUSED)
+        except FileNotFoundError:
+            return None
+        return next((line.strip() for line in said.splitlines() if line.strip()), None) if found else None
 
     def release(self, server: str, environment: Mapping[str, str]) -> None:
         """Tell the server that the node has crashed; where that fails, the server finds out within a minute.

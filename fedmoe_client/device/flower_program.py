@@ -17,13 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flwr.app import Context, Error, Message
+from flwr.cli.install import install_from_fab
 from flwr.clientapp import ClientApp
 from flwr.supernode.cli import flwr_clientapp
+from flwr.supernode.runtime import run_clientapp
 
 import fedmoe_client.app
 import fedmoe_client.device.joining  # noqa: F401  what a query needs
 from fedmoe.failures import FailureKind, told_reason
-from fedmoe.files import write_file
+from fedmoe.files import alone, write_file
 from fedmoe_client.device.resident_call import NODE_PID, SOCKET
 
 PROGRAM = "flwr-clientapp"
@@ -91,6 +93,7 @@ def handle_in_fork(words: Sequence[str], node: int, outputs: Sequence[int], to_c
             signal.signal(number, signal.SIG_DFL)
         os.environ[NODE_PID] = str(node)
         sys.argv = [PROGRAM, *words]
+        run_clientapp.install_from_fab = _installed_alone  # type: ignore[assignment,attr-defined]
         fedmoe_client.app.app = _OfThisVersion(fedmoe_client.app.app)
         flwr_clientapp()
         code = 0
@@ -102,6 +105,12 @@ def handle_in_fork(words: Sequence[str], node: int, outputs: Sequence[int], to_c
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # never back into the parent's loop
+
+
+def _installed_alone(content: bytes, skip_prompt: bool) -> Path:
+    """Install an app while no other message does: Flower takes a folder that is half written for a whole app."""
+    with alone(Path(os.environ["FLWR_HOME"]) / "apps.lock"):
+        return install_from_fab(content, skip_prompt=skip_prompt)
 
 
 class _OfThisVersion(ClientApp):

@@ -18,9 +18,9 @@ from fedmoe.settings import Settings
 from fedmoe_client.learning.evaluation import model_scorer
 from fedmoe_client.learning.workbench import Workbench
 from fedmoe_client.store.folder import State, StateFolder
-from fedmoe_client.store.history import read_histories
+from fedmoe_client.store.history import number_of, read_histories
 from fedmoe_client.store.identity import own_dataset, refuse_other
-from fedmoe_client.store.private import GLOBAL, kept_memory, latest_private, private_name
+from fedmoe_client.store.private import GLOBAL, kept_memory, latest_private, of_user, private_name
 
 PIECE = 32768  # items that are scored at once
 
@@ -70,9 +70,11 @@ def recommendations(state_dir: Path, top: int, history: Path | None = None, user
     """
     started = time.perf_counter()
     store = StateFolder.existing(state_dir)
-    bench, private = _own_model(store)
+    bench, private, names = _own_model(store)
     dataset = bench.dataset
     name, seen, notes = _history(store, bench, private, history, user)
+    users = of_user(latest_private(private), number_of(name))  # where it is one of a silo
+    bench.load({parameter: array for parameter, array in users.items() if parameter in names})
     candidates = np.setdiff1d(np.arange(1, dataset.interactions.num_items + 1), seen)
     scores = _scores(bench, seen, candidates)
     best = np.argsort(-scores, kind="stable")[:top]
@@ -95,8 +97,8 @@ def _scores(bench: Workbench, seen: NDArray[np.int32], candidates: NDArray[np.in
     return np.concatenate([np.zeros(0, np.float32), *(scorer(context, piece[None])[0] for piece in pieces)])
 
 
-def _own_model(store: StateFolder) -> tuple[Workbench, State | None]:
-    """Return the last global model with the user's own private parameters in it, and the private state.
+def _own_model(store: StateFolder) -> tuple[Workbench, State | None, list[str]]:
+    """Return the last global model with the client's private parameters in it, the private state, and their names.
 
     Raises FedMoEError if there is no model yet, or if the catalogue is not the one that it was trained with.
     """
@@ -111,7 +113,7 @@ def _own_model(store: StateFolder) -> tuple[Workbench, State | None]:
     private = store.load(private_name(about["identity"]["model"]))
     own = {name: array for name, array in latest_private(private).items() if name in about["private"]}
     bench.load(received.arrays | own)
-    return bench, private
+    return bench, private, about["private"]
 
 
 def _history(

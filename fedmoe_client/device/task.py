@@ -65,7 +65,8 @@ def perform(task: Task, state: RecordDict | None = None) -> Answer:
             return carry_out(_client_of(store, task, bench), task.kind, task.arrays, task.config, task.extra)
     private = InContext(RecordDict() if state is None else state)
     number = task.node.sole_number
-    client = FedMoEClient(bench, number, private, _own_histories(task.node, bench, number))
+    own = _own_histories(task.node, bench, number)
+    client = _of_kind(bench, own, number)(bench, number, private, own)
     return carry_out(client, task.kind, task.arrays, task.config, task.extra)
 
 
@@ -83,14 +84,23 @@ def _client_of(store: StateFolder, task: Task, bench: Workbench) -> FedMoEClient
         task.run,
         int(task.config["server-round"]),
         task.kind == "train",
-        2 * bench.settings.federation.checkpoint_every,
+        2 * (bench.settings.in_deployment().federation.checkpoint_every or 0),
         wanted=task.wanted,
     )
-    client = FedMoEClient(bench, number, private, own)
+    client = _of_kind(bench, own, number)(bench, number, private, own)
     reach = max(bench.settings.model.memory_size, bench.settings.model.max_seq_len)
     names = {number: str(bench.dataset.interactions.user_ids[number])} if own is None else own.names
     private.memory = {names[user]: np.asarray(client.histories.history(user)[-reach:]) for user in client.users}
     return client
+
+
+def _of_kind(bench: Workbench, own: OwnHistories | None, number: int) -> type[FedMoEClient]:
+    """Return the class of a client: a folder of histories is a silo, also where one user has a history so far."""
+    if own is None or own.users == [number] or bench.own_client is not None:
+        return FedMoEClient
+    from fedmoe_client.learning.silo import Silo
+
+    return Silo
 
 
 def _own_histories(node: Node, bench: Workbench, number: int) -> OwnHistories | None:

@@ -12,6 +12,7 @@ Shapes: V items, R touched rows with that of the padding, D hidden size, F width
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -70,10 +71,7 @@ class Answer(NamedTuple):
 
 
 class FedMoEClient(NumPyClient):
-    """Trains and evaluates on one user's history, or on those of a silo's users, who then share the private part.
-
-    Arrays come and go in the order of ``workbench.names``.
-    """
+    """Trains and evaluates on one user's history (``Silo`` on many); arrays are in the order of ``workbench.names``."""
 
     def __init__(
         self,
@@ -152,6 +150,9 @@ class FedMoEClient(NumPyClient):
         metrics: dict[str, Scalar] = {**personal, **{f"global-{name}": value for name, value in common.items()}}
         return 1.0 - personal["ndcg@10"], len(self.users), metrics
 
+    def _turn_of(self, place: int, used: Parameters) -> AbstractContextManager[None]:
+        return nullcontext()  # of a silo: what goes around a user's training
+
     def reply_names(self, shared: Sequence[str], arrays: NDArrays) -> list[str]:
         """Return the names of the arrays that ``fit`` returned; shared: the groups that it was given."""
         names = self.workbench.names_in(tuple(shared))
@@ -228,9 +229,10 @@ class FedMoEClient(NumPyClient):
         with substituted(bench.model, substitutes(bench.model.features, start[TABLE], touched)):
             used = bench.parameters | {TABLE: bench.model.get_parameter(TABLE)}
             beside = additions(used)
-            for steps in users:
+            for place, steps in enumerate(users):
                 local = replace(steps, batches=[renumbered(batch, touched) for batch in steps.batches])
-                outcomes.append(train_steps(bench.model, local, training, int(config["server-round"]), beside))
+                with self._turn_of(place, used):
+                    outcomes.append(train_steps(bench.model, local, training, int(config["server-round"]), beside))
             trained = {name: parameter.detach().cpu().numpy().copy() for name, parameter in used.items()}
         if len(outcomes) == 1:
             return trained, outcomes[0]
@@ -239,10 +241,7 @@ class FedMoEClient(NumPyClient):
 
 
 def workbench(run_config: Mapping[str, bool | int | float | str], catalogue: Path | None = None) -> Workbench:
-    """Return this process's workbench for the settings of a run; made once and reused.
-
-    catalogue: folder of the catalogue to use in place of the data set's, which then is not looked for.
-    """
+    """Return this process's workbench for a run's settings, made once; catalogue: folder in place of the data set's."""
     # With their types: True, 1 and 1.0 are equal.
     items = tuple((key, type(value).__name__, value) for key, value in sorted(run_config.items()))
     return made_workbench(items, catalogue, None if catalogue is None else catalogue_stamp(catalogue))

@@ -136,7 +136,7 @@ def renumbered(batch: WindowBatch, touched: Tensor) -> WindowBatch:
     return WindowBatch(*(torch.searchsorted(touched, ids) for ids in (batch.context, batch.targets, batch.negatives)))
 
 
-def load(parameters: Mapping[str, nn.Parameter], arrays: Mapping[str, NDArray[np.float32]]) -> None:
+def load(parameters: Mapping[str, Tensor], arrays: Mapping[str, NDArray[np.float32]]) -> None:
     """Copy arrays into parameters in place."""
     with torch.no_grad():
         for name, array in arrays.items():

@@ -60,7 +60,7 @@ def read_histories(path: Path, number: int, item_numbers: Mapping[str, int], lea
     Raises:
         FedMoEError: there is no file, a line cannot be read, or no user has enough items of the catalogue.
     """
-    files = {_number_of(file.stem): file for file in _files(path)} if path.is_dir() else {number: path}
+    files = {number_of(file.stem): file for file in _files(path)} if path.is_dir() else {number: path}
     found: dict[int, NDArray[np.int32]] = {}
     unknown: dict[int, tuple[str, ...]] = {}
     counted: dict[str, int] = {}
@@ -120,8 +120,8 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _number_of(name: str) -> int:
-    """Return a user's number: a hash, so that it stays the same when files come and go."""
+def number_of(name: str) -> int:
+    """Return the number of a silo's user: a hash, so that it stays the same when files come and go."""
     return int.from_bytes(sha256(name.encode()).digest()[:8], "little") >> 1
 
 

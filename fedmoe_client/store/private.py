@@ -164,6 +164,17 @@ def latest_private(state: State | None) -> NamedArrays:
     return {name: state.arrays[f"{len(entries) - 1}/{name}"] for name in entries[-1]["names"]}
 
 
+def user_name(user: int, name: str) -> str:
+    """Return the name of a parameter that is the own one of a silo's user."""
+    return f"user {user}/{name}"
+
+
+def of_user(arrays: NamedArrays, user: int) -> NamedArrays:
+    """Return the own parameters of a silo's user by their names."""
+    mark = user_name(user, "")
+    return {name.removeprefix(mark): array for name, array in arrays.items() if name.startswith(mark)}
+
+
 def kept_memory(state: State | None) -> dict[str, NDArray[np.int32]]:
     """Return the latest items of each user, by the name of its history, as they were at the last training."""
     arrays = {} if state is None else state.arrays

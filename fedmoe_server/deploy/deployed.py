@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 from data.dataset import Dataset
 from fedmoe.deployment.folder import Folder, read_json
@@ -60,3 +65,25 @@ def progress_log(clients: Path, run_dir: Path) -> Path:
     clients: the ``clients.json`` of the server's folder; run_dir: the run's folder.
     """
     return Folder(clients.parent).logs / f"run-{run_dir.name}.log"
+
+
+@contextmanager
+def held_log(log: Path) -> Iterator[TextIO]:
+    """Yield a new log that is locked from its first moment until the block, or the process, ends."""
+    begun = log.with_name(f".{log.name}.{os.getpid()}")
+    with begun.open("w", encoding="utf-8") as file:
+        flock(file, LOCK_EX)
+        os.replace(begun, log)
+        yield file
+
+
+def held(log: Path) -> bool:
+    """Whether the process that opened a log with ``held_log`` still has it."""
+    try:
+        with log.open("rb") as file:
+            flock(file, LOCK_SH | LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False

@@ -36,7 +36,7 @@ class ServerFolder(Folder):
         super().__init__(path)
         self.certificates = path / "certificates"  # authority, certificate and keys that were made here
         self.database = path / "superlink.db"  # of SuperLink: registered keys, runs, messages
-        self.bundle = path / "app"  # the app as it was submitted last
+        self.submitted = path / "runs"  # what was submitted, a file for each run
         self.clients = path / "clients.json"  # the clients that were admitted
 
     def remember(self, addresses: Addresses, certificates: Certificates) -> None:

@@ -1,4 +1,4 @@
-"""Submitting a run to the server and following it to its end."""
+"""Submitting a run to the server, following it to its end, and stopping it."""
 
 from __future__ import annotations
 
@@ -8,52 +8,107 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from fedmoe.deployment.ports import listens, parse_address
 from fedmoe.errors import FedMoEError
+from fedmoe.files import alone
 from fedmoe.loading import settings_from, to_run_config
 from fedmoe.settings import Settings
 from fedmoe_server.deploy.bundle import RUN_CONFIG, write_bundle
-from fedmoe_server.deploy.deployed import progress_log
+from fedmoe_server.deploy.deployed import held, progress_log
+from fedmoe_server.deploy.known_runs import KnownRun, State, how_to_go_on, known_runs, note_end, note_run, state_of
 from fedmoe_server.deploy.server_folder import CONNECTION, ServerFolder
-from fedmoe_server.report.run_folder import CHECKPOINTS, RESULT, new_run_dir, read_result
+from fedmoe_server.report.run_folder import new_run_dir, read_result
 from fedmoe_server.rounds.record import Result
 
 Show = Callable[[str], None]
 POLL = 0.5  # seconds between two looks at the run's files
 STATUS_POLL = 20.0  # seconds between two questions to the server, each of which starts a process
 UNREACHABLE = 120.0  # seconds that the server may be away before the run is given up
+BEGIN_SECONDS = 120.0  # that the app of a run has to begin, before another run may
+STOP_SECONDS = 90.0  # that the app of a run has to end
 FINISHED = "finished"
-COMPLETED = "finished:completed"
+WORDS = {
+    State.COMPLETED: "has completed",
+    State.FAILED: "failed",
+    State.STOPPED: "was stopped",
+    State.KILLED: "was killed, or its server was",
+    State.RESUMED: "was resumed by a later run",
+}
 
 
 class RunFailed(Exception):
-    """The run has ended without a result; the message says why, and how to go on."""
+    """The run has ended without a result; the message says why, and how to go on.
 
-
-def submit(folder: ServerFolder, settings: Settings, resume: Path | None, extra: Sequence[str]) -> tuple[str, Path]:
-    """Submit a run; return its id at the server and its run folder.
-
-    resume: a run folder to go on with; its own settings are meant. extra: further options of ``flwr run``.
+    killed: its app was ended, which says nothing against the run itself.
     """
-    host, port = parse_address(folder.addresses().control)
-    if not listens(host, port):
-        raise FedMoEError(f"the server of {folder.path} does not run: start it with 'python -m fedmoe_server up'")
+
+    def __init__(self, text: str, killed: bool = False) -> None:
+        super().__init__(text)
+        self.killed = killed
+
+
+def submit(server: ServerFolder, settings: Settings, resume: Path | None, extra: Sequence[str], show: Show) -> KnownRun:
+    """Submit a run. Each has a bundle of its own, so that none sets another's settings.
+
+    resume: a run folder to go on with; its own settings are meant. extra: further options of ``flwr run``. show: called
+    with a line where the run has to wait.
+
+    Raises FedMoEError if the server does not run, or a run in the folder does.
+    """
+    require_up(server)
     run_dir = (resume or new_run_dir(settings, datetime.now())).absolute()
+    log = progress_log(server.clients, run_dir)
+    if held(log):
+        raise FedMoEError(f"the run of {run_dir} is still running: follow it with 'python -m fedmoe_server follow'")
     values = to_run_config(_with_absolute_paths(settings)) | {
         "run_dir": str(run_dir),
         "resume": str(run_dir) if resume else "",
-        "clients": str(folder.clients.absolute()),
+        "clients": str(server.clients.absolute()),
         "simulated": False,
     }
     assert values.keys() <= RUN_CONFIG.keys()
-    config = folder.path / "run-config.toml"
-    # A text in JSON is one in TOML.
-    config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()), encoding="utf-8")
-    progress_log(folder.clients, run_dir).unlink(missing_ok=True)
-    app = write_bundle(folder.bundle)
-    answer = folder.flwr("run", str(app), CONNECTION, "--run-config", str(config), *extra)
-    return str(answer["run-id"]), run_dir
+    log.unlink(missing_ok=True)
+    with alone(server.path / "submit.lock"), TemporaryDirectory(dir=server.path, prefix="app-") as place:
+        _await_beginnings(server, show)
+        app, config = write_bundle(Path(place) / "app"), Path(place) / "run-config.toml"
+        # A text in JSON is one in TOML.
+        config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()), encoding="utf-8")
+        answer = server.flwr("run", str(app), CONNECTION, "--run-config", str(config), *extra)
+        return note_run(server, str(answer["run-id"]), run_dir)
+
+
+def _await_beginnings(server: ServerFolder, show: Show) -> None:
+    """Return when no run is about to begin, or after a while.
+
+    Flower installs an app at its first run, and would take a folder half written for a whole app if two runs began at
+    once.
+    """
+    deadline = time.monotonic() + BEGIN_SECONDS
+    for run in known_runs(server):
+        if state_of(server, run) is State.WAITING:
+            show(f"run {run.number} is about to begin: waiting for it")
+        while asked_state(server, run)[0] is State.WAITING and time.monotonic() < deadline:
+            time.sleep(POLL)
+
+
+def asked_state(server: ServerFolder, run: KnownRun) -> tuple[State, str]:
+    """Return how a run is doing, and why it failed; one that waits is asked after at the server."""
+    state = state_of(server, run)
+    if state is not State.WAITING:
+        return state, ""
+    status, details = run_status(server, run.number)
+    if status.startswith(FINISHED) and state_of(server, run) is State.WAITING:
+        note_end(server, run, State.FAILED)
+        return State.FAILED, f"the server said '{status}' before it began: {details}"
+    return state, ""
+
+
+def require_up(server: ServerFolder) -> None:
+    """Raise FedMoEError if the server does not run."""
+    if not listens(*parse_address(server.addresses().control)):
+        raise FedMoEError(f"the server of {server.path} does not run: start it with 'python -m fedmoe_server up'")
 
 
 def _with_absolute_paths(settings: Settings) -> Settings:
@@ -66,38 +121,52 @@ def _with_absolute_paths(settings: Settings) -> Settings:
     return settings_from(tree)
 
 
-def follow(folder: ServerFolder, run_id: str, run_dir: Path, show: Show) -> Result:
-    """Show a run's progress until it has ended; return its ``result.json``.
+def follow(server: ServerFolder, run: KnownRun, show: Show) -> Result:
+    """Show a run's progress, from its beginning, until it has ended; return its ``result.json``.
 
     Raises:
-        RunFailed: the run failed, or the server did not come back.
+        RunFailed: the run failed, was stopped or killed, or the server did not begin with it.
     """
-    log = progress_log(folder.clients, run_dir)
-    shown, asked, reached = 0, time.monotonic(), time.monotonic()
-    status, details = "", ""
-    while not status.startswith(FINISHED):
+    log = progress_log(server.clients, run.path)
+    shown, why, asked, reached = 0, "", time.monotonic(), time.monotonic()
+    while not (state := state_of(server, run)).over:
         shown = _show_new(log, shown, show)
-        ended = (run_dir / RESULT).exists()  # the server app removes the one of a run that it resumes
-        if time.monotonic() - asked > (2.0 if ended else STATUS_POLL):
+        if state is State.WAITING and time.monotonic() - asked > STATUS_POLL:
             try:
-                status, details = run_status(folder, run_id)
+                _, why = asked_state(server, run)
                 reached = time.monotonic()
             except FedMoEError as error:
                 if time.monotonic() - reached > UNREACHABLE:
                     raise RunFailed(f"the server has been away for {UNREACHABLE:.0f} s ({error})") from error
             asked = time.monotonic()
         time.sleep(POLL)
-    _show_new(log, shown, show)
-    result = read_result(run_dir)
-    if status != COMPLETED or result.status != "completed":
-        reason = result.error or details or status
-        raise RunFailed(f"run {run_id} ended as '{status}': {reason}{_how_to_go_on(run_dir)}")
-    return result
+    if state is not State.RESUMED:  # what is in the log by then is the later run's
+        _show_new(log, shown, show)
+    result = read_result(run.path)
+    if state is State.COMPLETED:
+        return result
+    why = why or (result.error if state is State.FAILED else None) or ""
+    text = f"run {run.number} {WORDS[state]}{': ' if why else ''}{why}{how_to_go_on(run.path)}"
+    raise RunFailed(text, killed=state is State.KILLED)
 
 
-def run_status(folder: ServerFolder, run_id: str) -> tuple[str, str]:
-    """Return the true status of a run at the server, and its details."""
-    (run,) = folder.flwr("list", CONNECTION, "--run-id", run_id)["runs"]
+def stop_run(server: ServerFolder, run: KnownRun) -> None:
+    """Stop a run; return when its app has ended. Raises FedMoEError if it does not run, or goes on."""
+    if (state := state_of(server, run)).over:
+        raise FedMoEError(f"run {run.number} does not run: it {WORDS[state]}")
+    require_up(server)
+    server.flwr("stop", run.number, CONNECTION)
+    note_end(server, run, State.STOPPED)
+    deadline = time.monotonic() + STOP_SECONDS
+    while not state_of(server, run).over:
+        if time.monotonic() > deadline:
+            raise FedMoEError(f"run {run.number} was told to stop, but has not ended after {STOP_SECONDS:.0f} s")
+        time.sleep(POLL)
+
+
+def run_status(server: ServerFolder, run_id: str) -> tuple[str, str]:
+    """Return the status of a run at the server, and its details."""
+    (run,) = server.flwr("list", CONNECTION, "--run-id", run_id)["runs"]
     return str(run["status"]), str(run["status-details"])
 
 
@@ -113,9 +182,3 @@ def _show_new(log: Path, shown: int, show: Show) -> int:
     for line in whole.decode("utf-8", errors="replace").splitlines():
         show(line)
     return shown + len(whole)
-
-
-def _how_to_go_on(run_dir: Path) -> str:
-    if not any((run_dir / CHECKPOINTS).glob("round-*")):
-        return ""
-    return f"; go on from its last checkpoint with: python -m fedmoe_server run --resume {run_dir}"

@@ -12,7 +12,8 @@ from fedmoe.modalities import GROUPS, selected
 from fedmoe.settings import Settings
 from fedmoe_server.report.progress import number
 from fedmoe_server.report.report import ranked_among, table
-from fedmoe_server.report.run_folder import baselines_of, federated_metrics, read_result
+from fedmoe_server.report.run_folder import averaged, baselines_of, federated_metrics, is_simulated, read_result
+from fedmoe_server.rounds.record import Result
 
 METRICS = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
 PRIVATE = """
@@ -45,14 +46,15 @@ def model_card(
     exported: folder of the other files. marks: what tells this model and its catalogue apart. problem: why there is no
     ``torch.export`` program, None if there is one.
     """
-    known, model = dataset.interactions, settings.model
+    model = settings.model
     experts = "no experts"
     if model.mixture and dataset.features:
         experts = f"a {model.fusion} mixture of experts ({', '.join(dataset.features)})"
     result = read_result(run_dir)
     origin = "**The run has not completed**: this is the model of its last checkpoint."
     if result.status == "completed":
-        origin = f"The model of round {result.best_round} of {result.rounds}, the best by NDCG@10 on validation."
+        chosen = ", the best by NDCG@10 on validation" if settings.federation.evaluate_every else ""
+        origin = f"The model of round {result.best_round} of {result.rounds}{chosen}."
     private = [group for group in GROUPS if not selected(settings.federation.shared, [group])]
     files = [
         [path.name, str(path.stat().st_size), f"`{hashlib.sha256(path.read_bytes()).hexdigest()}`"]
@@ -63,8 +65,8 @@ def model_card(
     return f"""\
 # {settings.name}: global model of a federated run
 
-SASRec with {experts}, trained with {settings.federation.strategy} on the data set {dataset.name}: {known.num_items} \
-items, {known.num_users} users, each of them a client that kept its history to itself. {origin}
+SASRec with {experts}, trained with {settings.federation.strategy} on {_learned_from(run_dir, dataset, result)}. \
+{origin}
 
 ## How well it ranks
 
@@ -84,6 +86,17 @@ items, {known.num_users} users, each of them a client that kept its history to i
 """
 
 
+def _learned_from(run_dir: Path, dataset: Dataset, result: Result) -> str:
+    """Return what the model has learned from; of real clients the server knows neither histories nor users."""
+    known = dataset.interactions
+    if is_simulated(run_dir):
+        users = f"{known.num_users} users, each of them a client that kept its history to itself"
+        return f"the data set {dataset.name}: {known.num_items} items, {users}"
+    asked = result.final_clients
+    clients = "clients" if asked is None else f"{asked} clients, as many as were connected at the end"
+    return f"the histories of {clients}, which kept them to themselves: {known.num_items} items of the catalogue"
+
+
 def _figures(run_dir: Path, settings: Settings) -> str:
     try:
         rows = {**federated_metrics(run_dir), **baselines_of(run_dir)}
@@ -93,4 +106,5 @@ def _figures(run_dir: Path, settings: Settings) -> str:
     body = [[title, *(number(splits["test"][name], 4) for name in names)] for title, splits in rows.items()]
     among = ranked_among(settings.evaluation.model_dump())
     figures = table(["", *(name.upper() for name in names)], body)
-    return f"Test: the last item of each user, ranked among {among}; means over users.\n\n{figures}"
+    who = averaged(read_result(run_dir))
+    return f"Test: the last item of each user, ranked among {among}; means over {who}.\n\n{figures}"

@@ -163,7 +163,7 @@ def _ranking(run: Run) -> str:
         return ""
     text = (
         f"Leave-one-out: each user's held-out item is ranked among {ranked_among(run.settings['evaluation'])}; "
-        "means over all users, 0 to 1."
+        f"means over {run.averaged}, 0 to 1."
     )
     return "\n\n".join(["## Ranking", text, *(each for each in tables if each)])
 
@@ -239,13 +239,14 @@ def _cost(run: Run) -> str:
 
 
 def _failures(run: Run) -> str:
-    failed = [(record.round, failure) for record in run.records for failure in record.failed]
+    failed = [(str(record.round), failure) for record in run.records for failure in record.failed]
+    failed += [("final evaluation", failure) for failure in run.result.final_failures]
     if not failed:
         return "## Failed clients\n\nNo client failed in any round."
     counts = Counter(failure.name for _, failure in failed)
-    last: dict[str, tuple[int, Failure]] = {failure.name: (number, failure) for number, failure in failed}
+    last: dict[str, tuple[str, Failure]] = {failure.name: (number, failure) for number, failure in failed}
     rows = [
-        [name, str(count), str(last[name][0]), f"{last[name][1].stage}: {last[name][1].said}"]
+        [name, str(count), last[name][0], f"{last[name][1].stage}: {last[name][1].said}"]
         for name, count in counts.most_common(NAMED_FAILURES)
     ]
     more = f"\n\nand {len(counts) - NAMED_FAILURES} more clients." if len(counts) > NAMED_FAILURES else ""

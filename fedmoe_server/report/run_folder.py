@@ -57,6 +57,11 @@ class Run:
     result: Result
     baselines: Mapping[str, Splits]
 
+    @property
+    def averaged(self) -> str:
+        """Whom the figures of the end are means over, in words."""
+        return averaged(self.result)
+
 
 def read_run(folder: Path) -> Run:
     """Read a run folder. FedMoEError: it holds no run, or a file is damaged (it is named)."""
@@ -187,6 +192,21 @@ def describe_run(run_dir: Path, simulated: bool, data: Mapping[str, str], going_
                 "new run"
             )
     write_document(path, told)
+
+
+def averaged(result: Result) -> str:
+    """Return whom the figures of a run's end are means over, in words."""
+    if not result.final_failures or result.final_clients is None:
+        return "all users"
+    failed = {split: sum(each.stage == split for each in result.final_failures) for split in ("test", "validation")}
+    counted = [f"{result.final_clients - count} of {result.final_clients} ({split})" for split, count in failed.items()]
+    return f"the users of those clients that answered, {' and '.join(counted)}"
+
+
+def is_simulated(run_dir: Path) -> bool:
+    """Whether a run's clients were simulated; a run folder that does not say so is of a simulation."""
+    path = run_dir / RUN
+    return not path.exists() or bool(json.loads(path.read_text(encoding="utf-8")).get("simulated", True))
 
 
 def bytes_needed(model_bytes: int, client_bytes: int, clients: int, rounds: int) -> int:

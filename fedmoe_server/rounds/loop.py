@@ -50,6 +50,7 @@ from strategies import Cohorts, PartialAggregation, PrivacyLedger, load_state_ar
 if TYPE_CHECKING:
     from strategies.sums.layer import ExactSums
 
+CHECKPOINT_EVERY = 70  # rounds, unless the settings say otherwise
 LARGEST_NORM = 1e300  # JSON has no infinity
 T = TypeVar("T")
 
@@ -145,7 +146,8 @@ class ServerLoop:
         return spent or number >= self.settings.federation.num_rounds
 
     def _checkpoint_due(self, state: LoopState) -> bool:
-        every = self.settings.federation.checkpoint_every
+        given = self.settings.federation.checkpoint_every
+        every = CHECKPOINT_EVERY if given is None else given
         return self._done(state) or (every > 0 and state.round % every == 0)
 
     def _evaluation_due(self, number: int) -> bool:
@@ -269,6 +271,8 @@ class ServerLoop:
             bytes_up=sum(up for _, up in traffic),
             failed_replies=sum(len(r.failed) for r in state.history) + sum(len(o.failures) for o in outcomes),
             failed_rounds=tuple(record.round for record in state.history if record.failure),
+            final_clients=outcomes[0].sent,
+            final_failures=tuple(failure for outcome in outcomes for failure in outcome.failures),
         )
 
     def _clipped(self) -> tuple[Clipped, ...]:

@@ -186,6 +186,8 @@ class Result(_Value):
         bytes_down, bytes_up: payload of the whole run, the final evaluation included.
         failed_replies: number of failed answers over all rounds and the final evaluation.
         failed_rounds: rounds that left the model as it was.
+        final_clients: clients that were asked in the final evaluation, None where it is not known.
+        final_failures: those that gave no answer to it: they are not in the means.
         seconds: duration of the whole run, the parts before a resume included; None if it is not known.
         baselines: what the run folder held to compare with.
     """
@@ -202,6 +204,8 @@ class Result(_Value):
     bytes_up: int | None = None
     failed_replies: int = 0
     failed_rounds: tuple[int, ...] = ()
+    final_clients: int | None = None
+    final_failures: tuple[Failure, ...] = ()
     seconds: float | None = None
     baselines: Mapping[str, Any] | None = None
 
@@ -212,6 +216,12 @@ class Result(_Value):
             return {key: values[key] for key in ("status", "error", "baselines")}
         gone = {"error"} if self.new else {"error", "new"}
         return {key: value for key, value in values.items() if key not in gone}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Return the result of a file."""
+        failures = tuple(Failure.from_json(each) for each in values.get("final_failures", ()))
+        return super().from_json({**values, "final_failures": failures})
 
 
 @dataclass(frozen=True)

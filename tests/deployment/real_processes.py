@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = (
     "dataset=synthetic data.synthetic.users=3 data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 max_seq_len=10 "
     "memory_size=10 memory_refresh=5 num_negatives=20 client_fraction=1 warmup_rounds=2 evaluate_every=0 "
-    "checkpoint_every=1 num_rounds=5 strategy=fedadam min_clients=3 round_deadline=120 wait_seconds=120"
+    "num_rounds=5 strategy=fedadam min_clients=3 round_deadline=120 wait_seconds=120"
 ).split()
 
 
@@ -101,7 +101,7 @@ class Federation:
         for client in range(self.clients):
             assert "connected to" in self.client_up(client, **tap(client))
 
-    def client_up(self, client: int, *more_words: str, **more: str) -> str:
+    def client_up(self, client: int, *more_words: str, **more: Any) -> str:
         words = ("--server", self.address, "--ca", self.authority, "--history", self.history(client), *more_words)
         return self.client(client, "up", *words, "--catalogue", self.root / "catalogue", **more)
 

@@ -95,6 +95,22 @@ def test_the_best_model_is_exported_with_card_settings_and_program(
     assert "exists already" in capsys.readouterr().err
 
 
+def test_the_card_of_a_deployment_speaks_of_its_clients(tmp_path: Path, fakes: Any) -> None:
+    """The server's own data set has users who took no part, and the clients' histories are not its to count."""
+    settings, dataset, _ = make_run(tmp_path / "run", fakes)
+    path = tmp_path / "run" / RESULT
+    failure = {"client": 7, "node": 1, "stage": "test", "reason": "no reply in time", "kind": "no-reply"}
+    ended = json.loads(path.read_text()) | {"final_clients": 12, "final_failures": [failure]}
+    path.write_text(json.dumps(ended))
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"simulated": False, "data": {}}))
+    assert main([str(tmp_path / "run")]) == 0
+    card = " ".join((tmp_path / "run" / "export" / CARD).read_text().split())
+    assert "on the histories of 12 clients, as many as were connected at the end, which kept them" in card
+    assert f"{dataset.interactions.num_items} items of the catalogue" in card
+    assert f"{dataset.interactions.num_users} users" not in card
+    assert "means over the users of those clients that answered, 11 of 12 (test) and 12 of 12 (validation)" in card
+
+
 def test_a_model_that_cannot_be_exported_is_written_all_the_same(
     tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from fedmoe_server.report import report
 from fedmoe_server.report.client_ranks import ClientRank, write_client_ranks
 from fedmoe_server.report.plots import draw_gate, draw_loss, draw_ranking
 from fedmoe_server.report.report import write_report
+from fedmoe_server.report.run_folder import read_result
 from fedmoe_server.rounds.record import LoopState, RoundRecord
 
 PNG = b"\x89PNG"
@@ -38,6 +39,23 @@ def test_report_without_baselines(fakes: Any, tmp_path: Path) -> None:
     assert "```yaml\nname: test\n" in text
     for name in ("loss.png", "ranking.png", "gate.png"):
         assert f"]({name})" in text and (tmp_path / name).read_bytes().startswith(PNG)
+
+
+def test_report_names_those_that_failed_at_the_end(fakes: Any, tmp_path: Path) -> None:
+    grid = fakes.FakeGrid()
+    failing = {(3, "test"), (4, "test"), (4, "validation")}
+    grid.fail = lambda client, stage, round_: "OSError" if (client, grid.sent[-1][3]) in failing else None
+    settings = fakes.make_settings(client_fraction=1.0, evaluate_every=0)
+    loop = fakes.make_loop(grid, tmp_path, settings)
+    result = loop.run(LoopState(fakes.model_arrays()))
+    loop.tracker.finish(result, 1.0)
+    assert read_result(tmp_path).final_failures == result.final_failures
+    asked = result.final_clients
+    text = write_report(tmp_path).read_text()
+    assert f"those clients that answered, {asked - 2} of {asked} (test) and {asked - 1} of {asked} (validation)" in text
+    assert "3 failures of 2 clients." in text
+    assert "| 3 | 1 | final evaluation | test: OSError |" in text
+    assert "means over all users" not in text
 
 
 def test_report_is_written_again_with_baselines(fakes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,78 @@
+"""A run as its operator sees it: followed, left, found again, looked at, stopped, and two at once; real processes."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+import yaml
+from real_processes import SMALL, Federation, final_arrays, records, simulated, wait_for
+
+pytestmark = pytest.mark.faults
+
+
+def lines(federation: Federation) -> list[list[str]]:
+    return [line.split() for line in federation.server("runs").splitlines()]
+
+
+def test_a_run_is_left_found_again_looked_at_and_stopped(federation: Federation) -> None:
+    federation.up()
+    assert "no run was submitted yet" in federation.server("runs")
+    run = federation.start_run(*SMALL, f"save_dir={federation.runs}", "num_rounds=200")
+    assert run.stdout is not None
+    number = run.stdout.readline().split()[1]
+    wait_for(lambda: federation.runs.exists() and len(list(federation.runs.glob("*/metrics.jsonl"))) == 1, 120, "a run")
+    wait_for(lambda: len(records(federation.run_dir())) >= 2, 120, "two rounds")
+    run.send_signal(signal.SIGINT)
+    said, _ = run.communicate(timeout=20)
+    assert run.returncode == 130
+    assert f"python -m fedmoe_server follow {number}" in said
+    assert f"python -m fedmoe_server stop {number}" in said
+
+    federation.client(2, "down")
+    wait_for(lambda: records(federation.run_dir())[-1]["failed"] != [], 120, "a round without client 2")
+    shown = federation.server("status")
+    assert f"{number}: running" in shown
+    assert "superlink runs, last sign of life" in shown and "superexec runs" in shown
+    assert "clients  2 of 3 admitted are online" in shown
+    (missing,) = (line for line in shown.splitlines() if "client 2:" in line)
+    assert "missing since 20" in missing and "UTC" in missing and "failed in round" in missing
+    assert "left" in shown and "MB to clients" in shown and "GB free" in shown
+    assert [row[0] for row in lines(federation)] == [number]
+    assert lines(federation)[0][3] == "running"
+
+    begun = time.monotonic()
+    followed = federation.command("fedmoe_server", "stop", "--dir", federation.server_dir)
+    assert f"run {number} was stopped" in followed
+    assert time.monotonic() - begun < 60
+    assert lines(federation)[0][3] == "stopped"
+    again = federation.server("follow", number, status=1)
+    assert "round   2/200" in again  # from its beginning
+    assert f"run {number} was stopped; go on from its last checkpoint with" in again
+    assert "no run is going on" in federation.server("stop", status=2)
+    assert "knows no run 'x'" in federation.server("follow", "x", status=2)
+    assert not (federation.run_dir() / "result.json").exists()  # it did not fail
+    federation.server("down")
+    assert "server   DOWN" in federation.server("status", status=1)
+
+
+def test_two_runs_at_once_keep_their_settings(federation: Federation) -> None:
+    """Each is, to the bit, the run that it is alone."""
+    wanted = simulated(federation.root)
+    federation.up()
+    first = federation.start_run(*SMALL, f"save_dir={federation.runs}", "name=first")
+    second = federation.start_run(
+        *SMALL, f"save_dir={federation.runs}", "name=second", "learning_rate=0.02", "num_rounds=3"
+    )
+    for run in (first, second):
+        said, _ = run.communicate(timeout=280)
+        assert run.returncode == 0, said + federation.logs()
+    (one,), (two,) = (list(federation.runs.glob(f"*-{name}")) for name in ("first", "second"))
+    assert len(records(one)) == 5 and len(records(two)) == 3
+    assert yaml.safe_load((two / "settings.yaml").read_text())["training"]["learning_rate"] == 0.02
+    assert [row[3] for row in lines(federation)] == ["completed", "completed"]
+    assert all(not row["failed"] for row in [*records(one), *records(two)])
+    deployed, alone = final_arrays(one), final_arrays(wanted)
+    assert [name for name in alone if alone[name].tobytes() != deployed[name].tobytes()] == []
+    assert not list(federation.server_dir.glob("app-*"))
