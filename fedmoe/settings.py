@@ -9,9 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fedmoe.data_settings import DataSettings, named_after_data
+from fedmoe.execution_settings import DeploymentSettings as DeploymentSettings
+from fedmoe.execution_settings import SimulationSettings as SimulationSettings
 from fedmoe.learning_settings import EvaluationSettings as EvaluationSettings
 from fedmoe.learning_settings import TrainingSettings as TrainingSettings
 from fedmoe.modalities import (
@@ -137,6 +139,11 @@ class FederationSettings(Section):
         return given | {"strategy_parameters": default | own} if isinstance(own, dict) else given
 
 
+def _words_of_yaml(given: Any) -> Any:
+    """Return on and off, which YAML reads as true and false, as words."""
+    return ("on" if given else "off") if isinstance(given, bool) else given
+
+
 class PrivacySettings(Section):
     """Client-level differential privacy; off unless epsilon or noise_multiplier is given. See docs/privacy.md."""
 
@@ -164,6 +171,20 @@ class PrivacySettings(Section):
         description="the server uses clients' updates and metrics as exact sums alone, of integers of so many bits, "
         "8 to 24; 0: each client's, as floats",
     )
+    secure_aggregation: Annotated[Literal["auto", "on", "off"], BeforeValidator(_words_of_yaml)] = Field(
+        "auto",
+        description="real clients add their integers up under masks, so that the server sees sums alone; auto: where "
+        "sum_bits is set",
+    )
+    smallest_cohort: Annotated[int, Field(ge=3)] = Field(
+        3, description="secure aggregation: the fewest clients whose sum the server may see"
+    )
+    dropouts: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
+        0.3, description="secure aggregation: largest share of a round's clients that may vanish in it"
+    )
+    corrupt: Annotated[float, Field(ge=0.1, lt=0.5)] = Field(
+        0.1, description="secure aggregation: largest share of the clients that may be in league with the server"
+    )
     side: Literal["server", "client"] = Field(
         "server", description="who clips the updates and makes the noise; client: before anything leaves it"
     )
@@ -186,46 +207,11 @@ class PrivacySettings(Section):
     def _sums_fit(self) -> Self:
         if 0 < self.sum_bits < 8:
             raise ValueError(f"sum_bits ({self.sum_bits}) must be 0 or 8 to 24")
+        if self.secure_aggregation == "on" and not self.sum_bits:
+            raise ValueError("secure_aggregation adds integers up: set sum_bits too, such as to 20")
         if self.sum_bits and self.on:
             raise ValueError("epsilon and noise_multiplier clip single updates, which sum_bits hides: set it to 0")
         return self
-
-
-class SimulationSettings(Section):
-    """Which engine executes the clients, and with what."""
-
-    engine: Literal["ray", "vectorized", "flower"] = Field(
-        "ray", description="ray: resident actors; vectorized: the same, clients in stacks; flower: Flower's own runtime"
-    )
-    hosts: CountOrZero = Field(
-        0, description="actors of ray and vectorized; 0: one for each client's share of the CPUs"
-    )
-    ray_address: str | None = Field(
-        None, description="a Ray cluster to join, as host:6379 or auto; null: start Ray here"
-    )
-    aggregate_in_hosts: bool = Field(
-        True, description="actors merge their clients' replies, where the strategy needs no more than weighted means"
-    )
-    stack_size: Count = Field(24, description="windows that the vectorized engine trains at once")
-    state_memory: Count = Field(512, description="MiB of private state in each actor's memory; the rest is on disk")
-    client_cpus: Positive = Field(1.0, description="CPUs of a client (client_resources num_cpus)")
-    client_gpus: NonNegative = Field(0.0, description="GPUs of a client, a fraction shares one (num_gpus)")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where the client has a GPU")
-
-
-class DeploymentSettings(Section):
-    """How long the server of real clients waits, and for whom."""
-
-    min_clients: Count = Field(1, description="clients that must be connected for a round to begin")
-    wait_seconds: Positive = Field(600.0, description="seconds to wait for min_clients; then the run fails")
-    round_deadline: NonNegative = Field(
-        600.0, description="seconds for an answer; who is later is left out and named; 0: until all have answered"
-    )
-    rest_seconds: NonNegative = Field(
-        30.0,
-        description="seconds that a round waits for the last quarter, or as long again as the others took in the "
-        "median, if that is later; 0: until round_deadline",
-    )
 
 
 class Settings(Section):

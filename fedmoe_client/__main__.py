@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fedmoe.deployment.front_door import Command, main, parser_of
-from fedmoe.deployment.keys import make_key_pair, public_half, read_public_key
+from fedmoe.deployment.keys import make_key_pair, public_half, read_public_key, read_roster
 from fedmoe.deployment.ports import free_port, parse_address, require_free
 from fedmoe.deployment.superexec import superexec
 from fedmoe.deployment.supervisor import (
@@ -24,6 +24,7 @@ from fedmoe.deployment.supervisor import (
     stop,
 )
 from fedmoe.errors import FedMoEError
+from fedmoe.secure.phases import SMALLEST
 from fedmoe_client.device.client_folder import ClientFolder, node_config, supernode_command
 from fedmoe_client.device.resident_call import forget as erase_state
 
@@ -55,6 +56,15 @@ def parser() -> argparse.ArgumentParser:
     up_parser.add_argument(
         "--plain", action="store_true", help="no resident process: load torch and the model for each message"
     )
+    up_parser.add_argument(
+        "--require-secure-aggregation",
+        type=int,
+        nargs="?",
+        const=SMALLEST,
+        metavar="CLIENTS",
+        help="answer only where the server sees no more than the sum of so many clients (default: %(const)s)",
+    )
+    up_parser.add_argument("--roster", type=Path, help="public keys of the clients to sum with, a line each")
     up_parser.add_argument("--port", type=int, help="local port of the node (default: a free one)")
     up_parser.add_argument("--foreground", action="store_true", help="stay in the foreground (systemd, containers)")
     commands.add_parser("down", help="stop the client and all that it started")
@@ -152,13 +162,19 @@ def forget(given: argparse.Namespace, extra: list[str]) -> int:
 
 
 def _node_config(folder: ClientFolder, given: argparse.Namespace) -> str:
+    client = read_public_key(public_half(folder.key)).client
     if (given.history is None) == (given.user is None):
         raise FedMoEError("give either --history with your own history, or --user with a user of the data set")
+    if (smallest := given.require_secure_aggregation) is not None and smallest < SMALLEST:
+        raise FedMoEError(
+            f"--require-secure-aggregation {smallest}: the sum of fewer than {SMALLEST} clients hides none"
+        )
+    if given.roster is not None and client not in read_roster(given.roster):
+        raise FedMoEError(f"--roster {given.roster} has no key of this client, {client}: add the line of its .pub file")
     for option in ("history", "catalogue"):
         path = getattr(given, option)
         if path is not None and not path.exists():
             raise FedMoEError(f"--{option} {path} does not exist")
-    client = read_public_key(public_half(folder.key)).client
     if given.user is not None and given.user != client:
         raise FedMoEError(
             f"--user {given.user}, but this client was enrolled as client {client}: enrol with --client-id {given.user}"
@@ -169,6 +185,9 @@ def _node_config(folder: ClientFolder, given: argparse.Namespace) -> str:
             "history": given.history,
             "catalogue": given.catalogue,
             "state-dir": folder.state,
+            "key": folder.key,
+            "roster": given.roster,
+            "require-secure": given.require_secure_aggregation,
             "warm": "false" if given.plain else None,
         }
     )

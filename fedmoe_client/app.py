@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 
 from fedmoe.errors import FedMoEError
 from fedmoe.failures import FailureKind, reason_of, told_reason
+from fedmoe.secure.phases import PHASES, RECORD
 from fedmoe.wire import NamedArrays, packed_bytes, to_record, unpack
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fedmoe_client.learning.workbench import Workbench
+
+NOT_EXTRA = ("arrays", "config", RECORD)  # records of ours; all others are for a client of one's own
 
 
 def answer_failures(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
@@ -68,7 +71,7 @@ def answered(message: Message, arrays: NamedArrays | None, metrics: dict[str, An
 
 def extra_of(message: Message) -> RecordDict:
     """Return a message's records beside the arrays and the config, for a client of one's own."""
-    return RecordDict({name: record for name, record in message.content.items() if name not in ("arrays", "config")})
+    return RecordDict({name: record for name, record in message.content.items() if name not in NOT_EXTRA})
 
 
 def received(bench: Workbench, packed: bytes) -> list[NDArray[np.float32]]:
@@ -89,6 +92,20 @@ def received(bench: Workbench, packed: bytes) -> list[NDArray[np.float32]]:
 def evaluate(message: Message, context: Context) -> Message:
     """Rank the client's held-out item; answer with the metrics."""
     return answered(message, *_carried_out(message, context))
+
+
+def secure_phase(message: Message, context: Context) -> Message:
+    """Answer one phase of a secure sum, in which the client's own answer is added up under masks."""
+    if simulated(context):
+        raise FedMoEError("simulated clients are added up as they are: secure sums are for real ones")
+    from fedmoe_client.device.secure import answer_phase
+
+    return _reply(message, answer_phase(message, context, lambda: _carried_out(message, context)))
+
+
+for _phase in PHASES:
+    app.train(_phase)(secure_phase)
+    app.evaluate(_phase)(secure_phase)
 
 
 @app.query()
@@ -112,7 +129,8 @@ def query(message: Message, context: Context) -> Message:
 
 def _carried_out(message: Message, context: Context) -> tuple[NamedArrays | None, dict[str, Any], RecordDict]:
     """Return the arrays (None after most evaluations), metrics and further records of a client's answer."""
-    kind, config = message.metadata.message_type, dict(message.content.config_records["config"])
+    kind, _, phase = message.metadata.message_type.partition(".")
+    config = dict(message.content.config_records["config"])
     packed = packed_bytes(message.content.array_records["arrays"])
     extra = extra_of(message)
     if simulated(context):
@@ -124,7 +142,10 @@ def _carried_out(message: Message, context: Context) -> tuple[NamedArrays | None
         return carry_out(client, kind, packed, config, extra)
     from fedmoe_client.device.node import node_from
 
-    if (node := node_from(context.node_config)).warm:
+    node = node_from(context.node_config)
+    if not phase:
+        node.accept_plain()
+    if node.warm:
         from fedmoe_client.device.resident_call import perform_there
 
         return perform_there(kind, packed, config, context.node_config, context.run_config, _run_name(context), extra)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from fedmoe.deployment.folder import write_json
@@ -119,14 +120,15 @@ def admit(given: argparse.Namespace, extra: list[str]) -> int:
 def _admit_one(folder: ServerFolder, path: Path, extra: list[str]) -> str:
     """Register a public key; return what to say. Raises FedMoEError if another key has its client id."""
     key, known = read_public_key(path), folder.admitted()
-    if any(entry.fingerprint == key.fingerprint for entry in known):
+    if same := [entry for entry in known if entry.fingerprint == key.fingerprint]:
+        folder.admit(replace(same[0], key=key.line))  # an earlier version did not keep the key itself
         return f"{path} is admitted already: client {key.client}"
     if any(entry.client == key.client for entry in known):
         raise FedMoEError(
             f"{path} asks for client id {key.client}, which another key has: enrol with another --client-id"
         )
     answer = folder.flwr("supernode", "register", str(path), CONNECTION, *extra)
-    folder.admit(AdmittedClient(key.client, int(answer["node-id"]), key.fingerprint))
+    folder.admit(AdmittedClient(key.client, int(answer["node-id"]), key.fingerprint, key.line))
     return f"{path} admitted: client {key.client}, node {answer['node-id']}"
 
 

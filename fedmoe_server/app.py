@@ -66,7 +66,7 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     run_dir, resume, clients = (_path(config.get(key, "")) for key in ("run_dir", "resume", "clients"))
     settings = from_run_config(config)
-    deployed = None if config.get("simulated") is True else Deployed(clients)
+    deployed = None if config.get("simulated") is True else Deployed(clients, str(context.run_id))
     if deployed is not None:
         grid, settings = cast(Grid, PatientGrid(grid, settings.deployment.rest_seconds)), settings.in_deployment()
     if clients is None or run_dir is None:
@@ -139,12 +139,20 @@ def run(
         if deployed is not None:
             directory.announce = identity(settings, dataset, state.round)
     deadline = None if deployed is None else settings.deployment.round_deadline or None
+    secure = None
+    if sums is not None and deployed is not None:
+        from fedmoe_server.rounds.secure import secure_rounds  # a simulation adds plainly, the same integers
+
+        secure = secure_rounds(settings, deployed, sums)
     cases = () if dataset.new is None else tuple(dataset.new.users.tolist())
-    loop = ServerLoop(grid, strategy, aggregation, settings, directory, tracker, store, deadline, ledger, cases, sums)
+    clients = grid, strategy, aggregation, settings, directory
+    loop = ServerLoop(*clients, tracker, store, deadline, ledger, cases, sums, secure)
     with _quiet_flower(), _failure_recorded(tracker):
         known = str(dataset.interactions.num_users) if deployed is None else "the connected"
         if dataset.reading:
             tracker.note(dataset.reading)
+        if deployed is not None:
+            tracker.note(_what_the_server_sees(settings, secure is not None))
         tracker.note(_headline(settings, dataset, state, folder, known))
         result = loop.run(state)
         tracker.finish(result, earlier + time.monotonic() - started)
@@ -191,6 +199,12 @@ def _clients_keep_state(schedule: AggregationSchedule, checkpoint: Checkpoint) -
     """Whether any round up to the checkpoint left private parameters with the clients (there are two phases)."""
     done = checkpoint.state.round
     return done > 0 and any(schedule.private_names(number) for number in (1, done))
+
+
+def _what_the_server_sees(settings: Settings, secure: bool) -> str:
+    if not secure:
+        return "no secure aggregation: the server sees each client's update and metrics"
+    return f"secure aggregation: the server sees sums over at least {settings.privacy.smallest_cohort} clients"
 
 
 def _headline(settings: Settings, dataset: Dataset, state: LoopState, folder: Path, users: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,19 @@ class Loopback(Grid):
     these agree with each other is for ``test_sim.py`` to show.
     """
 
-    def __init__(self, folder: Path, session: int = 1, simulated: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        session: int = 1,
+        simulated: bool = False,
+        users: int = USERS,
+        words: Sequence[str] = tuple(WORDS),
+    ) -> None:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, session, 1
         self.folder, self.session, self.simulated = folder, session, simulated
-        self.states: dict[int, RecordDict] = {user: RecordDict() for user in range(USERS)}
-        self.settings, _ = load_settings(WORDS)
+        self.users = range(users)
+        self.states: dict[int, RecordDict] = {user: RecordDict() for user in self.users}
+        self.settings, _ = load_settings(list(words))
         self.dataset = load_dataset(self.settings)
         self.run_config = {**to_run_config(self.settings), "run_dir": str(folder / "run")}
         self.sent: list[Message] = []
@@ -61,13 +69,17 @@ class Loopback(Grid):
             folder.mkdir(parents=True)
             known = self.dataset.interactions
             save_catalogue(self.dataset, folder / "catalogue")
-            for user in range(USERS):
+            for user in self.users:
                 lines = "".join(f"{item}\n" for item in known.item_ids[known.history(user)])
                 (folder / f"history-{user}.txt").write_text(lines)
             clients = [
-                {"node": FIRST_NODE + user, "client": user, "fingerprint": f"key of {user}"} for user in range(USERS)
+                {"node": FIRST_NODE + user, "client": user, "fingerprint": "", "key": self.admitted(user)}
+                for user in self.users
             ]
             (folder / "clients.json").write_text(json.dumps(clients))
+
+    def admitted(self, user: int) -> str:
+        return f"key of {user}"
 
     def set_run(self, run: Any) -> None: ...
 
@@ -85,7 +97,7 @@ class Loopback(Grid):
         raise NotImplementedError
 
     def get_node_ids(self) -> Iterable[int]:
-        return [FIRST_NODE + user for user in range(USERS)]
+        return [FIRST_NODE + user for user in self.users]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         replies = [self._answer(message) for message in reversed(list(messages))]
@@ -97,16 +109,19 @@ class Loopback(Grid):
         if self.fail(message):
             return Message(Error(code=1, reason="the server is gone"), reply_to=message)
         user = message.metadata.dst_node_id - FIRST_NODE
-        node: dict[str, bool | int | float | str] = {"partition-id": user}
-        if not self.simulated:
-            node |= {
-                "history": str(self.folder / f"history-{user}.txt"),
-                "catalogue": str(self.folder / "catalogue"),
-                "state-dir": str(self.state_dir(user)),
-                "warm": False,
-            }
-        state = self.states[user]
+        node, state = self.node_config(user), self.states[user]
         return client_app(message, Context(self.session, FIRST_NODE + user, node, state, dict(self.run_config)))
+
+    def node_config(self, user: int) -> dict[str, bool | int | float | str]:
+        if self.simulated:
+            return {"partition-id": user}
+        return {
+            "partition-id": user,
+            "history": str(self.folder / f"history-{user}.txt"),
+            "catalogue": str(self.folder / "catalogue"),
+            "state-dir": str(self.state_dir(user)),
+            "warm": False,
+        }
 
     def state_dir(self, user: int) -> Path:
         return self.folder / f"state-{user}"
@@ -116,7 +131,7 @@ class Loopback(Grid):
         return self.folder / "run"
 
     def serve(self, resume: bool = False) -> Path:
-        deployed = None if self.simulated else Deployed(self.folder / "clients.json")
+        deployed = None if self.simulated else Deployed(self.folder / "clients.json", str(self.session))
         console = Console(file=io.StringIO())
         return run(self, self.settings, self.run_dir, self.run_dir if resume else None, console, deployed)
 

@@ -61,12 +61,33 @@ def read_public_key(path: Path) -> PublicKey:
         raise FedMoEError(f"public key {path} cannot be read ({error}): give the .pub file of the client") from error
     if "PRIVATE KEY" in text:
         raise FedMoEError(f"{path} is a private key: it must never leave the client; give {path.name}.pub")
+    return parsed_public_key(text, str(path))
+
+
+def read_roster(path: Path) -> dict[int, str]:
+    """Return client id -> public key of a file with a line for each client, as in its ``.pub`` file.
+
+    Raises FedMoEError for a line that holds no key, and for a client or a key that is there twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FedMoEError(f"roster {path} cannot be read ({error}): give a file of clients' public keys") from error
+    keys = [parsed_public_key(line.strip(), f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    found = {key.client: key.line for key in keys}
+    if not keys or len(set(found.values())) < len(keys):
+        raise FedMoEError(f"roster {path} is empty, or holds a client or a key twice: one line for each client")
+    return found
+
+
+def parsed_public_key(text: str, where: str) -> PublicKey:
+    """Return the public key on a line. Raises FedMoEError if there is none."""
     try:
         key = load_ssh_public_key(text.encode())
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise FedMoEError(f"{path} holds no public key ({error}): make one with 'fedmoe_client enrol'") from error
+        raise FedMoEError(f"{where} holds no public key ({error}): make one with 'fedmoe_client enrol'") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise FedMoEError(f"{path} is no elliptic-curve key: make one with 'fedmoe_client enrol'")
+        raise FedMoEError(f"{where} is no elliptic-curve key: make one with 'fedmoe_client enrol'")
     line = " ".join(text.split()[:2])
     comment = text.split()[2] if len(text.split()) > 2 else ""
     number = comment.removeprefix(COMMENT)

@@ -14,7 +14,6 @@ from fedmoe.secure.failures import Refusal, RefusalKind
 from fedmoe.secure.graph import Ring
 from fedmoe.secure.masks import own_mask, pair_mask, promise_of
 from fedmoe.secure.messages import (
-    SMALLEST,
     Agreement,
     Delivery,
     Invitation,
@@ -39,6 +38,7 @@ from fedmoe.secure.notes import (
     ring_of,
     terms_of,
 )
+from fedmoe.secure.phases import SMALLEST
 from fedmoe.secure.primitives import (
     Signer,
     Words,
@@ -131,10 +131,11 @@ class SecureClient:
         )
         return Shares(me, answer)
 
-    def mask(self, request: Delivery, vector: Words, bits: int) -> Masked:
+    def mask(self, request: Delivery, vector: Words, bits: int, asked: bytes = b"") -> Masked:
         """Phase 3: keep the neighbours' shares and return the vector under all masks.
 
-        vector: ``[length]`` numbers below ``2**bits``; uint32 up to 32 bits, else uint64.
+        vector: ``[length]`` numbers below ``2**bits``; uint32 up to 32 bits, else uint64. asked: digest of the question
+        that the vector answers; only vectors that answer the same one are unmasked.
         """
         notes = self._notes(request.session, "shares")
         if not in_ring(vector, bits):
@@ -158,7 +159,9 @@ class SecureClient:
                 total = total + pair_mask(masking, public[other].masking, request.session, me, other, len(vector), bits)
             except ValueError as error:
                 raise Refusal(RefusalKind.SHARES, f"client {other}: its masking key is none ({error})") from error
-        self._notebook.write({**notes, "phase": "masked", "sharing": sorted(sharing), "held": held})
+        self._notebook.write(
+            {**notes, "phase": "masked", "sharing": sorted(sharing), "held": held, "asked": asked.hex()}
+        )
         return Masked(me, total & largest(bits))
 
     def agree(self, request: Survivors) -> Agreement:
@@ -170,8 +173,7 @@ class SecureClient:
             raise Refusal(RefusalKind.SURVIVORS, "the sum is over clients that have shared, this one among them")
         _enough(ring, survivors)
         self._notebook.write({**notes, "phase": "agreed", "survivors": sorted(survivors)})
-        transcript = members_of(notes).digest(terms_of(notes))
-        return Agreement(me, self._signer.sign(request.content(transcript, notes["sharing"])))
+        return Agreement(me, self._signer.sign(_agreed_content(request, notes)))
 
     def unmask(self, request: Unmasking) -> Revealed:
         """Phase 5: give one share of each neighbour, if the cohort has agreed on the survivors; once a sum."""
@@ -220,13 +222,12 @@ class SecureClient:
 
     def _check_quorum(self, request: Unmasking, notes: Notes) -> None:
         ring = _ring(members_of(notes), terms_of(notes))
-        content = Survivors(request.session, request.survivors).content(
-            members_of(notes).digest(terms_of(notes)), notes["sharing"]
-        )
+        content = _agreed_content(Survivors(request.session, request.survivors), notes)
         for client, signature in request.signatures.items():
             line = self._admitted.get(client) if client in notes["survivors"] else None
             if line is None or not signed_by(line, signature, content):
-                raise Refusal(RefusalKind.SIGNATURE, f"client {client}: it has not agreed to these survivors")
+                reason = f"client {client}: it has not agreed to these survivors, or was asked something else"
+                raise Refusal(RefusalKind.SIGNATURE, reason)
         if len(request.signatures) < ring.plan.quorum:
             reason = f"{len(request.signatures)} clients agree on the survivors, {ring.plan.quorum} are needed"
             raise Refusal(RefusalKind.SURVIVORS, reason)
@@ -239,6 +240,12 @@ class SecureClient:
         except ValueError as error:
             other = sender if receiver == self._signer.client else receiver
             raise Refusal(RefusalKind.SHARES, f"client {other}: its sealing key is none ({error})") from error
+
+
+def _agreed_content(request: Survivors, notes: Notes) -> bytes:
+    """Return what clients sign when they agree on the survivors."""
+    transcript = members_of(notes).digest(terms_of(notes))
+    return request.content(transcript, notes["sharing"], bytes.fromhex(notes["asked"]))
 
 
 def _opened(key: bytes, request: Delivery, sender: int, receiver: int) -> list[int]:

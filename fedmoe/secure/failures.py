@@ -11,7 +11,7 @@ class RefusalKind(StrEnum):
     """Why a client does not go on with a secure sum."""
 
     REPLAYED = "replayed"
-    """The round is one that the client has begun before."""
+    """The sum is one that the client has begun before."""
     OUT_OF_TURN = "out-of-turn"
     """The phase was answered before, or an earlier one was not."""
     COHORT = "cohort"

@@ -13,29 +13,28 @@ from hashlib import sha256
 from fedmoe.secure.primitives import Words, encoded
 
 PROTOCOL = "fedmoe secure aggregation 1"
-SMALLEST = 3  # clients in a sum: of two, each knows the other's vector
 
 
 @dataclass(frozen=True)
 class Session:
-    """One sum of one round.
+    """One sum of a run.
 
     Attributes:
         run: an id that no other run has.
-        round: its number.
-        purpose: what is summed; a round may have several sums.
+        number: of the sum; the sums of a run are counted, and later ones have larger numbers.
+        purpose: what is summed, such as ``train of round 3``.
     """
 
     run: str
-    round: int
+    number: int
     purpose: str
 
     def about(self, *more: str | int | bytes) -> bytes:
         """Return bytes that say what a key, a seal or a signature of this sum is for."""
-        return encoded(PROTOCOL, self.run, self.round, self.purpose, *more)
+        return encoded(PROTOCOL, self.run, self.number, self.purpose, *more)
 
     def __str__(self) -> str:
-        return f"round {self.round}, secure sum of {self.purpose}"
+        return f"secure sum {self.number}, {self.purpose}"
 
 
 @dataclass(frozen=True)
@@ -138,10 +137,14 @@ class Survivors:
     session: Session
     survivors: tuple[int, ...]
 
-    def content(self, transcript: bytes, sharing: Sequence[int]) -> bytes:
-        """Return what is signed: the sum, the members' keys, who has shared and whose vectors are summed."""
+    def content(self, transcript: bytes, sharing: Sequence[int], asked: bytes) -> bytes:
+        """Return what is signed: the sum, the members' keys, who has shared, what was asked, whose vectors are summed.
+
+        asked: digest of the question that the vectors answer, such as the model to train. With other questions to
+        other clients a server could have all vectors but one be zero (Pasquini et al. 2022).
+        """
         lists = (encoded(*sorted(sharing)), encoded(*sorted(self.survivors)))
-        return self.session.about("survivors", transcript, *lists)
+        return self.session.about("survivors", transcript, asked, *lists)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from fedmoe.secure.failures import Refusal, RefusalKind
 from fedmoe.secure.graph import Ring, plan
 from fedmoe.secure.messages import Members, Session, SignedKeys, Terms
 
-RUNS_REMEMBERED = 1000  # a forgotten round that is replayed has new keys, which answers of the old one do not fit
+RUNS_REMEMBERED = 1000  # a forgotten sum that is replayed has new keys, which answers of the old one do not fit
 Notes = dict[str, Any]
 
 
@@ -37,20 +37,18 @@ class MemoryNotebook:
         self._notes = dict(notes)
 
 
-def begun_with(notes: Notes, session: Session) -> dict[str, Any]:
-    """Return run -> its latest round and that round's sums, with one more; a sum that has begun before is refused."""
+def begun_with(notes: Notes, session: Session) -> dict[str, int]:
+    """Return run -> the number of its latest sum, with this one; a sum that is no later than that is refused."""
     begun = dict(notes.get("begun", {}))
-    latest, purposes = begun.pop(session.run, (-1, []))
-    if session.round < latest or (session.round == latest and session.purpose in purposes):
-        raise Refusal(RefusalKind.REPLAYED, f"{session}: this client has begun it before")
-    earlier = purposes if session.round == latest else []
+    if session.number <= begun.pop(session.run, -1):
+        raise Refusal(RefusalKind.REPLAYED, f"{session}: this client has begun it before, or a later one")
     kept = dict(list(begun.items())[-RUNS_REMEMBERED + 1 :])
-    return {**kept, session.run: [session.round, [*earlier, session.purpose]]}
+    return {**kept, session.run: session.number}
 
 
 def noted_session(session: Session) -> list[str | int]:
     """Return a session as notes hold it."""
-    return [session.run, session.round, session.purpose]
+    return [session.run, session.number, session.purpose]
 
 
 def noted_terms(terms: Terms) -> list[int | float]:

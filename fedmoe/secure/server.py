@@ -41,16 +41,20 @@ class SecureSum:
         terms: what it promises.
         admitted: client -> the line of its admitted public key.
         bits: of an entry; sums are modulo ``2**bits``.
+        asked: digest of the question that the vectors answer, see ``SecureClient.mask``.
 
     Attributes:
         refused: client -> why its answer was not taken.
     """
 
-    def __init__(self, session: Session, terms: Terms, admitted: Mapping[int, str], bits: int) -> None:
+    def __init__(
+        self, session: Session, terms: Terms, admitted: Mapping[int, str], bits: int, asked: bytes = b""
+    ) -> None:
         self._session = session
         self._terms = terms
         self._admitted = admitted
         self._bits = bits
+        self._asked = asked
         self._members = Members(session, ())
         self._ring: Ring
         self._sharing: set[int] = set()
@@ -125,7 +129,7 @@ class SecureSum:
     def unmasking(self, answers: Iterable[Agreement]) -> Unmasking:
         """Take the answers of phase 4, and return the question of phase 5, for the survivors. Raises TooFewClients."""
         survivors = self.survivors()
-        content = survivors.content(self._members.digest(self._terms), sorted(self._sharing))
+        content = survivors.content(self._members.digest(self._terms), sorted(self._sharing), self._asked)
 
         def problem(agreement: Agreement) -> str | None:
             if agreement.client not in self._added:

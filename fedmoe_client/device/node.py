@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmoe.errors import FedMoEError, nearest
+from fedmoe.errors import FedMoEError, TellableError, nearest
 
 Value = bool | int | float | str
-KEYS = ("partition-id", "num-partitions", "history", "catalogue", "state-dir", "warm")
+PATHS = ("history", "catalogue", "state-dir", "key", "roster")
+KEYS = ("partition-id", "num-partitions", *PATHS, "warm", "require-secure")
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,9 @@ class Node:
         catalogue: folder made by ``data.dataset``; None: the catalogue of the data set.
         state_dir: folder for all that the client keeps; None: Flower's context, which a crash of the node loses.
         warm: whether a resident process works for this node (only with a ``state_dir``).
+        key: the client's private key, with which it signs in secure sums; None: it takes part in none.
+        roster: file of the public keys that it sums with; None: those that the server has told, each at first.
+        smallest: the fewest clients in a sum that it answers for, and it answers in no other way; 0: it does.
     """
 
     number: int | None
@@ -29,6 +34,9 @@ class Node:
     catalogue: Path | None = None
     state_dir: Path | None = None
     warm: bool = False
+    key: Path | None = None
+    roster: Path | None = None
+    smallest: int = 0
 
     def __post_init__(self) -> None:
         if self.number is None and self.history is None:
@@ -37,6 +45,15 @@ class Node:
             raise FedMoEError("node config: history=FILE needs state-dir=FOLDER, or partition-id=N beside it")
         if self.number is not None and self.number < 0:
             raise FedMoEError(f"node config: partition-id = {self.number} must not be negative")
+
+    def accept_plain(self) -> None:
+        """Raise TellableError if the client answers only where its answer is added up under masks."""
+        if self.smallest:
+            raise TellableError(
+                f"this client answers only in secure sums over at least {self.smallest} clients: "
+                "run with privacy.secure_aggregation=on"
+            )
+        logging.getLogger(__name__).warning("the server sees what this client answers: no secure aggregation")
 
     @property
     def sole_number(self) -> int:
@@ -53,11 +70,14 @@ def node_from(config: Mapping[str, Value]) -> Node:
     for key in config:
         if key not in KEYS and (hint := nearest(key, KEYS)):
             raise FedMoEError(f"node config: unknown key '{key}'{hint}")
-    state_dir = _path(config, "state-dir")
+    history, catalogue, state_dir, key_file, roster = (_path(config, name) for name in PATHS)
     warm = config.get("warm", state_dir is not None)
     if not isinstance(warm, bool) or (warm and state_dir is None):
         raise FedMoEError(f"node config: warm = {warm!r} must be true or false, and true needs state-dir=FOLDER")
-    return Node(_number(config), _path(config, "history"), _path(config, "catalogue"), state_dir, warm)
+    smallest = config.get("require-secure", 0)
+    if isinstance(smallest, bool) or not isinstance(smallest, int) or smallest < 0:
+        raise FedMoEError(f"node config: require-secure = {smallest!r} must be a number of clients")
+    return Node(_number(config), history, catalogue, state_dir, warm, key_file, roster, smallest)
 
 
 def _number(config: Mapping[str, Value]) -> int | None:

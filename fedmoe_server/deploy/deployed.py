@@ -20,11 +20,15 @@ from model.version import model_version
 
 @dataclass(frozen=True)
 class AdmittedClient:
-    """A client whose public key is registered: its client id, its node id, and the SHA-256 of its public key."""
+    """A client whose public key is registered: its client id, its node id, the SHA-256 of its public key, and the key.
+
+    key: empty for a client that an earlier version admitted.
+    """
 
     client: int
     node: int
     fingerprint: str
+    key: str = ""
 
 
 def admitted_clients(clients: Path) -> list[AdmittedClient]:
@@ -34,9 +38,13 @@ def admitted_clients(clients: Path) -> list[AdmittedClient]:
 
 @dataclass(frozen=True)
 class Deployed:
-    """That a run's clients are real ones. clients: ``clients.json`` of the server's folder; None: all are admitted."""
+    """That a run's clients are real ones.
+
+    clients: ``clients.json`` of the server's folder; None: all are admitted. run: an id that no other run has.
+    """
 
     clients: Path | None
+    run: str = ""
 
     def directory(self, settings: DeploymentSettings) -> ClientDirectory:
         """Return the directory of the clients: each node is who the server has admitted it as."""
@@ -57,6 +65,11 @@ def identity(settings: Settings, dataset: Dataset, done: int) -> dict[str, str |
 def admitted_nodes(clients: Path) -> dict[int, int]:
     """Return node id -> client id of the admitted clients in a ``clients.json``."""
     return {entry.node: entry.client for entry in admitted_clients(clients)}
+
+
+def admitted_keys(clients: Path) -> dict[int, str]:
+    """Return client id -> public key of the admitted clients in a ``clients.json``, of which a key is there."""
+    return {entry.client: entry.key for entry in admitted_clients(clients) if entry.key}
 
 
 def progress_log(clients: Path, run_dir: Path) -> Path:

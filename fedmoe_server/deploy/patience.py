@@ -10,7 +10,8 @@ from statistics import median
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-POLL = 3.0  # seconds between two looks for replies, as Flower's own grid has it
+POLL = 3.0  # seconds between two looks for replies at most, as Flower's own grid has it
+SHORTEST_POLL = 0.2  # at least; in between a quarter of the time that has passed, for the short phases of a secure sum
 
 
 class PatientGrid:
@@ -48,5 +49,6 @@ class PatientGrid:
             if 0 < enough <= len(took) and not had_enough:
                 end = min(end, started + max(seconds + self._rest, 2 * median(took)))
             if open_ids:
-                time.sleep(min(POLL, max(0.0, end - self._clock())))
+                pause = min(POLL, max(SHORTEST_POLL, seconds / 4))
+                time.sleep(min(pause, max(0.0, end - self._clock())))
         return replies

@@ -63,7 +63,8 @@ class ServerFolder(Folder):
 
     def admit(self, client: AdmittedClient) -> None:
         """Write down a client that the SuperLink has registered."""
-        write_json(self.clients, [asdict(entry) for entry in [*self.admitted(), client]])
+        others = [entry for entry in self.admitted() if entry.client != client.client]
+        write_json(self.clients, [asdict(entry) for entry in [*others, client]])
 
     def flwr(self, *words: str) -> dict[str, Any]:
         """Run a command of Flower's and return its answer.

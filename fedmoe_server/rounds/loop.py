@@ -48,6 +48,7 @@ from fedmoe_server.rounds.record import (
 from strategies import Cohorts, PartialAggregation, PrivacyLedger, load_state_arrays, state_arrays
 
 if TYPE_CHECKING:
+    from fedmoe_server.rounds.secure import SecureRounds
     from strategies.sums.layer import ExactSums
 
 CHECKPOINT_EVERY = 70  # rounds, unless the settings say otherwise
@@ -67,7 +68,7 @@ class ServerLoop:
         timeout: seconds to wait for a round's replies; None: until every client has answered or failed.
         ledger: what a private run has spent; it stops before it spends more than its budget.
         new_cases: the clients that rank a withheld item at the end.
-        sums: the layer of ``strategy`` that adds replies up exactly; None: each reply is seen as it is.
+        sums, secure: what adds replies up exactly, and what does so under masks; None: each is seen as it is.
     """
 
     grid: Grid
@@ -81,6 +82,7 @@ class ServerLoop:
     ledger: PrivacyLedger | None = None
     new_cases: Sequence[int] = ()
     sums: ExactSums | None = None
+    secure: SecureRounds | None = None
 
     def run(self, state: LoopState) -> Result:
         """Do the remaining rounds, then evaluate the best model on all clients.
@@ -174,7 +176,7 @@ class ServerLoop:
         arrays, metrics = aggregated or (None, None)
         if outcome.problem is None and arrays is None:
             outcome = replace(outcome, problem=f"round {number}, train: the strategy aggregated nothing")
-        if outcome.problem is not None or arrays is None:
+        if arrays is None or outcome.problem is not None:
             return outcome, {}
         state.arrays = arrays
         return outcome, plain_metrics(metrics)
@@ -187,14 +189,15 @@ class ServerLoop:
         questions: Any = WireGrid(self.grid, self.timeout)
         config = ConfigRecord({"server-round": number, "split": split})
         messages = self.strategy.configure_evaluate(number, arrays, config, questions)
-        reducer = None if self.sums is None else self._reducer(number)
-        outcome = self._exchange(messages, split, questions, reducer)
+        outcome = self._exchange(messages, split, questions, None if self.sums is None else self._reducer(number))
         outcome, metrics = self._aggregated(number, split, outcome, self.strategy.aggregate_evaluate)
         return outcome, plain_metrics(metrics)
 
     def _exchange(
         self, messages: Iterable[Message], stage: str, questions: WireGrid, reducer: Callable[[], Reducer] | None = None
     ) -> Exchange:
+        if self.secure is not None:  # whatever the grid and the deadline are: nothing is asked in plain
+            return self.secure.exchange(self.grid, messages, stage, self._names, self.timeout)
         mean = None if self.sums is None else self.sums.mean
         if reducer is not None and isinstance(self.grid, ReducingGrid):
             outcome = reduced_exchange(self.grid, messages, stage, self._names, reducer, mean)
@@ -207,8 +210,8 @@ class ServerLoop:
 
     def _reducer(self, number: int) -> Callable[[], Reducer] | None:
         """Return what merges the replies of a round in the hosts; None: the server needs each reply."""
-        wanted = self.settings.simulation.aggregate_in_hosts and self.timeout is None
-        wanted = wanted and isinstance(self.grid, ReducingGrid)
+        merging = self.timeout is None and isinstance(self.grid, ReducingGrid)
+        wanted = merging and self.settings.simulation.aggregate_in_hosts
         if self.sums is not None:
             self.partial.means = True
             return self.sums.reducer() if wanted else None
@@ -221,8 +224,7 @@ class ServerLoop:
     ) -> tuple[Exchange, T | None]:
         """Aggregate the replies if there are enough; those that are refused join the failures."""
         what, least = f"round {number}, {stage}", self.settings.federation.min_reply_fraction
-        problem = too_few(what, outcome, least)
-        if problem is not None:
+        if problem := outcome.problem or too_few(what, outcome, least):
             return replace(outcome, problem=problem), None
         aggregated = aggregate(number, outcome.replies)
         refused = {refusal.node_id: (FailureKind.REFUSED, refusal.reason) for refusal in self.partial.refusals}

@@ -30,7 +30,8 @@ class ExactSums(Stateless):
     reply, the weighted mean. A part of the strategy that has an attribute ``touched`` is told how many clients touched
     each row of a table, and how many clients there were.
 
-    bits, norm, weight: see ``Terms``; the number of clients is that of a round's messages.
+    bits, norm, weight: see ``Terms``; the number of clients is that of a round's messages. ``terms`` and ``shapes``
+    hold those of the latest messages, of the arrays that are added up.
     """
 
     needs_every_reply = False
@@ -39,8 +40,8 @@ class ExactSums(Stateless):
         super().__init__(strategy)
         self.partial = strategy
         self.bits, self.norm, self.weight = bits, norm, weight
-        self._terms = Terms(bits, 1, norm, weight)  # terms that cannot be are an error before the first round
-        self._shapes: Shapes = {}
+        self.terms = Terms(bits, 1, norm, weight)  # terms that cannot be are an error before the first round
+        self.shapes: Shapes = {}
         self._round = 0
 
     def configure_train(
@@ -73,7 +74,7 @@ class ExactSums(Stateless):
 
     def reducer(self) -> Callable[[], ReplySum]:
         """Return what makes the object that adds up replies to the latest messages, anywhere."""
-        return partial(ReplySum, self._terms, self._shapes)
+        return partial(ReplySum, self.terms, self.shapes)
 
     def mean(self, replies: Iterable[Message]) -> list[Message]:
         """Return the weighted mean of the replies to the latest messages, which may be sums, and the errors."""
@@ -83,13 +84,13 @@ class ExactSums(Stateless):
         for part in chain(self.partial) if found.total.clients else ():
             if hasattr(part, "touched"):
                 part.touched = {name: counts / found.total.clients for name, counts in found.total.touched.items()}
-        return found.mean(self.partial.expected(self._round) if self._shapes else {})
+        return found.mean(self.partial.expected(self._round) if self.shapes else {})
 
     def _asked(self, messages: list[Message], shapes: Shapes) -> list[Message]:
-        self._shapes = shapes
-        self._terms = Terms(self.bits, max(1, len(messages)), self.norm, self.weight)
+        self.shapes = shapes
+        self.terms = Terms(self.bits, max(1, len(messages)), self.norm, self.weight)
         for content in {id(message.content): message.content for message in messages}.values():
-            content.config_records["config"].update(self._terms.to_config())
+            content.config_records["config"].update(self.terms.to_config())
         return messages
 
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ SMALL = (
 class Federation:
     """Runs the commands as a person does, with a home and a temporary folder that must stay empty."""
 
-    def __init__(self, root: Path, clients: int = 3) -> None:
+    def __init__(self, root: Path, clients: int = 3, words: Sequence[str] = tuple(SMALL)) -> None:
         self.root = root
+        self.words = list(words)  # the settings of the catalogue and the histories
         self.clients = clients
         ports: set[int] = set()
         while len(ports) < 2:
@@ -87,19 +88,23 @@ class Federation:
             text=True,
         )
 
-    def up(self, tap: Callable[[int], dict[str, str]] = lambda client: {}) -> None:
+    def up(
+        self,
+        tap: Callable[[int], dict[str, str]] = lambda client: {},
+        more_words: Callable[[int], Sequence[str]] = lambda client: (),
+    ) -> None:
         """Start the server and all clients: each with its own history, and the catalogue.
 
-        tap: returns more of a client's environment.
+        tap: returns more of a client's environment; more_words: more options of its ``up``.
         """
         self.server("up", "--address", self.address, "--control", self.control)
-        self.server("catalogue", *SMALL, "--out", self.root / "catalogue")
+        self.server("catalogue", *self.words, "--out", self.root / "catalogue")
         self.write_histories()
         for client in range(self.clients):
             self.client(client, "enrol", "--client-id", client)
         self.server("admit", *(self.client_dir(client) / "client.pub" for client in range(self.clients)))
         for client in range(self.clients):
-            assert "connected to" in self.client_up(client, **tap(client))
+            assert "connected to" in self.client_up(client, *more_words(client), **tap(client))
 
     def client_up(self, client: int, *more_words: str, **more: Any) -> str:
         words = ("--server", self.address, "--ca", self.authority, "--history", self.history(client), *more_words)
@@ -113,7 +118,7 @@ class Federation:
         from data.registry import load_dataset
         from fedmoe.loading import load_settings
 
-        settings = load_settings(SMALL)[0]
+        settings = load_settings(self.words)[0]
         known = load_dataset(settings).interactions
         for user in range(self.clients):
             items = known.item_ids[known.history(user)]

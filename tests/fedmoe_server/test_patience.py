@@ -59,8 +59,18 @@ def test_how_long_a_round_waits(
     monkeypatch: pytest.MonkeyPatch, fakes: Any, seconds: tuple[float | None, ...], rest: float, came: int, end: float
 ) -> None:
     answers = Answers(*seconds)
+    monkeypatch.setattr(patience, "SHORTEST_POLL", patience.POLL)  # looks every three seconds: the ends are even
     assert waited(monkeypatch, fakes, answers, rest, 600.0) == came
     assert answers.now == pytest.approx(end, abs=1e-6)
+
+
+def test_quick_answers_are_seen_quickly(monkeypatch: pytest.MonkeyPatch, fakes: Any) -> None:
+    quick = Answers(0.3, 0.5)
+    assert waited(monkeypatch, fakes, quick, 30.0, 600.0) == 2
+    assert quick.now < 0.8
+    slow = Answers(100.0)
+    assert waited(monkeypatch, fakes, slow, 30.0, 600.0) == 1
+    assert slow.now < 100.0 + patience.POLL
 
 
 def test_all_else_is_the_grids_own() -> None:

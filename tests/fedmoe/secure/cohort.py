@@ -10,11 +10,13 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fedmoe.secure import MemoryNotebook, SecureClient, SecureSum, Session, Signer, Terms
-from fedmoe.secure.messages import Delivery, Invitation, Members, SignedKeys, Unmasking
-from fedmoe.secure.primitives import Words, word_type
+from fedmoe.secure.client import SecureClient
+from fedmoe.secure.messages import Delivery, Invitation, Members, Session, SignedKeys, Terms, Unmasking
+from fedmoe.secure.notes import MemoryNotebook
+from fedmoe.secure.primitives import Signer, Words, word_type
+from fedmoe.secure.server import SecureSum
 
-SESSION = Session("7", 3, "update")
+SESSION = Session("7", 3, "train of round 3")
 PHASES = ("keys", "shares", "masked", "agreed", "unmasked")
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 from cohort import Cohort
 
-from fedmoe.secure import Terms, graph
+from fedmoe.secure import graph
+from fedmoe.secure.messages import Terms
 
 
 @pytest.fixture

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmoe.errors import FedMoEError
-from fedmoe.secure import CorruptShares, SecureSum, Terms, TooFewClients, graph
-from fedmoe.secure.messages import Masked, Revealed, SignedKeys
+from fedmoe.secure import graph
+from fedmoe.secure.failures import CorruptShares, TooFewClients
+from fedmoe.secure.messages import Masked, Revealed, SignedKeys, Terms
+from fedmoe.secure.server import SecureSum
 
 TERMS = Terms(3, 0.4, 0.1)
 
@@ -51,7 +53,7 @@ def test_the_sum_is_exact_for_any_dropouts_that_the_terms_allow(cohort: Cohort) 
 @settings(max_examples=20)
 @given(cohorts(lost=True))
 def test_with_more_dropouts_there_is_no_sum(cohort: Cohort) -> None:
-    with pytest.raises(TooFewClients, match="round 3, secure sum of update"):
+    with pytest.raises(TooFewClients, match="secure sum 3, train of round 3"):
         cohort.sum()
 
 

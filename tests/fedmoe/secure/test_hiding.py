@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from cohort import SESSION, Cohort
@@ -22,7 +24,7 @@ def chi_square(words: Words, bits: int = BITS) -> float:
     return (statistic - freedom) / np.sqrt(2 * freedom)
 
 
-def zeros(session_round: int = 3) -> tuple[Cohort, Words]:
+def zeros() -> tuple[Cohort, Words]:
     """Return a cohort, and the masked vector of a client that has nothing but zeros."""
     cohort = Cohort(5, bits=BITS, length=LENGTH)
     cohort.vectors[ME] = np.zeros(LENGTH, np.uint32)
@@ -73,7 +75,7 @@ def test_masks_differ_for_each_sum_and_pair_and_have_all_values() -> None:
     one = pair_mask(private, keys[1].masking, SESSION, 10, 11, 100, 32)
     other = pair_mask(bytes.fromhex(cohort.notebooks[11].read()["masking"]), keys[0].masking, SESSION, 11, 10, 100, 32)
     assert not (one + other).any()  # the two of a pair cancel
-    for session in (type(SESSION)("7", 4, "update"), type(SESSION)("7", 3, "rows"), type(SESSION)("8", 3, "update")):
+    for session in (replace(SESSION, number=4), replace(SESSION, purpose="rows"), replace(SESSION, run="8")):
         assert not np.isin(pair_mask(private, keys[1].masking, session, 10, 11, 100, 32), one).any()
     assert not np.isin(pair_mask(private, keys[1].masking, SESSION, 10, 12, 100, 32), one).any()
     assert set(stream(bytes(32), 4096, 4)) == set(range(16))  # the largest one too

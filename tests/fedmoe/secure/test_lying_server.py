@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 from cohort import SESSION, Cohort, admitted, line, signer
 
-from fedmoe.secure import MemoryNotebook, Refusal, RefusalKind, SecureClient, Session, Terms, TooFewClients
-from fedmoe.secure.messages import Delivery, Invitation, Members, SignedKeys, Survivors, Unmasking
+from fedmoe.secure.client import SecureClient
+from fedmoe.secure.failures import Refusal, RefusalKind, TooFewClients
+from fedmoe.secure.messages import Delivery, Invitation, Members, Session, SignedKeys, Survivors, Terms, Unmasking
+from fedmoe.secure.notes import MemoryNotebook
 from fedmoe.secure.primitives import public_of, random_key
 
 ME = 10
@@ -44,7 +46,7 @@ def test_keys_that_were_signed_for_another_round_or_on_other_terms() -> None:
     cohort = Cohort(5)
     keys = cohort.sent_keys()
     for other in (
-        Invitation(replace(SESSION, round=2), cohort.terms),
+        Invitation(replace(SESSION, number=2), cohort.terms),
         Invitation(replace(SESSION, run="8"), cohort.terms),
         Invitation(replace(SESSION, purpose="metrics"), cohort.terms),
         Invitation(SESSION, replace(cohort.terms, corrupt=0.2)),
@@ -99,14 +101,15 @@ def test_a_replayed_round() -> None:
     cohort = Cohort(5)
     cohort.sum()
     client = cohort.client(ME)
-    refused(RefusalKind.REPLAYED, "round 3, .* has begun it before", lambda: client.keys(cohort.invitation()))
-    earlier = Invitation(replace(SESSION, round=2), cohort.terms)
-    refused(RefusalKind.REPLAYED, "round 2", lambda: client.keys(earlier))
+    refused(RefusalKind.REPLAYED, "secure sum 3, .* has begun it before", lambda: client.keys(cohort.invitation()))
+    earlier = Invitation(replace(SESSION, number=2), cohort.terms)
+    refused(RefusalKind.REPLAYED, "secure sum 2", lambda: client.keys(earlier))
     client.keys(Invitation(replace(SESSION, run="8"), cohort.terms))  # another run has rounds of its own
-    refused(RefusalKind.REPLAYED, "round 3", lambda: client.keys(cohort.invitation()))
-    client.keys(Invitation(replace(SESSION, purpose="metrics"), cohort.terms))  # another sum of the round
-    client.keys(Invitation(replace(SESSION, round=4), cohort.terms))
-    refused(RefusalKind.REPLAYED, "round 3", lambda: client.keys(cohort.invitation()))
+    refused(RefusalKind.REPLAYED, "secure sum 3", lambda: client.keys(cohort.invitation()))
+    renamed = Invitation(replace(SESSION, purpose="metrics"), cohort.terms)
+    refused(RefusalKind.REPLAYED, "secure sum 3", lambda: client.keys(renamed))
+    client.keys(Invitation(replace(SESSION, number=4), cohort.terms))
+    refused(RefusalKind.REPLAYED, "secure sum 3", lambda: client.keys(cohort.invitation()))
 
 
 def test_a_round_cannot_be_begun_anew_while_it_goes_on() -> None:
@@ -172,6 +175,20 @@ def test_other_survivors_for_other_clients() -> None:
     refused(RefusalKind.SIGNATURE, "client 12", lambda: cohort.client(13).unmask(repeated))
 
 
+def test_another_question_to_one_client() -> None:
+    """A model from which all others have nothing to learn would leave one client's update alone in the sum."""
+    cohort = Cohort(5)
+    deliveries = cohort.until_deliveries()
+    for client, request in deliveries.items():
+        asked = b"another model" if client == 13 else b"the model"
+        cohort.server.add(cohort.client(client).mask(request, cohort.vectors[client], 32, asked))
+    survivors = cohort.server.survivors()
+    signatures = {client: cohort.client(client).agree(survivors).signature for client in cohort.ids}
+    request = Unmasking(SESSION, survivors.survivors, (), signatures)
+    refused(RefusalKind.SIGNATURE, "13: .* was asked something else", lambda: cohort.client(ME).unmask(request))
+    refused(RefusalKind.SIGNATURE, "10: it has not agreed", lambda: cohort.client(13).unmask(request))
+
+
 def test_survivors_that_leave_too_few() -> None:
     cohort = Cohort(5)
     cohort.until_masked()
@@ -211,8 +228,8 @@ def test_what_is_asked_twice_or_out_of_turn() -> None:
     client.share(members)
     refused(RefusalKind.OUT_OF_TURN, "'shares'", lambda: client.share(members))
     refused(RefusalKind.OUT_OF_TURN, "'shares'", lambda: client.agree(Survivors(SESSION, (10, 11, 12))))
-    stranger = Members(Session("7", 4, "update"), members.keys)
-    refused(RefusalKind.OUT_OF_TURN, "round 4, .* not in it", lambda: client.share(stranger))
+    stranger = Members(Session("7", 4, "train"), members.keys)
+    refused(RefusalKind.OUT_OF_TURN, "secure sum 4, .* not in it", lambda: client.share(stranger))
     fresh = SecureClient(signer(ME), {ME: line(ME)}, MemoryNotebook())
     refused(RefusalKind.OUT_OF_TURN, "not in it", lambda: fresh.share(members))
 

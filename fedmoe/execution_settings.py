@@ -1,0 +1,46 @@
+"""The settings of where clients are executed: by an engine of a simulation, or on machines of their own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fedmoe.section import Count, CountOrZero, NonNegative, Positive, Section
+
+
+class SimulationSettings(Section):
+    """Which engine executes the clients, and with what."""
+
+    engine: Literal["ray", "vectorized", "flower"] = Field(
+        "ray", description="ray: resident actors; vectorized: the same, clients in stacks; flower: Flower's own runtime"
+    )
+    hosts: CountOrZero = Field(
+        0, description="actors of ray and vectorized; 0: one for each client's share of the CPUs"
+    )
+    ray_address: str | None = Field(
+        None, description="a Ray cluster to join, as host:6379 or auto; null: start Ray here"
+    )
+    aggregate_in_hosts: bool = Field(
+        True, description="actors merge their clients' replies, where the strategy needs no more than weighted means"
+    )
+    stack_size: Count = Field(24, description="windows that the vectorized engine trains at once")
+    state_memory: Count = Field(512, description="MiB of private state in each actor's memory; the rest is on disk")
+    client_cpus: Positive = Field(1.0, description="CPUs of a client (client_resources num_cpus)")
+    client_gpus: NonNegative = Field(0.0, description="GPUs of a client, a fraction shares one (num_gpus)")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where the client has a GPU")
+
+
+class DeploymentSettings(Section):
+    """How long the server of real clients waits, and for whom."""
+
+    min_clients: Count = Field(1, description="clients that must be connected for a round to begin")
+    wait_seconds: Positive = Field(600.0, description="seconds to wait for min_clients; then the run fails")
+    round_deadline: NonNegative = Field(
+        600.0, description="seconds for an answer; who is later is left out and named; 0: until all have answered"
+    )
+    rest_seconds: NonNegative = Field(
+        30.0,
+        description="seconds that a round waits for the last quarter, or as long again as the others took in the "
+        "median, if that is later; 0: until round_deadline",
+    )

@@ -1,0 +1,5 @@
+"""What the messages of a secure sum are called on their way. Both apps know it from the start: nothing is imported."""
+
+PHASES = ("keys", "shares", "masked", "survivors", "unmasking")  # ``train.keys`` and so on
+RECORD = "secure"  # the record of a message that belongs to the protocol
+SMALLEST = 3  # clients in a sum: of two, each knows the other's vector

@@ -1,0 +1,109 @@
+"""A real client's side of a secure sum (``fedmoe.secure``): each message of the server is one phase of it.
+
+What the client remembers between the phases is a note in its state folder, forced to disk before the answer leaves. No
+torch here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from fedmoe.deployment.keys import read_roster
+from fedmoe.errors import FedMoEError, TellableError
+from fedmoe.secure.client import SecureClient
+from fedmoe.secure.messages import Delivery, Invitation, Members, Session, Survivors, Unmasking
+from fedmoe.secure.notes import Notes
+from fedmoe.secure.phases import RECORD, SMALLEST
+from fedmoe.secure.primitives import Signer
+from fedmoe.secure.wire import from_text, question_digest, to_bytes, to_text
+from fedmoe.sums.terms import Terms
+from fedmoe.sums.total import NAMES
+from fedmoe.sums.vectors import layout_of, to_vector
+from fedmoe.wire import NamedArrays, packed_bytes, unpack
+from fedmoe_client.device.node import Node, node_from
+from fedmoe_client.store.folder import StateFolder
+
+ADMITTED = "admitted"  # note: client id -> its public key, as the server told it at first
+Answer = tuple[NamedArrays | None, dict[str, Any], RecordDict]
+
+
+def answer_phase(message: Message, context: Context, carried_out: Callable[[], Answer]) -> dict[str, ConfigRecord]:
+    """Return the record with the client's answer to one phase.
+
+    carried_out: trains or evaluates as the message asks, and returns the client's own answer, in integers.
+
+    Raises Refusal for what a client does not answer; TellableError if the node cannot take part in secure sums.
+    """
+    node, phase = node_from(context.node_config), message.metadata.message_type.partition(".")[2]
+    if node.state_dir is None or node.key is None:
+        raise TellableError("this node has no key or state folder for secure sums: start it with 'fedmoe_client up'")
+    store, asked = StateFolder(node.state_dir), dict(message.content.config_records[RECORD])
+    answer = carried_out() if phase == "masked" else None
+    with store.lock():
+        client = _client(store, node, asked)
+        if phase == "keys":
+            invitation = from_text(Invitation, asked["question"])
+            _refuse_other_run(invitation.session, str(context.run_id))
+            said = to_text(client.keys(invitation))
+        elif phase == "shares":
+            said = to_text(client.share(from_text(Members, asked["question"])))
+        elif phase == "survivors":
+            said = to_text(client.agree(from_text(Survivors, asked["question"])))
+        elif phase == "unmasking":
+            said = to_text(client.unmask(from_text(Unmasking, asked["question"])))
+        else:
+            assert answer is not None
+            return {RECORD: _masked(client, from_text(Delivery, asked["question"]), answer, message.content)}
+    return {RECORD: ConfigRecord({"answer": said})}
+
+
+def _masked(client: SecureClient, delivery: Delivery, answer: Answer, content: RecordDict) -> ConfigRecord:
+    """Return a client's answer as a masked vector, and what its entries are."""
+    arrays, _, records = answer
+    if arrays is None or NAMES not in records:
+        raise FedMoEError("the answer is not in integers, which alone are added up under masks")
+    config, packed = content.config_records["config"], packed_bytes(content.array_records["arrays"])
+    terms = Terms.of_config(config)
+    metrics = [str(name) for name in records.config_records[NAMES]["metrics"]]  # type: ignore[union-attr]
+    rows = {name: len(array) for name, array in unpack(packed).items() if array.ndim}
+    layout = layout_of(arrays, metrics, rows)
+    asked = question_digest(packed, config)
+    masked = client.mask(delivery, to_vector(arrays, layout, terms), terms.ring_bits, asked)
+    return ConfigRecord({"words": to_bytes(masked.words), "layout": json.dumps(layout.to_json())})
+
+
+class _NoteBook:
+    """The notes of secure sums in a client's state folder."""
+
+    def __init__(self, store: StateFolder) -> None:
+        self._store = store
+
+    def read(self) -> Notes:
+        return self._store.note(RECORD)
+
+    def write(self, notes: Notes) -> None:
+        self._store.keep_note(RECORD, notes)
+
+
+def _client(store: StateFolder, node: Node, asked: Mapping[str, Any]) -> SecureClient:
+    assert node.key is not None
+    signer = Signer.from_file(store.number(node.number), node.key)
+    admitted = _known(store, asked) if node.roster is None else read_roster(node.roster)
+    return SecureClient(signer, admitted, _NoteBook(store), max(node.smallest, SMALLEST))
+
+
+def _known(store: StateFolder, asked: Mapping[str, Any]) -> dict[int, str]:
+    """Return client -> public key as the server has told it at first: it cannot tell another one later."""
+    told = json.loads(str(asked.get(ADMITTED, "{}")))
+    known = {**told, **store.note(ADMITTED)}
+    store.keep_note(ADMITTED, known)
+    return {int(client): str(line) for client, line in known.items()}
+
+
+def _refuse_other_run(session: Session, run: str) -> None:
+    if session.run != run:
+        raise TellableError(f"the secure sum is of run {session.run}, and this is run {run}")

@@ -1,0 +1,90 @@
+"""Five real clients under secure aggregation over gRPC with TLS, two of whom are killed in the middle of a round."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from real_processes import Federation, final_arrays, records
+from test_secure_run import USERS, WORDS, SecureLoopback, gone
+
+from fedmoe.deployment.folder import TAG
+
+pytestmark = pytest.mark.deployment
+REAL = (*WORDS, "min_clients=3", "wait_seconds=200", "round_deadline=200", "rest_seconds=8")
+
+
+@pytest.fixture
+def five(tmp_path: Path) -> Iterator[Federation]:
+    made = Federation(tmp_path, USERS, REAL)
+    yield made
+    if made.processes():
+        made.down()
+    assert not made.processes()
+
+
+def phase(federation: Federation, client: int) -> tuple[str, str]:
+    """Return the sum that a client is in, and the phase that it has answered last."""
+    try:
+        note = json.loads((federation.client_dir(client) / "state" / "secure.json").read_text())
+    except FileNotFoundError:
+        return "", ""
+    return note["session"][2], note["phase"]
+
+
+def kill_when(federation: Federation, client: int, purpose: str, reached: str) -> Callable[[], bool]:
+    """Return what kills all of a client's processes (SIGKILL) once it has answered a phase, and says whether it has."""
+    folder = str(federation.client_dir(client))
+
+    def looked() -> bool:
+        if phase(federation, client) != (purpose, reached):
+            return False
+        mine = [process for process in federation.processes() if process.environ().get(TAG) == folder]
+        for process in sorted(mine, key=lambda process: process.create_time()):  # the supervisor starts none anew
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        return True
+
+    return looked
+
+
+def test_two_clients_are_killed_in_a_round(five: Federation) -> None:
+    five.up(more_words=lambda client: ("--require-secure-aggregation", "3"))
+    run = five.start_run(*REAL, f"save_dir={five.runs}")
+    try:
+        for killing in (
+            kill_when(five, 1, "train of round 2", "shares"),
+            kill_when(five, 3, "train of round 2", "agreed"),
+        ):
+            deadline = time.monotonic() + 400
+            while not killing():
+                assert time.monotonic() < deadline and run.poll() is None, five.logs()
+                time.sleep(0.005)
+        said, _ = run.communicate(timeout=500)
+        assert run.returncode == 0, said + five.logs()
+    finally:
+        if run.poll() is None:
+            run.kill()
+            run.communicate()
+    assert "secure aggregation: the server sees sums over at least 3 clients" in said
+
+    # The first is missing from round 2 on, the second from round 3 on: as in the simulation, by the bit.
+    fails = [gone(1, 2, "masked"), gone(3, 2, "unmasking")]
+    simulated = SecureLoopback(five.root / "simulation", simulated=True, fails=fails).serve()
+    deployed = five.run_dir()
+    found, wanted = final_arrays(deployed), final_arrays(simulated)
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if wanted[name].tobytes() != found[name].tobytes()] == []
+    assert [row["train"] for row in records(deployed)] == [row["train"] for row in records(simulated)]
+    results = [json.loads((each / "result.json").read_text()) for each in (deployed, simulated)]
+    for split in ("validation", "test"):
+        assert results[0][split] == results[1][split]
+    missing = [{each["client"] for each in row["failed"] if each["stage"] == "train"} for row in records(deployed)]
+    assert missing[:2] == [set(), {1}]
+    assert missing[2] <= {1, 3}  # or they are no longer asked
