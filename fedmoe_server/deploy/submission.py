@@ -69,9 +69,9 @@ def submit(server: ServerFolder, settings: Settings, resume: Path | None, extra:
         "simulated": False,
     }
     assert values.keys() <= RUN_CONFIG.keys()
-    log.unlink(missing_ok=True)
     with alone(server.path / "submit.lock"), TemporaryDirectory(dir=server.path, prefix="app-") as place:
         _await_beginnings(server, show)
+        log.unlink(missing_ok=True)  # of the run before a resume
         app, config = write_bundle(Path(place) / "app"), Path(place) / "run-config.toml"
         # A text in JSON is one in TOML.
         config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()), encoding="utf-8")
