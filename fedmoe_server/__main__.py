@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     demo_parser = commands.add_parser("demo", help="a server and clients with real histories on this machine")
     demo_parser.add_argument("words", nargs="*", metavar="key=value", help="settings on top of the demo's own")
     demo_parser.add_argument("--clients", type=int, default=4, help="number of clients (default: %(default)s)")
-    demo_parser.add_argument("--rounds", type=int, default=12, help="number of rounds (default: %(default)s)")
+    demo_parser.add_argument("--rounds", type=int, default=6, help="number of rounds (default: %(default)s)")
     demo_parser.add_argument("--keep", type=Path, metavar="FOLDER", help="new folder to keep everything in")
     commands.add_parser("down", help="stop the server and all that it started")
     for each in commands.choices.values():
