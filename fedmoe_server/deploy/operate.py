@@ -47,13 +47,15 @@ def _resumed(server: ServerFolder, extra: list[str], killed: KnownRun) -> KnownR
 
     A run that has no checkpoint yet begins anew.
     """
-    deadline = time.monotonic() + BACK_SECONDS
+    deadline, told = time.monotonic() + BACK_SECONDS, ""
     while time.monotonic() < deadline:
         time.sleep(RESUME_PAUSE)
         try:
             return submit(server, settings_of_run(killed.path), killed.path, extra, partial(print, flush=True))
         except FedMoEError as error:
-            print(f"cannot go on yet: {error}", flush=True)
+            if str(error) != told:
+                print(f"cannot go on yet: {error}", flush=True)
+            told = str(error)
     return None
 
 
