@@ -54,7 +54,7 @@ class Federation:
         own = {"HOME": str(self.root / "home"), "TMPDIR": str(self.root / "tmp"), "PYTHONPATH": str(ROOT)}
         return kept | own | more
 
-    def command(self, module: str, *words: object, status: int | None = 0, **more: str) -> str:
+    def command(self, module: str, *words: object, status: int | None = 0, timeout: float = 280, **more: str) -> str:
         """Run a command to its end and return what it prints; its exit status must be ``status``."""
         done = subprocess.run(
             [sys.executable, "-m", module, *map(str, words)],
@@ -62,7 +62,7 @@ class Federation:
             env=self.environment(**more),
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=timeout,
             check=False,
         )
         said = done.stdout + done.stderr
@@ -189,7 +189,7 @@ def simulated(root: Path, *more: str) -> Path:
     """Run the same settings with sim.py and return the run folder."""
     words = [*SMALL, *more, f"save_dir={root / 'simulated'}", "hosts=1", "aggregate_in_hosts=false"]
     done = subprocess.run(
-        [sys.executable, "sim.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "sim.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     (run_dir,) = (root / "simulated").iterdir()

@@ -10,6 +10,7 @@ import pytest
 from real_processes import Federation
 
 from fedmoe.deployment.folder import TAG
+from fedmoe_server.deploy.one_machine import OneMachine
 
 USERS, ITEMS = 30, 25
 
@@ -35,7 +36,10 @@ def test_the_demo_shows_figures_and_titles_and_leaves_nothing_running(federation
     kept = federation.root / "kept"
     small = "dim=8 attention_dim=8 blocks=1 max_seq_len=10 memory_size=10 memory_refresh=5 num_negatives=10".split()
     words = ("demo", f"data_dir={federation.root / 'films'}", *small, "--clients", 2, "--rounds", 2, "--keep", kept)
-    said = federation.command("fedmoe_server", *words)
+    try:
+        said = federation.command("fedmoe_server", *words, timeout=600)
+    finally:
+        OneMachine(kept, []).down()
     assert "30 users of MovieLens-100K, 2 clients with the histories of about 15 each" in said
     (popular,) = (line for line in said.splitlines() if line.startswith("popularity "))
     (own,) = (line for line in said.splitlines() if line.startswith("the federation "))
