@@ -18,7 +18,6 @@ from fedmoe.deployment.supervisor import (
     Program,
     Supervisor,
     end_leftovers,
-    last_lines,
     require_stopped,
     start_in_background,
     stop,
@@ -123,7 +122,7 @@ def up(given: argparse.Namespace, extra: list[str]) -> int:
     connected = lambda: folder.node_id(start) is not None or time.monotonic() > deadline  # noqa: E731
     start_in_background(folder, "fedmoe_client", words, connected)
     if folder.node_id(start) is None:
-        why = folder.refusal(start) or last_lines(folder.node_log, 1)
+        why = folder.refusal(start) or "the server has not answered"
         print(f"not connected yet; it goes on trying: {why} (see {folder.node_log})")
         return 1
     print(f"connected to {given.server}")
