@@ -160,7 +160,8 @@ class PrivacySettings(Section):
         "fixed", description="clipping norm of the updates: update_norm, or following a quantile of the clients' norms"
     )
     update_norm: Positive = Field(
-        0.2, description="largest L2 norm of a client's update, 1 with sum_bits; the first one, if adaptive"
+        0.2,
+        description="largest L2 norm of a client's update; the first one, if adaptive; 1 with sum_bits and no noise",
     )
     norm_quantile: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.5, description="adaptive clipping: share of the clients whose updates are within the norm"
@@ -185,8 +186,10 @@ class PrivacySettings(Section):
     corrupt: Annotated[float, Field(ge=0.1, lt=0.5)] = Field(
         0.1, description="secure aggregation: largest share of the clients that may be in league with the server"
     )
-    side: Literal["server", "client"] = Field(
-        "server", description="who clips the updates and makes the noise; client: before anything leaves it"
+    side: Literal["server", "client", "distributed"] = Field(
+        "server",
+        description="who clips the updates and makes the noise; client: before anything leaves it; distributed: each "
+        "client a share, which is enough in the sum (sum_bits)",
     )
     metrics: Literal["none", "exact"] = Field(
         "none", description="what clients report of their training: none, or exact numbers outside the guarantee"
@@ -201,7 +204,10 @@ class PrivacySettings(Section):
     @classmethod
     def _sums_clip_less(cls, given: Any) -> Any:
         """Without noise a clipping norm is a guard against outliers, and few updates need it."""
-        return {"update_norm": 1.0} | given if isinstance(given, dict) and given.get("sum_bits") else given
+        if not isinstance(given, dict) or not given.get("sum_bits"):
+            return given
+        noisy = any(given.get(key) is not None for key in ("epsilon", "noise_multiplier"))
+        return given if noisy else {"update_norm": 1.0} | given
 
     @model_validator(mode="after")
     def _sums_fit(self) -> Self:
@@ -209,8 +215,14 @@ class PrivacySettings(Section):
             raise ValueError(f"sum_bits ({self.sum_bits}) must be 0 or 8 to 24")
         if self.secure_aggregation == "on" and not self.sum_bits:
             raise ValueError("secure_aggregation adds integers up: set sum_bits too, such as to 20")
-        if self.sum_bits and self.on:
-            raise ValueError("epsilon and noise_multiplier clip single updates, which sum_bits hides: set it to 0")
+        if not self.on:
+            return self
+        if self.sum_bits and self.side != "distributed":
+            raise ValueError(f"side {self.side} clips single updates, which sum_bits hides: set side to distributed")
+        if self.side == "distributed" and not self.sum_bits:
+            raise ValueError("side distributed hides an update in the sum alone: set sum_bits, such as 14")
+        if self.side == "distributed" and (self.clipping != "fixed" or self.metrics != "none"):
+            raise ValueError("side distributed takes clipping fixed and metrics none: set these two")
         return self
 
 

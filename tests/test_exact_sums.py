@@ -14,6 +14,7 @@ import sim
 from data.registry import load_dataset
 from fedmoe.loading import load_settings
 from model.build import initial_arrays
+from strategies import Release, epsilon_of
 
 SUMS = (
     "dataset=synthetic data.synthetic.users=16 data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 max_seq_len=10 "
@@ -87,10 +88,26 @@ def test_stacks_add_up_what_their_clients_would_send(runs: Runs) -> None:
     assert stacked[1][0]["train"] == pytest.approx(alone[1][0]["train"], rel=1e-4, abs=1e-6)
 
 
+def test_a_private_run_of_sums(runs: Runs) -> None:
+    """The same bits on two engines, noise in the model, the account in the run's folder, and no training metric."""
+    words = "client_fraction=1", "side=distributed", "noise_multiplier=2", "sum_bits=12", "evaluate_every=0"
+    private = runs("engine=ray", *words)
+    same(private, runs("engine=flower", *words))
+    ledger = json.loads((private[3] / "privacy.json").read_text())
+    assert [entry["round"] for entry in ledger["rounds"]] == [1, 2, 3]
+    assert ledger["epsilon"] == pytest.approx(epsilon_of([Release(2.0, 1.0, 3)], 1e-5))
+    assert all(record["train"] == {} for record in private[1])
+    report = (private[3] / "report.md").read_text()
+    assert "against whoever sees the clients' sums, the server included" in report
+    stacked = runs("engine=vectorized", *words)
+    noise = np.concatenate([(stacked[0][name] - array).ravel() for name, array in private[0].items()])
+    assert np.abs(noise).max() < 0.05  # the clients' noise is the same, and FedAdam steps by .005
+
+
 def test_what_sums_cannot_serve_is_one_line(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
         (["sum_bits=5"], "sum_bits (5) must be 0 or 8 to 24"),
-        (["epsilon=8"], "epsilon and noise_multiplier clip single updates, which sum_bits hides: set it to 0"),
+        (["epsilon=8"], "side server clips single updates, which sum_bits hides: set side to distributed"),
         (["strategy=krum"], "privacy.sum_bits: Krum needs every client's reply"),
     ):
         assert sim.main([*SUMS, f"ray_address={runs.address}", f"save_dir={runs.folder}", *words]) == 2

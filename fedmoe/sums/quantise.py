@@ -7,6 +7,10 @@ An update u, over all shared arrays together, is clipped to the norm C, weighted
 Stochastic rounding is right on average. Zero stays zero, so a row that a client did not touch is 0 for certain, and
 whether it is in the vector changes nothing.
 
+Rounding makes an update a little longer. Where noise must hide it, it is rounded anew until its norm is at most
+``sensitivity``: at least one rounding in three is (Kairouz, Liu and Steinke: The distributed discrete Gaussian
+mechanism for federated learning with secure aggregation, ICML 2021).
+
 The sum of w * m over the clients is wanted of a metric m. w * m is taken in units of 2^-24, to the nearest, and written
 in digits of base 2^(bits - 1), all with the sign of the number: the digits' sums give the sum of the numbers, exactly.
 """
@@ -21,7 +25,6 @@ from numpy.typing import NDArray
 
 from fedmoe.errors import FedMoEError
 from fedmoe.sums.terms import Terms
-from fedmoe.wire import NamedArrays
 
 FRACTION = 24  # bits behind the point of a metric times a weight
 MAGNITUDE = 24  # bits before the point of a metric; one beyond is cut to 2^24
@@ -29,13 +32,13 @@ WEIGHT = "num-examples"
 CLIPPED = "clipped"  # the metric that says whether the update was clipped: its mean is a share
 
 
-def clipping_factor(update: Mapping[str, NDArray[np.float32]], norm: float) -> float:
+def clipping_factor(update: NDArray[np.float32], norm: float) -> float:
     """Return by how much an update is scaled so that its Euclidean norm is at most ``norm``: 1 where it is already.
 
     Raises FloatingPointError if a number of it is not finite.
     """
     # Not a dot product: NumPy's own sum does not depend on the number of threads.
-    length = sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in update.values()))
+    length = sqrt(float(np.square(update, dtype=np.float64).sum()))
     if not np.isfinite(length):
         raise FloatingPointError("the update is not finite")
     return 1.0 if length <= norm else norm / length
@@ -44,25 +47,36 @@ def clipping_factor(update: Mapping[str, NDArray[np.float32]], norm: float) -> f
 def rounded(values: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int32]:
     """Return each value rounded down, or up with the probability of what is behind its point."""
     below = np.floor(values)
-    up = rng.random(values.shape, np.float32) < values - below
-    integers: NDArray[np.int32] = below.astype(np.int32) + up
+    integers: NDArray[np.int32] = below.astype(np.int32)
+    integers += rng.random(values.shape, np.float32) < np.subtract(values, below, out=below)
     return integers
 
 
 def quantised(
-    update: Mapping[str, NDArray[np.float32]], weight: int, terms: Terms, rng: np.random.Generator
-) -> tuple[NamedArrays, bool]:
-    """Return a client's update times its weight as integers, int32 within -L..L; and whether it was clipped.
+    update: NDArray[np.float32], weight: int, terms: Terms, rng: np.random.Generator
+) -> tuple[NDArray[np.int32], bool]:
+    """Return a client's update times its weight as integers within -L..L, ``[numbers]``; and whether it was clipped.
 
-    rng: the client's stream of the round; the draws are taken in the order of the arrays.
+    update: ``[numbers]``, over all arrays. rng: the client's stream of the round.
     """
-    factor = clipping_factor(update, terms.norm)
-    scale = np.float32(factor * min(weight, terms.weight) / terms.unit)
+    factor, most = clipping_factor(update, terms.norm), np.float32(terms.largest)
+    scaled = np.multiply(update, np.float32(factor * min(weight, terms.weight) / terms.unit))
+    np.clip(scaled, -most, most, out=scaled)
+    longest = sensitivity(terms, len(update)) ** 2
+    while True:
+        integers = rounded(scaled, rng)
+        if not terms.variance or int(np.square(integers, dtype=np.int64).sum()) <= longest:
+            return integers, factor < 1.0
+
+
+def sensitivity(terms: Terms, size: int) -> float:
+    """Return the largest norm of a client's integers, before noise; size: how many numbers it may round.
+
+    With L for the norm that was clipped to and d numbers: the root of L^2 + d / 4 + L + sqrt(d) / 2 (Kairouz et al.
+    with beta = e^-1/2), or L + sqrt(d) where that is less.
+    """
     most = terms.largest
-    return {
-        name: np.clip(rounded(np.multiply(array, scale, dtype=np.float32), rng), -most, most)
-        for name, array in update.items()
-    }, factor < 1.0
+    return min(sqrt(most**2 + size / 4 + most + sqrt(size) / 2), most + sqrt(size))
 
 
 def digits_of(terms: Terms) -> int:

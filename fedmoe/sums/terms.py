@@ -3,13 +3,16 @@
 An entry of one client lies within -L..L with L = 2^(bits - 1) - 1. At most n clients are added up, so a sum lies within
 -n L..n L. The ring has at least 2 n L + 1 elements: no sum can wrap around, whatever the clients hold. An array is
 scaled by L / (norm * weight): an update whose Euclidean norm is at most ``norm`` has no number beyond L.
+
+Where clients add noise of ``variance`` each, a sum has no bound. The ring then has room for ``SPREAD`` deviations of
+the noise more, beyond which an entry of a sum lies with a chance below 10^-31.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import isfinite
+from math import isfinite, isqrt
 from typing import Any, Self
 
 import numpy as np
@@ -20,6 +23,7 @@ from fedmoe.errors import FedMoEError
 PREFIX = "sum-"  # begins the keys of the terms in a message's config
 LEAST_BITS, MOST_BITS = 8, 24  # of an entry of one client; a float32 holds integers of 24 bits exactly
 MOST_RING_BITS = 62  # sums are decoded in int64
+SPREAD = 12
 Ring = NDArray[np.unsignedinteger[Any]]
 
 
@@ -29,6 +33,7 @@ class Terms:
 
     bits: of an entry of one client, with its sign. clients: at most so many are added up. norm: the largest Euclidean
     norm of a client's update; a longer one is clipped. weight: the largest weight of a client; more counts as this.
+    variance: of the noise that each client adds to each number of its update, in squares of an entry's step; 0: none.
 
     Raises FedMoEError for terms with which nothing can be added up.
     """
@@ -37,6 +42,7 @@ class Terms:
     clients: int
     norm: float
     weight: int
+    variance: int = 0
 
     def __post_init__(self) -> None:
         if not LEAST_BITS <= self.bits <= MOST_BITS:
@@ -56,7 +62,8 @@ class Terms:
     @property
     def ring_bits(self) -> int:
         """Bits of an entry of the ring: vectors are added modulo ``2**ring_bits``."""
-        return (2 * self.clients * self.largest).bit_length()
+        most = self.clients * self.largest + SPREAD * isqrt(self.clients * self.variance)
+        return (2 * most).bit_length()
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -92,7 +99,7 @@ class Terms:
     def of_config(cls, config: Mapping[str, Any]) -> Self:
         """Return the terms that a message's config holds. FedMoEError: some are missing, or cannot be."""
         try:
-            whole = {name: int(config[PREFIX + name]) for name in ("bits", "clients", "weight")}
+            whole = {name: int(config[PREFIX + name]) for name in ("bits", "clients", "weight", "variance")}
             return cls(norm=float(config[f"{PREFIX}norm"]), **whole)
         except (KeyError, TypeError, ValueError) as error:
             raise FedMoEError(f"the message's config does not say how to add up: {error}") from error

@@ -6,7 +6,7 @@ touched. All of it is added up in the same ring, so what comes out is what addin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from fedmoe.errors import FedMoEError
 from fedmoe.sums.quantise import digits_of
 from fedmoe.sums.terms import Ring, Terms
-from fedmoe.sums.total import COUNTS, NUMBERS, ExactSum, Shapes, entries, touched_vector
+from fedmoe.sums.total import (
+    COUNTS,
+    NUMBERS,
+    WHOLE,
+    ExactSum,
+    Shapes,
+    entries,
+    tables_of,
+    touched_vector,
+    whole_size,
+)
 from fedmoe.wire import ROWS, NamedArrays
 
 
@@ -41,12 +51,9 @@ class Layout:
         return {"shapes": shapes, "tables": list(self.tables), "metrics": list(self.metrics)}
 
 
-def layout_of(arrays: NamedArrays, metrics: Sequence[str], rows: Mapping[str, int]) -> Layout:
-    """Return the layout of a client's answer; rows: table -> how many rows all of it has."""
-    names = [name for name in arrays if not name.endswith((ROWS, COUNTS)) and name != NUMBERS]
-    tables = tuple(name for name in names if name + ROWS in arrays)
-    shapes = {name: (rows[name], *arrays[name].shape[1:]) if name in tables else arrays[name].shape for name in names}
-    return Layout(shapes, tables, tuple(metrics))
+def layout_of(arrays: NamedArrays, metrics: Sequence[str], shapes: Shapes) -> Layout:
+    """Return the layout of a client's answer; shapes: of the arrays that it adds up, in their order, tables whole."""
+    return Layout(shapes, tuple(tables_of(arrays)), tuple(metrics))
 
 
 def to_vector(arrays: NamedArrays, layout: Layout, terms: Terms) -> Ring:
@@ -54,7 +61,8 @@ def to_vector(arrays: NamedArrays, layout: Layout, terms: Terms) -> Ring:
     total = ExactSum(terms, layout.shapes)
     total.add(arrays, layout.metrics)
     counts = [touched_vector(arrays[name + ROWS], layout.shapes[name][0], terms) for name in layout.tables]
-    return np.concatenate([total.vector({}), *counts])
+    every = {name: np.arange(layout.shapes[name][0]) for name in layout.tables}
+    return np.concatenate([total.vector(every), *counts])
 
 
 def from_vector(vector: Ring, layout: Layout, terms: Terms) -> NamedArrays:
@@ -70,7 +78,8 @@ def from_vector(vector: Ring, layout: Layout, terms: Terms) -> NamedArrays:
         return vector[start - prod(shape) : start].reshape(shape)
 
     found = {NUMBERS: taken(1 + len(layout.metrics), digits_of(terms))}
-    found |= {name: taken(*shape) for name, shape in shapes.items()}
+    found[WHOLE] = taken(whole_size(shapes, layout.tables))
+    found |= {name: taken(*shapes[name]) for name in layout.tables}
     for name in layout.tables:
         counts = taken(shapes[name][0]).astype(np.int64)
         rows = np.flatnonzero(counts)

@@ -68,9 +68,9 @@ def _masked(client: SecureClient, delivery: Delivery, answer: Answer, content: R
         raise FedMoEError("the answer is not in integers, which alone are added up under masks")
     config, packed = content.config_records["config"], packed_bytes(content.array_records["arrays"])
     terms = Terms.of_config(config)
-    metrics = [str(name) for name in records.config_records[NAMES]["metrics"]]  # type: ignore[union-attr]
-    rows = {name: len(array) for name, array in unpack(packed).items() if array.ndim}
-    layout = layout_of(arrays, metrics, rows)
+    metrics, added = (json.loads(str(records.config_records[NAMES][key])) for key in ("metrics", "arrays"))
+    shapes = {name: array.shape for name, array in unpack(packed).items() if name in added}
+    layout = layout_of(arrays, metrics, shapes)
     asked = question_digest(packed, config)
     masked = client.mask(delivery, to_vector(arrays, layout, terms), terms.ring_bits, asked)
     return ConfigRecord({"words": to_bytes(masked.words), "layout": json.dumps(layout.to_json())})

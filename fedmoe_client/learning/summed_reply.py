@@ -6,18 +6,21 @@ the reply says nothing of the one client but the names of its metrics.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
 from data.sampling import generator
 from fedmoe.errors import FedMoEError
+from fedmoe.sums.noise import discrete_gaussian
 from fedmoe.sums.quantise import CLIPPED, WEIGHT, quantised, to_digits
 from fedmoe.sums.terms import Terms
-from fedmoe.sums.total import NAMES, NUMBERS, ExactSum, Shapes
+from fedmoe.sums.total import NAMES, NUMBERS, WHOLE, ExactSum, Shapes, tables_of
 from fedmoe.wire import ROWS, NamedArrays
+from fedmoe_client.learning.private_reply import noise_stream
 
 if TYPE_CHECKING:
     from fedmoe_client.learning.client import FedMoEClient
@@ -35,19 +38,27 @@ def summed_reply(
     """Return the integers of a reply, how many clients they are of, and the record that names their metrics.
 
     server: all parameters as they came; trained: the shared ones after training, of a table perhaps some rows; None
-    after an evaluation.
+    after an evaluation. Where noise is asked for, all clients weigh the same, no metric is sent, and all rows of a
+    table are.
     """
     settings = client.workbench.settings
     refuse_records(client.reply, settings.training.client)
     terms, weight = Terms.of_config(config), int(metrics[WEIGHT])
     others = {name: value for name, value in metrics.items() if name != WEIGHT}
-    integers: NamedArrays = {}
+    integers: NamedArrays = {WHOLE: np.zeros(0, np.int32)}
+    number = int(config["server-round"])
+    if trained is not None and terms.variance:
+        weight, others = 1, {}
     if trained is not None:
-        rng = rounding_stream(settings.seed, int(config["server-round"]), client.client)
-        integers, clipped = quantised(_update(server, trained), weight, terms, rng)
-        integers |= {name: rows for name, rows in trained.items() if name.endswith(ROWS)}
-        others[CLIPPED] = int(clipped)
-    names = ConfigRecord({"metrics": list(others)})
+        rounding = rounding_stream(settings.seed, number, client.client)
+        integers, clipped = _integers(server, trained, weight, terms, rounding)
+        if terms.variance:
+            noise = noise_stream(client.simulated, settings.seed, number, client.client)
+            integers = _noisy(server, integers, terms, noise)
+        else:
+            others[CLIPPED] = int(clipped)
+    added = [name for name in server if name in (trained or ())]
+    names = ConfigRecord({"metrics": json.dumps(list(others)), "arrays": json.dumps(added)})
     return integers | {NUMBERS: to_digits(others, weight, terms)}, {CLIENTS: 1}, RecordDict({NAMES: names})
 
 
@@ -66,8 +77,7 @@ class SumOfAnswers:
     def add(self, answer: tuple[NamedArrays | None, Mapping[str, int], RecordDict]) -> None:
         """Add what ``summed_reply`` returned for a client."""
         arrays, _, self._records = answer
-        names = self._records.config_records[NAMES]["metrics"]
-        self._total.add(arrays or {}, cast(list[str], names))
+        self._total.add(arrays or {}, json.loads(str(self._records.config_records[NAMES]["metrics"])))
 
     def answer(self) -> tuple[NamedArrays, dict[str, int], RecordDict]:
         """Return the sum in the form of a client's answer."""
@@ -91,10 +101,35 @@ def refuse_records(records: RecordDict, client: str) -> None:
         )
 
 
-def _update(server: NamedArrays, trained: NamedArrays) -> NamedArrays:
-    """Return what training has changed in each array, of a table in the rows that are there."""
-    return {
-        name: np.subtract(array, server[name][trained.get(name + ROWS, ...)], dtype=np.float32)
-        for name, array in trained.items()
-        if not name.endswith(ROWS)
+def _integers(
+    server: NamedArrays, trained: NamedArrays, weight: int, terms: Terms, rng: np.random.Generator
+) -> tuple[NamedArrays, bool]:
+    """Return an update's integers as they travel, and whether it was clipped."""
+    tables = tables_of(trained)
+    # In the server's order, tables of which rows travel last; in one piece, or numbers of calls would cost the most.
+    order = sorted((name for name in server if name in trained), key=lambda name: name in tables)
+    ends = np.cumsum([trained[name].size for name in order]).tolist()
+    update = np.empty(ends[-1], np.float32)
+    for name, end in zip(order, ends, strict=True):
+        part = update[end - trained[name].size : end].reshape(trained[name].shape)
+        np.subtract(trained[name], server[name][trained.get(name + ROWS, ...)], out=part)
+    integers, clipped = quantised(update, weight, terms, rng)
+    parts = {
+        name: integers[end - trained[name].size : end].reshape(trained[name].shape)
+        for name, end in zip(order, ends, strict=True)
+        if name in tables
     }
+    whole = integers[: len(integers) - sum(part.size for part in parts.values())]
+    return {WHOLE: whole, **parts, **{name + ROWS: trained[name + ROWS] for name in tables}}, clipped
+
+
+def _noisy(server: NamedArrays, integers: NamedArrays, terms: Terms, rng: np.random.Generator) -> NamedArrays:
+    """Return the integers with noise on each number, of all rows of a table."""
+    found: NamedArrays = {WHOLE: integers[WHOLE] + discrete_gaussian(terms.variance, len(integers[WHOLE]), rng)}
+    for name in tables_of(integers):
+        table = np.zeros(server[name].shape, np.int64)
+        table[integers[name + ROWS]] = integers[name]
+        rows = table[1:]  # the padding's never moves
+        noise = discrete_gaussian(terms.variance, rows.size, rng).reshape(rows.shape)
+        found |= {name: rows + noise, name + ROWS: np.arange(1, len(table))}
+    return found

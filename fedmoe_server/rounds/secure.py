@@ -202,7 +202,7 @@ def _layout(record: ConfigRecord, shapes: Mapping[str, tuple[int, ...]]) -> Layo
 def _reply(latest: Message, arrays: Mapping[str, Any], layout: Layout, clients: Sequence[int]) -> Message:
     """Return the sum as a reply that stands for its clients."""
     counts = MetricRecord({COUNTED[0]: len(clients)})
-    names = ConfigRecord({"metrics": list(layout.metrics)})
+    names = ConfigRecord({"metrics": json.dumps(layout.metrics), "arrays": json.dumps(list(layout.shapes))})
     values = record_of({name: Valued(array) for name, array in arrays.items()})
     reply = copy.copy(latest)
     reply.content = RecordDict({NAMES: names, "arrays": values, METRICS: counts})

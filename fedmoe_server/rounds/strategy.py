@@ -27,6 +27,7 @@ from strategies.layers.layer import chain, weight_key
 from strategies.layers.replies import NUM_EXAMPLES
 
 if TYPE_CHECKING:
+    from strategies.privacy.distributed import DistributedNoise
     from strategies.sums.layer import ExactSums
 
 
@@ -42,7 +43,7 @@ def layered_strategy(
     grid: Grid,
     client_ids: Callable[[Grid], Mapping[int, int]],
     deployed: bool,
-) -> tuple[Cohorts, PartialAggregation, PrivateUpdates | None, ExactSums | None]:
+) -> tuple[Cohorts, PartialAggregation, PrivateUpdates | DistributedNoise | None, ExactSums | None]:
     """Return the strategy with all its layers; of these the one that withholds groups, those of a private run and of
     exact sums.
 
@@ -58,17 +59,20 @@ def layered_strategy(
             f"federation.strategy_parameters: weighted_by_key is '{key}', but clients answer evaluations, and in "
             f"stacks trainings, by '{NUM_EXAMPLES}': leave it, and choose the weight with federation.client_weight"
         )
-    drawn_from, updates = settings.seed, None
-    if settings.privacy.on:
+    drawn_from: int = settings.seed
+    updates: PrivateUpdates | DistributedNoise | None = None
+    if settings.privacy.on and not settings.privacy.sum_bits:
         drawn_from = secret_of(settings, deployed)
         inner = updates = private(inner, settings, drawn_from)
     schedule = aggregation_schedule(settings, groups)
     partial = PartialAggregation(inner, schedule, federation.guards.max_examples, federation.min_reply_fraction)
     sums = None
     if settings.privacy.sum_bits:
-        from strategies.sums.layer import exact_sums  # most runs do without
+        from strategies.privacy.distributed import distributed  # most runs do without
+        from strategies.sums.layer import exact_sums
 
-        sums = exact_sums(partial, settings)
+        updates = noise = distributed(settings) if settings.privacy.on else None
+        sums = exact_sums(partial, settings, noise)
     return Cohorts(sums or partial, federation.client_fraction, drawn_from, client_ids), partial, updates, sums
 
 

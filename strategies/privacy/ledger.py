@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
 from strategies.privacy.accountant import Release, epsilon_of
 from strategies.privacy.rule import PrivateUpdates
+
+if TYPE_CHECKING:
+    from strategies.privacy.distributed import DistributedNoise
 
 ROUNDING = 1e-9
 ROWS_SHOWN = 10
@@ -36,7 +39,7 @@ class PrivacyLedger:
     def __init__(
         self,
         settings: Settings,
-        updates: PrivateUpdates,
+        updates: PrivateUpdates | DistributedNoise,
         save: Callable[[Mapping[str, Any]], None],
         spent: Sequence[Entry] = (),
     ) -> None:
@@ -76,9 +79,8 @@ class PrivacyLedger:
     def _document(self) -> Mapping[str, Any]:
         exact = ", which the clients sent as they are" if self.settings.metrics == "exact" else ""
         return {
-            "guarantee": "(epsilon, delta) for the presence of one client; training alone, neither evaluation nor "
-            f"metrics{exact}",
-            "mechanism": f"Poisson-sampled Gaussian, {self.settings.clipping} clipping",
+            "guarantee": self.updates.guarantee + exact,
+            "mechanism": f"{self.updates.mechanism}, {self.settings.clipping} clipping",
             "accountant": "dp-accounting, Renyi",
             "budget": self.settings.epsilon,
             "delta": self.settings.delta,

@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 from zlib import crc32
 
 import numpy as np
@@ -89,6 +89,10 @@ class PrivateUpdates(Layer):
     needs_every_reply = True
     poisson = True
     means_only = True
+    mechanism: ClassVar[str] = "Poisson-sampled Gaussian"
+    guarantee: ClassVar[str] = (
+        "(epsilon, delta) for the presence of one client; training alone, neither evaluation nor metrics"
+    )
 
     def __init__(
         self,
@@ -257,6 +261,7 @@ def secret_of(settings: Settings, deployed: bool) -> int:
 def private(strategy: Strategy, settings: Settings, key: int) -> PrivateUpdates:
     """Return ``strategy`` behind the mechanism that the settings describe."""
     privacy = settings.privacy
+    assert privacy.side != "distributed"  # see strategies.privacy.distributed
     return PrivateUpdates(
         strategy,
         noise=noise_of(settings),

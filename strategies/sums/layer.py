@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from math import prod
 from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -17,7 +18,8 @@ from fedmoe.sums.total import Shapes
 from strategies.layers.layer import Stateless, chain
 from strategies.layers.partial import PartialAggregation
 from strategies.layers.talk import TalkingGrid
-from strategies.needs import needs_every_reply
+from strategies.needs import needs_every_reply, refuse_comparing
+from strategies.privacy.distributed import DistributedNoise
 from strategies.sums.reply_sum import ReplySum
 
 ALTERNATIVES = "fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedprox, or rowwise around one of them"
@@ -30,14 +32,18 @@ class ExactSums(Stateless):
     reply, the weighted mean. A part of the strategy that has an attribute ``touched`` is told how many clients touched
     each row of a table, and how many clients there were.
 
-    bits, norm, weight: see ``Terms``; the number of clients is that of a round's messages. ``terms`` and ``shapes``
-    hold those of the latest messages, of the arrays that are added up.
+    bits, norm, weight: see ``Terms``; the number of clients is that of a round's messages. noise: what clients add to
+    their updates; None: nothing. ``terms`` and ``shapes`` hold those of the latest messages, of the arrays that are
+    added up.
     """
 
     needs_every_reply = False
 
-    def __init__(self, strategy: PartialAggregation, bits: int, norm: float, weight: int) -> None:
+    def __init__(
+        self, strategy: PartialAggregation, bits: int, norm: float, weight: int, noise: DistributedNoise | None = None
+    ) -> None:
         super().__init__(strategy)
+        self.noise = noise
         self.partial = strategy
         self.bits, self.norm, self.weight = bits, norm, weight
         self.terms = Terms(bits, 1, norm, weight)  # terms that cannot be are an error before the first round
@@ -89,15 +95,20 @@ class ExactSums(Stateless):
     def _asked(self, messages: list[Message], shapes: Shapes) -> list[Message]:
         self.shapes = shapes
         self.terms = Terms(self.bits, max(1, len(messages)), self.norm, self.weight)
+        if self.noise is not None and shapes:
+            self.terms = self.noise.terms(self.terms, sum(prod(shape) for shape in shapes.values()))
         for content in {id(message.content): message.content for message in messages}.values():
             content.config_records["config"].update(self.terms.to_config())
         return messages
 
 
-def exact_sums(strategy: PartialAggregation, settings: Settings) -> ExactSums:
-    """Return the layer that the settings describe."""
+def exact_sums(strategy: PartialAggregation, settings: Settings, noise: DistributedNoise | None = None) -> ExactSums:
+    """Return the layer that the settings describe. FedMoEError: with noise, the strategy compares replies."""
     privacy = settings.privacy
-    return ExactSums(strategy, privacy.sum_bits, privacy.update_norm, largest_weight(settings))
+    if noise is not None:
+        refuse_comparing(strategy, "privacy")
+    weight = 1 if noise is not None else largest_weight(settings)
+    return ExactSums(strategy, privacy.sum_bits, privacy.update_norm, weight, noise)
 
 
 def content_with_sums(strategy: Strategy) -> Strategy:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, Message, MetricRecord, RecordDict
+from flwr.app import Array, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedmoe.errors import FedMoEError
@@ -36,7 +37,7 @@ class ReplySum:
             self._errors.append(reply)
             return
         try:
-            arrays, metrics, clients = _parts(reply.content)
+            arrays, metrics, clients = _parts(reply.content, list(self.total.shapes))
             self.total.add(arrays, metrics, clients)
         except FedMoEError as error:
             self._errors.append(refused(reply, str(error)))
@@ -74,15 +75,20 @@ class ReplySum:
         return reply
 
 
-def _parts(content: RecordDict) -> tuple[dict[str, NDArray[np.integer]], list[str], int]:
+def _parts(content: RecordDict, names: Sequence[str]) -> tuple[dict[str, NDArray[np.integer]], list[str], int]:
     """Return the integers of a reply, the names of its metrics, and of how many clients it is the sum.
 
-    Raises FedMoEError for a reply that is no sum.
+    names: of the arrays that are added up, in their order. Raises FedMoEError for a reply that is no sum.
     """
-    arrays, names = content.array_records.get("arrays"), content.config_records.get(NAMES)
-    metrics = None if names is None else names.get("metrics")
-    if arrays is None or not isinstance(metrics, list) or not all(isinstance(name, str) for name in metrics):
+    arrays, about = content.array_records.get("arrays"), content.config_records.get(NAMES, ConfigRecord())
+    try:
+        metrics, added = (json.loads(str(about[key])) for key in ("metrics", "arrays"))
+    except (KeyError, ValueError):
+        metrics = added = None
+    if arrays is None or not isinstance(metrics, list):
         raise FedMoEError("it is no sum of integers: use the same version and settings on the server and the clients")
+    if added != list(names):
+        raise FedMoEError(f"it is the sum of {added}, and {list(names)} are aggregated in this round")
     clients = content.metric_records.get(METRICS, MetricRecord()).get(CLIENTS)
     if not isinstance(clients, int) or clients < 1:
         raise FedMoEError(f"metric '{CLIENTS}' must be a whole number above 0, is {clients}")

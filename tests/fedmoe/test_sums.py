@@ -25,12 +25,14 @@ from fedmoe.sums.quantise import (
     to_digits,
 )
 from fedmoe.sums.terms import Terms
-from fedmoe.sums.total import NUMBERS, ExactSum, decoded, entries, touched_vector
+from fedmoe.sums.total import NUMBERS, WHOLE, ExactSum, decoded, entries, touched_vector
 from fedmoe.wire import ROWS, NamedArrays
 from fedmoe_client.learning.private_reply import SUM_BITS
 
 TERMS = Terms(bits=16, clients=5, norm=2.0, weight=10)
 SHAPES = {"body": (3, 2), "table": (6, 2), "gate": ()}
+NOTHING = np.zeros(0, np.int32)
+EVERY = {"table": np.arange(6)}
 
 
 def stream(number: int = 0) -> np.random.Generator:
@@ -38,14 +40,13 @@ def stream(number: int = 0) -> np.random.Generator:
 
 
 def client(number: int, terms: Terms = TERMS, weight: int = 4) -> NamedArrays:
-    """Return one client's part of a sum: the body, the gate and some rows of the table."""
+    """Return one client's part of a sum: the body and the gate, and two rows of the table."""
     rng = stream(number)
     rows = np.sort(rng.choice(np.arange(1, 4), 2, replace=False))
-    update = {name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in SHAPES.items()}
-    update["table"] = update["table"][rows]
-    integers, clipped = quantised(update, weight, terms, rng)
+    integers, clipped = quantised(rng.normal(0, 0.2, 7 + 4).astype(np.float32), weight, terms, rng)
     metrics = {"loss": float(number), CLIPPED: int(clipped)}
-    return integers | {"table" + ROWS: rows, NUMBERS: to_digits(metrics, weight, terms)}
+    table = {"table": integers[7:].reshape(2, 2), "table" + ROWS: rows}
+    return {WHOLE: integers[:7], **table, NUMBERS: to_digits(metrics, weight, terms)}
 
 
 def total_of(parts: list[NamedArrays], terms: Terms = TERMS) -> ExactSum:
@@ -124,30 +125,28 @@ def test_rounding_is_right_on_average_and_leaves_whole_numbers() -> None:
 
 def test_an_update_is_clipped_weighted_and_scaled() -> None:
     """Worked by hand: norm 5 clipped to 2, times 4 of 10, in units of 2 / 32767."""
-    update = {"a": np.array([3.0], np.float32), "b": np.array([[-4.0]], np.float32)}
+    update = np.array([3.0, -4.0], np.float32)
     assert clipping_factor(update, 2.0) == pytest.approx(0.4)
     integers, clipped = quantised(update, 4, TERMS, stream())
     assert clipped
-    exact = {"a": 3.0 * 0.4 * 0.4 / 2 * 32767, "b": -4.0 * 0.4 * 0.4 / 2 * 32767}
-    for name, value in exact.items():
-        assert integers[name].dtype == np.int32 and integers[name].shape == update[name].shape
-        assert abs(integers[name].item() - value) <= 1
-    assert not quantised({"a": np.array([1.9], np.float32)}, 4, TERMS, stream())[1]
+    assert integers.dtype == np.int32
+    assert (np.abs(integers - update * 0.4 * 0.4 / 2 * 32767) <= 1).all()
+    assert not quantised(update[:1] - np.float32(1.1), 4, TERMS, stream())[1]
 
 
 @given(bits=st.integers(8, 24), norm=st.floats(1e-6, 1e6), length=st.floats(1e-6, 1e6), weight=st.integers(1, 200_000))
 def test_no_entry_is_beyond_the_largest(bits: int, norm: float, length: float, weight: int) -> None:
     """The whole norm in one entry and a weight that may be above the largest one: where overflow would begin."""
     terms = Terms(bits, 3, norm, 100)
-    integers, _ = quantised({"a": np.array([length, 0.0], np.float32)}, weight, terms, stream())
-    assert 0 <= integers["a"][0] <= terms.largest and integers["a"][1] == 0
+    integers, _ = quantised(np.array([length, 0.0], np.float32), weight, terms, stream())
+    assert 0 <= integers[0] <= terms.largest and integers[1] == 0
     if length >= norm and weight >= 100:
-        assert integers["a"][0] >= terms.largest - 1  # and the whole range is used
+        assert integers[0] >= terms.largest - 1  # and the whole range is used
 
 
 def test_an_update_that_is_not_finite_fails() -> None:
     with pytest.raises(FloatingPointError, match="not finite"):
-        quantised({"a": np.array([np.inf], np.float32)}, 1, TERMS, stream())
+        quantised(np.array([np.inf], np.float32), 1, TERMS, stream())
     with pytest.raises(FloatingPointError, match="'loss' is not finite"):
         to_digits({"loss": float("nan")}, 1, TERMS)
     with pytest.raises(FedMoEError, match="'many' is a list"):
@@ -179,17 +178,18 @@ def test_adding_up_vectors_is_adding_up_parts() -> None:
     """What a deployment masks is, vector by vector, what a simulation adds up in parts, over the union or whole."""
     parts = [client(number) for number in range(4)]
     total = total_of(parts)
-    union = total.union()
+    union, every = total.union(), {"table": np.arange(6)}
     assert union["table"].tolist() == [1, 2, 3]
-    for rows in (union, {}):
+    for rows in (union, every):
         vectors = [total_of([part]).vector(rows) for part in parts]
         assert all(len(vector) == entries(SHAPES, rows, 2, TERMS) for vector in vectors)
         assert TERMS.in_ring(reduce(np.add, vectors)).tolist() == total.vector(rows).tolist()
     counts = reduce(np.add, [touched_vector(part["table" + ROWS], 6, TERMS) for part in parts])
     assert counts.tolist() == total.touched["table"].tolist()
-    whole, over = (decoded(total.vector(rows), SHAPES, rows, ["loss", CLIPPED], TERMS) for rows in ({}, union))
+    whole, over = (decoded(total.vector(rows), SHAPES, rows, ["loss", CLIPPED], TERMS) for rows in (every, union))
     assert whole.metrics == over.metrics
-    for name in SHAPES:
+    for name, shape in SHAPES.items():
+        assert whole.updates[name].shape == shape
         np.testing.assert_array_equal(whole.updates[name], over.updates[name])
 
 
@@ -201,7 +201,7 @@ def test_a_sum_of_sums_is_the_sum_in_any_order() -> None:
         joined.add(half.travelling(), ["loss", CLIPPED], clients)
     whole = total_of(parts)
     assert joined.clients == whole.clients == 5
-    assert joined.vector({}).tolist() == whole.vector({}).tolist()
+    assert joined.vector(EVERY).tolist() == whole.vector(EVERY).tolist()
     assert joined.touched["table"].tolist() == whole.touched["table"].tolist()
 
 
@@ -209,48 +209,49 @@ def test_the_sum_gives_the_weighted_means() -> None:
     """Against the means of floats; rows that nobody touched come out as exactly zero."""
     terms, weights = Terms(20, 3, 5.0, 9), [2, 9, 5]
     rng = stream(7)
-    updates = [{"table": rng.normal(0, 1, (2, 2)).astype(np.float32)} for _ in weights]
+    updates = [rng.normal(0, 1, (2, 2)).astype(np.float32) for _ in weights]
     total = ExactSum(terms, {"table": (4, 2)})
     for number, (update, weight) in enumerate(zip(updates, weights, strict=True)):
-        integers, clipped = quantised(update, weight, terms, stream(number))
+        integers, clipped = quantised(update.ravel(), weight, terms, stream(number))
         assert not clipped
-        rows = {"table" + ROWS: np.array([1, 3]), NUMBERS: to_digits({"loss": 0.1 * number}, weight, terms)}
-        total.add(integers | rows, ["loss"])
+        part = {WHOLE: integers[:0], "table": integers.reshape(2, 2), "table" + ROWS: np.array([1, 3])}
+        total.add(part | {NUMBERS: to_digits({"loss": 0.1 * number}, weight, terms)}, ["loss"])
     union = total.union()
     found = decoded(total.vector(union), total.shapes, union, ["loss"], terms)
     assert found.weight == 16
     assert found.metrics["loss"] == pytest.approx(float(Fraction(19, 160)), abs=1e-7)
-    mean = sum(weight * update["table"] for weight, update in zip(weights, updates, strict=True)) / 16
+    mean = sum(weight * update for weight, update in zip(weights, updates, strict=True)) / 16
     np.testing.assert_allclose(found.updates["table"][[1, 3]], mean, atol=3 * terms.unit / 16)
-    assert not np.allclose(found.updates["table"][[1, 3]], updates[0]["table"], atol=0.05)
+    assert not np.allclose(found.updates["table"][[1, 3]], updates[0], atol=0.05)
     assert not found.updates["table"][[0, 2]].any()
 
 
 def test_where_nearly_all_rows_are_touched_the_whole_table_is_added_up() -> None:
     total = ExactSum(TERMS, {"table": (10, 1)})
-    for rows, union in (([1, 2, 3], {"table"}), (list(range(1, 10)), set())):
-        part = {"table": np.ones((len(rows), 1), np.int32), "table" + ROWS: np.array(rows)}
+    for rows, union in (([1, 2, 3], [1, 2, 3]), (list(range(1, 10)), list(range(10)))):
+        part = {"table": np.ones((len(rows), 1), np.int32), "table" + ROWS: np.array(rows), WHOLE: NOTHING}
         total.add(part | {NUMBERS: to_digits({}, 1, TERMS)}, [])
-        assert total.union().keys() == union
+        assert total.union()["table"].tolist() == union
 
 
 def test_a_sum_of_metrics_alone() -> None:
     total = ExactSum(TERMS, {})
     for hit in (1.0, 0.0, 1.0):
-        total.add({NUMBERS: to_digits({"hr@10": hit}, 1, TERMS)}, ["hr@10"])
+        total.add({WHOLE: NOTHING, NUMBERS: to_digits({"hr@10": hit}, 1, TERMS)}, ["hr@10"])
     assert decoded(total.vector({}), {}, {}, ["hr@10"], TERMS).metrics["hr@10"] == pytest.approx(2 / 3, abs=1e-12)
 
 
 @pytest.mark.parametrize(
     ("spoilt", "message"),
     [
-        ({"body": np.ones((3, 2), np.float32)}, "'body' must be integers .3, 2., is float32"),
-        ({"body": np.ones((2, 2), np.int32)}, r"'body' must be integers \[3, 2\], is int32 \[2, 2\]"),
-        ({"body": None}, "'body' must be integers .* is missing"),
+        ({WHOLE: np.ones(7, np.float32)}, "'whole' must be integers .7., is float32"),
+        ({WHOLE: np.ones(6, np.int32)}, r"'whole' must be integers \[7\], is int32 \[6\]"),
+        ({WHOLE: None}, "'whole' must be integers .* is missing"),
+        ({"table": np.ones((3, 2), np.int32)}, r"'table' must be integers \[2, 2\], is int32 \[3, 2\]"),
         ({"table" + ROWS: np.array([2, 1])}, "ascending, distinct"),
         ({"table" + ROWS: np.array([2, 6])}, "within 0..5"),
         ({"table" + ROWS: np.array([1.0, 2.0])}, "must be a list of int64"),
-        ({"table" + ROWS: None}, "comes whole of some clients"),
+        ({"table": None, "table" + ROWS: None}, "a table whole of which others send rows"),
         ({"other": np.ones(1, np.int32)}, "'other' is not aggregated"),
         ({NUMBERS: np.ones((1, 3), np.int32)}, "not in the digits"),
         ({NUMBERS: None}, "not in the digits"),
@@ -258,11 +259,11 @@ def test_a_sum_of_metrics_alone() -> None:
 )
 def test_what_does_not_fit_is_refused_and_changes_nothing(spoilt: dict[str, Any], message: str) -> None:
     total = total_of([client(0)])
-    before = total.vector({}).tolist()
+    before = total.vector(EVERY).tolist()
     part = {name: array for name, array in (client(1) | spoilt).items() if array is not None}
     with pytest.raises(FedMoEError, match=message):
         total.add(part, ["loss", CLIPPED])
-    assert (total.clients, total.vector({}).tolist()) == (1, before)
+    assert (total.clients, total.vector(EVERY).tolist()) == (1, before)
 
 
 def test_other_metrics_and_more_clients_than_agreed_are_refused() -> None:
@@ -272,6 +273,6 @@ def test_other_metrics_and_more_clients_than_agreed_are_refused() -> None:
     with pytest.raises(FedMoEError, match="more than 5 clients"):
         total.add(client(1), ["loss", CLIPPED], clients=5)
     with pytest.raises(FedMoEError, match="clients and server differ"):
-        decoded(total.vector({})[:-1], SHAPES, {}, ["loss", CLIPPED], TERMS)
+        decoded(total.vector(EVERY)[:-1], SHAPES, EVERY, ["loss", CLIPPED], TERMS)
     with pytest.raises(FedMoEError, match="weights is not above 0"):
-        decoded(np.zeros_like(total.vector({})), SHAPES, {}, ["loss", CLIPPED], TERMS)
+        decoded(np.zeros_like(total.vector(EVERY)), SHAPES, EVERY, ["loss", CLIPPED], TERMS)

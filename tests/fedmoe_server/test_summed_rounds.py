@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from fedmoe.errors import FedMoEError
-from fedmoe.settings import Settings
+from fedmoe.settings import PrivacySettings, Settings
 from fedmoe.sums.terms import Terms
 from fedmoe.wire import packed_bytes, to_record, unpack
 from fedmoe_client.learning.summed_reply import summed_reply
@@ -27,7 +27,7 @@ from strategies.sums.reply_sum import ReplySum
 NORM = 2.0  # the fake clients' updates are longer than real ones
 
 
-def summing(grid: Any, rows: bool = False) -> Any:
+def summing(grid: Any, rows: bool = False, seed: int = 0) -> Any:
     """Let a fake grid's clients answer as real ones do where they are asked for sums.
 
     rows: of the item table they send every row but the padding and one that is their own.
@@ -49,7 +49,8 @@ def summing(grid: Any, rows: bool = False) -> Any:
                 trained |= {"item": trained["item"][ids], "item/rows": ids}
         server = unpack(packed_bytes(message.content["arrays"]))
         metrics = dict(reply.content["metrics"])
-        sender: Any = SimpleNamespace(workbench=SimpleNamespace(settings=Settings()), client=client, reply=RecordDict())
+        bench = SimpleNamespace(settings=Settings(seed=seed))
+        sender: Any = SimpleNamespace(workbench=bench, client=client, reply=RecordDict(), simulated=True)
         arrays, counts, records = summed_reply(sender, server, trained, metrics, dict(config))
         content = {**dict(records), "arrays": to_record(arrays), "metrics": MetricRecord(counts)}
         grid.seen.append(content)
@@ -71,11 +72,11 @@ def two_hosts(grid: Any) -> Any:
 
 
 def run(
-    fakes: Any, grid: Any, folder: Path, bits: int = 20, **federation: Any
+    fakes: Any, grid: Any, folder: Path, bits: int = 20, privacy: Any = None, **federation: Any
 ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]], Any]:
     given = {"strategy": "fedavg", "guards": {"norm_multiple": 0}} | federation
     settings = fakes.make_settings(**given)
-    privacy = settings.privacy.model_copy(update={"sum_bits": bits, "update_norm": NORM})
+    privacy = PrivacySettings(sum_bits=bits, update_norm=NORM, **(privacy or {}))
     state = LoopState(fakes.model_arrays())
     result = fakes.make_loop(grid, folder, settings.model_copy(update={"privacy": privacy})).run(state)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -180,7 +181,7 @@ def test_a_reply_that_does_not_fit_is_refused_and_named(fakes: Any, tmp_path: Pa
             reply = answer(message)
             if message.metadata.message_type == "train" and message.metadata.dst_node_id % 5 == 0:
                 arrays = unpack(packed_bytes(reply.content["arrays"]))
-                reply.content["arrays"] = to_record(arrays | {"body": np.ones(3, np.float32)})
+                reply.content["arrays"] = to_record(arrays | {"whole": np.ones(3, np.float32)})
             elif message.metadata.message_type == "train" and message.metadata.dst_node_id % 5 == 1:
                 del reply.content["sum"]
             return reply
@@ -191,7 +192,7 @@ def test_a_reply_that_does_not_fit_is_refused_and_named(fakes: Any, tmp_path: Pa
         failures.append([record["failed"] for record in records])
     assert failures[0] == failures[1]
     refused = {failure["reason"] for failure in sum(failures[0], []) if failure["kind"] == "refused"}
-    assert any(reason.startswith("parameter 'body' must be integers") for reason in refused)
+    assert any(reason.startswith("parameter 'whole' must be integers") for reason in refused)
     assert any(reason.startswith("it is no sum of integers") for reason in refused)
 
 
@@ -221,3 +222,51 @@ def test_the_largest_weight_follows_from_the_settings(fakes: Any) -> None:
 def test_errors_alone_have_no_mean(fakes: Any) -> None:
     total = ReplySum(Terms(16, 3, 1.0, 1), {})
     assert total.replies() == total.mean({}) == []
+
+
+def test_noise_of_the_clients_adds_up_and_nothing_else_is_sent(fakes: Any, tmp_path: Path) -> None:
+    """20 clients of whom 10 would do: twice the noise of 10. No metric, no weight, no row says who touched what."""
+    noise = 1.5
+    spread = []
+    for number in range(2):
+        plain, noisy = (
+            run(
+                fakes,
+                summing(fakes.FakeGrid(20), rows=True, seed=number),
+                tmp_path / f"{number}{privacy}",
+                12,
+                privacy={"noise_multiplier": noise, "side": "distributed"} if privacy else {},
+                num_rounds=1,
+                client_fraction=1.0,
+                client_weight="equal",
+                evaluate_every=0,
+            )
+            for privacy in (False, True)
+        )
+        spread += [(noisy[0][name] - array).ravel() for name, array in plain[0].items() if name != "item"]
+        spread.append((noisy[0]["item"] - plain[0]["item"])[1:].ravel())
+        assert (noisy[0]["item"][0] == plain[0]["item"][0]).all()  # the padding's row never moves
+        assert noisy[1][0]["train"] == {}
+    size = 5 * 3 + 3 + 1
+    longest = np.sqrt(2047**2 + size / 4 + 2047 + np.sqrt(size) / 2)
+    wanted = NORM / 2047 * noise * longest * np.sqrt(20 / 10) / 20
+    found = np.concatenate(spread).std()
+    assert 0.6 * wanted < found < 1.5 * wanted  # of 32 numbers
+
+
+def test_a_reply_with_noise_holds_all_rows_and_no_metric(fakes: Any, tmp_path: Path) -> None:
+    grid = summing(fakes.FakeGrid(10), rows=True)
+    privacy = {"noise_multiplier": 1.0, "side": "distributed"}
+    run(fakes, grid, tmp_path, 12, privacy=privacy, num_rounds=1, client_fraction=1.0, evaluate_every=0)
+    replies = [content for content in grid.seen if "item" in unpack(packed_bytes(content["arrays"]))]
+    assert len(replies) == 10
+    for content in replies:
+        arrays = unpack(packed_bytes(content["arrays"]))
+        assert content["sum"]["metrics"] == "[]"
+        assert arrays["item/rows"].tolist() == [1, 2, 3, 4]
+        assert (arrays["item"] != 0).all(axis=1).any() and (arrays["numbers"] == replies_numbers(replies)).all()
+
+
+def replies_numbers(replies: list[dict[str, Any]]) -> np.ndarray:
+    """The digits of the weight, which must be the same for all."""
+    return unpack(packed_bytes(replies[0]["arrays"]))["numbers"]
