@@ -133,17 +133,18 @@ def run(
         store.forget_after(state.round)
     earlier = sum(record.seconds for record in state.history)
     tracker = Tracker(folder, settings, state.history, console, every_round=deployed is not None)
-    describe_run(folder, deployed is None, dataset.all_fingerprints(), going_on)
-    if isinstance(directory, ClientDirectory):
-        directory.note = tracker.note
-        if deployed is not None:
-            directory.announce = identity(settings, dataset, state.round)
-    deadline = None if deployed is None else settings.deployment.round_deadline or None
     secure = None
     if sums is not None and deployed is not None:
         from fedmoe_server.rounds.secure import secure_rounds  # a simulation adds plainly, the same integers
 
         secure = secure_rounds(settings, deployed, sums)
+    sees = "" if deployed is None else _what_the_server_sees(settings, secure is not None)
+    describe_run(folder, deployed is None, dataset.all_fingerprints(), going_on, sees)
+    if isinstance(directory, ClientDirectory):
+        directory.note = tracker.note
+        if deployed is not None:
+            directory.announce = identity(settings, dataset, state.round)
+    deadline = None if deployed is None else settings.deployment.round_deadline or None
     cases = () if dataset.new is None else tuple(dataset.new.users.tolist())
     clients = grid, strategy, aggregation, settings, directory
     loop = ServerLoop(*clients, tracker, store, deadline, ledger, cases, sums, secure)
@@ -151,8 +152,8 @@ def run(
         known = str(dataset.interactions.num_users) if deployed is None else "the connected"
         if dataset.reading:
             tracker.note(dataset.reading)
-        if deployed is not None:
-            tracker.note(_what_the_server_sees(settings, secure is not None))
+        if sees:
+            tracker.note(sees)
         tracker.note(_headline(settings, dataset, state, folder, known))
         result = loop.run(state)
         tracker.finish(result, earlier + time.monotonic() - started)
@@ -203,8 +204,9 @@ def _clients_keep_state(schedule: AggregationSchedule, checkpoint: Checkpoint) -
 
 def _what_the_server_sees(settings: Settings, secure: bool) -> str:
     if not secure:
-        return "no secure aggregation: the server sees each client's update and metrics"
-    return f"secure aggregation: the server sees sums over at least {settings.privacy.smallest_cohort} clients"
+        return "Without secure aggregation the server sees each client's update and metrics"
+    least = settings.privacy.smallest_cohort
+    return f"Secure aggregation: the server sees sums over at least {least} clients, and no single update or metric"
 
 
 def _headline(settings: Settings, dataset: Dataset, state: LoopState, folder: Path, users: str) -> str:

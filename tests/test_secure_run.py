@@ -80,6 +80,11 @@ def test_a_secure_run_equals_the_simulation(tmp_path: Path) -> None:
     assert arrays_of(runs[0]) == arrays_of(runs[1])
     for split in ("validation", "test"):
         assert results(runs[0])[split] == results(runs[1])[split]
+    seen = [
+        (run / "report.md").read_text().partition("## What the server saw\n\n")[2].partition("\n")[0] for run in runs
+    ]
+    assert seen[0].startswith("Secure aggregation: the server sees sums over at least 3 clients")
+    assert seen[1] == ""
     kinds = {message.metadata.message_type for message in secure.sent}
     assert kinds == {"query"} | {f"{kind}.{phase}" for kind in ("train", "evaluate") for phase in PHASES}
     # Of a client come keys, shares, masked words and what they are, signatures: no arrays and no metrics.

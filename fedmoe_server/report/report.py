@@ -53,6 +53,7 @@ def write_report(run_dir: Path) -> Path:
         _pictures(drawn, run.settings),
         privacy_section(read_ledger(run_dir / PRIVACY)),
         sums_section(run.settings["privacy"]),
+        run.server_section,
         _cost(run),
         _failures(run),
         _guards(run),

@@ -62,6 +62,13 @@ class Run:
         """Whom the figures of the end are means over, in words."""
         return averaged(self.result)
 
+    @property
+    def server_section(self) -> str:
+        """The report's section on what the server saw of real clients; nothing for a simulation."""
+        path = self.folder / RUN
+        sees = json.loads(path.read_text(encoding="utf-8")).get("sees") if path.exists() else None
+        return f"## What the server saw\n\n{sees}." if sees else ""
+
 
 def read_run(folder: Path) -> Run:
     """Read a run folder. FedMoEError: it holds no run, or a file is damaged (it is named)."""
@@ -175,12 +182,12 @@ def removed_if_empty(run_dir: Path) -> Iterator[None]:
                     run_dir.parent.rmdir()
 
 
-def describe_run(run_dir: Path, simulated: bool, data: Mapping[str, str], going_on: bool) -> None:
-    """Write ``run.json``: whether the clients are simulated, and hashes of the data by name.
+def describe_run(run_dir: Path, simulated: bool, data: Mapping[str, str], going_on: bool, sees: str = "") -> None:
+    """Write ``run.json``: whether the clients are simulated, hashes of the data by name, what the server sees.
 
     Raises FedMoEError if the run goes on with other data, or with the other kind of clients, than it began with.
     """
-    path, told = run_dir / RUN, {"simulated": simulated, "data": dict(data)}
+    path, told = run_dir / RUN, {"simulated": simulated, "data": dict(data), "sees": sees}
     if going_on and path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         if before.get("simulated", simulated) != simulated:

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 
 from fedmoe.deployment.folder import TAG, Folder, read_json, write_json
-from fedmoe.deployment.keys import make_key_pair, read_public_key
+from fedmoe.deployment.keys import make_key_pair, read_public_key, read_roster
 from fedmoe.deployment.ports import free_port, listens, parse_address, require_free, wait_until_closed
 from fedmoe.errors import FedMoEError
 
@@ -105,3 +105,20 @@ def test_addresses_and_ports() -> None:
         with pytest.raises(FedMoEError, match="--address 127.0.0.1:"):
             require_free("127.0.0.1", port, "--address")
     assert wait_until_closed("127.0.0.1", port, 1.0)
+
+
+def test_a_roster_has_a_line_for_each_client(tmp_path: Path) -> None:
+    keys = [make_key_pair(tmp_path / f"key-{client}", client) for client in (7, 8)]
+    roster = tmp_path / "roster"
+    lines = [(tmp_path / f"key-{client}.pub").read_text() for client in (7, 8)]
+    roster.write_text("\n".join(lines))
+    assert read_roster(roster) == {7: keys[0].line, 8: keys[1].line}
+    for text, words in (
+        (lines[0] * 2, "a client or a key twice"),
+        ("", "is empty"),
+        (lines[0] + "nonsense\n", "line 2 holds no public key"),
+        (lines[0] + lines[0].replace("client-7", "client-9"), "a key twice"),
+    ):
+        roster.write_text(text)
+        with pytest.raises(FedMoEError, match=words):
+            read_roster(roster)

@@ -72,7 +72,7 @@ def test_two_clients_are_killed_in_a_round(five: Federation) -> None:
         if run.poll() is None:
             run.kill()
             run.communicate()
-    assert "secure aggregation: the server sees sums over at least 3 clients" in said
+    assert "Secure aggregation: the server sees sums over at least 3 clients" in said
 
     # The first is missing from round 2 on, the second from round 3 on: as in the simulation, by the bit.
     fails = [gone(1, 2, "masked"), gone(3, 2, "unmasking")]
