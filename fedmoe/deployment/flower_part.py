@@ -1,10 +1,12 @@
 """Starts a program of Flower's as a part that can be watched: ``python -m fedmoe.deployment.flower_part PROGRAM``.
 
-Flower 1.39 as it is leaves five things open, which are mended here and nowhere else:
+Flower 1.39 as it is leaves six things open, which are mended here and nowhere else:
 
 * its database waits 5 s for a lock; beyond that a request fails, and with it whoever asked. Here it waits 60 s.
 * where the main thread of a program ends by an exception, other threads keep the process alive. Here it ends.
 * its control port takes commands from anyone who trusts the certificate. Here a command carries a secret.
+* its server and nodes start the process of a task again when it has not begun within 30 s, and again, so that a machine
+  that was too busy for the first is given a dozen more. Here it has 3 minutes, and a node may be silent for 2.
 * its node looks for replies only after it has received a message, and may send a killed run's in place of the one that
   is waited for, which then lies there until something else comes. Here it is sent.
 * its server refuses a node whose clock is 5 s ahead, and does not say so. Here 5 minutes are allowed either way.
@@ -31,6 +33,9 @@ PROGRAMS = {
 }
 LOCK_SECONDS = 60  # that a database waits for its lock
 BEAT_SECONDS = 2.0
+BEGIN_SECONDS = 180.0  # that the process of a task has to begin
+TASK_SECONDS = 90.0  # without a heartbeat, after which a task has failed
+NODE_HEARTBEATS = 4  # of 30 s each, after which a node that sends none is taken for gone
 CLOCK_SECONDS = 300.0  # that the clock of a node may be ahead of the server's; Flower lets it be 305 s behind
 BEAT = "FEDMOE_BEAT"  # the file that a part touches for as long as its main thread lives
 CONTROL_SECRET = "FEDMOE_CONTROL_SECRET"  # the file of the control port's secret; none: it is open
@@ -48,6 +53,8 @@ def main(words: Sequence[str]) -> None:
     status = 1
     try:
         _wait_for_locks()
+        if program in ("flower-superlink", "flower-supernode"):
+            give_time()
         if program == "flower-superlink":
             _forgive_clocks()
         if program == "flower-supernode":
@@ -80,6 +87,17 @@ def _wait_for_locks() -> None:
     store = importlib.import_module("flwr.supercore.sql_mixin")
     waits = {**dict(store.SQLITE_PRAGMAS), "busy_timeout": str(1000 * LOCK_SECONDS)}
     store.SQLITE_PRAGMAS = tuple(waits.items())  # type: ignore[attr-defined]
+
+
+def give_time() -> None:
+    """Let the process of a task begin late, and a task or node be silent for longer, before it is given up."""
+    for store in ("in_memory_corestate", "sql_corestate"):
+        module: Any = importlib.import_module(f"flwr.supercore.corestate.{store}")
+        # A task that was claimed has one such interval to begin, and then as many as its patience between heartbeats.
+        module.HEARTBEAT_DEFAULT_INTERVAL = BEGIN_SECONDS
+        module.HEARTBEAT_PATIENCE = TASK_SECONDS / BEGIN_SECONDS
+    nodes: Any = importlib.import_module("flwr.server.superlink.linkstate.sql_linkstate")
+    nodes.HEARTBEAT_PATIENCE = NODE_HEARTBEATS
 
 
 def send_late_replies() -> None:

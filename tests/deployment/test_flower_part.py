@@ -7,10 +7,11 @@ from typing import Any, cast
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.supercore.date import now
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
-from fedmoe.deployment.flower_part import send_late_replies
+from fedmoe.deployment.flower_part import BEGIN_SECONDS, TASK_SECONDS, give_time, send_late_replies
 
 
 def test_a_node_sends_a_reply_that_is_ready_though_no_message_came(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,3 +33,22 @@ def test_a_node_sends_a_reply_that_is_ready_though_no_message_came(monkeypatch: 
     assert node._pull_and_store_message(state=state) is not None
     assert list(state.get_messages(is_reply=True)) == [reply]  # what Flower's node does next
     assert node._pull_and_store_message(state=state) == 7
+
+
+def test_the_process_of_a_task_has_minutes_to_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine it takes longer than Flower's 30 s, and a second process would only make it worse."""
+    for name in ("supercore.corestate.in_memory_corestate", "supercore.corestate.sql_corestate"):
+        store = importlib.import_module(f"flwr.{name}")
+        for constant in ("HEARTBEAT_DEFAULT_INTERVAL", "HEARTBEAT_PATIENCE"):
+            monkeypatch.setattr(store, constant, getattr(store, constant))
+    links = importlib.import_module("flwr.server.superlink.linkstate.sql_linkstate")
+    monkeypatch.setattr(links, "HEARTBEAT_PATIENCE", links.HEARTBEAT_PATIENCE)
+    give_time()
+    state: Any = InMemoryNodeState(object_store=cast(Any, None))
+    task = state.create_task("flwr-clientapp", 5)
+    assert state.claim_task(task)
+    for seconds in (BEGIN_SECONDS, TASK_SECONDS):
+        left = (state.task_token_store[task].active_until - now()).total_seconds()
+        assert seconds - 20 < left <= seconds
+        assert state.claim_task(task) is None  # no second process
+        state.activate_task(task)
