@@ -1,4 +1,4 @@
-"""Simulate a federation: ``python sim.py [CONFIG] [key=value ...] [--flag value ...]``; ``python sim.py --help``."""
+"""Simulate a federation: ``python sim.py [CONFIG] [key=value ...] [--flag value ...] [--dry-run]``; ``--help``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from fedmoe.errors import FedMoEError
 from fedmoe.help import help_text
-from fedmoe.loading import load_points, located, settings_of_run, to_run_config
+from fedmoe.loading import load_points, settings_of_run, to_run_config
 from fedmoe.settings import Settings
+from fedmoe_server.planning.plan import plan
 from fedmoe_server.report.sweep import run_sweep
 
 if TYPE_CHECKING:
@@ -28,14 +29,20 @@ def main(words: list[str]) -> int:
         if {"--help", "-h"} & set(words):
             print(help_text([word for word in words if not word.startswith("-")]))
             return 0
+        dry, words = "--dry-run" in words, [word for word in words if word != "--dry-run"]
         resume, words = _resume_folder(words)
         points, warnings = load_points(words) if resume is None else ({"": settings_of_run(resume, words)}, [])
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        if list(points) == [""]:
-            simulate(points[""], resume)
+        from fedmoe_client.learning.own_client import check_components  # torch takes seconds to import
+
+        if dry:
+            for point in points.values():
+                plan(point, check_components)
+        elif list(points) == [""]:
+            simulate(plan(points[""], check_components), resume)
         else:
-            run_sweep(points, simulate)
+            run_sweep(points, lambda point: simulate(plan(point, check_components)))
         return 0
     except FedMoEError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -49,16 +56,11 @@ def simulate(settings: Settings, resume: Path | None = None) -> Path:
     """Run a federation on this machine, print it beside popularity, and return its run folder."""
     # Torch, Ray and Flower take seconds to import: not for --help, nor for a misspelt key.
     from data.registry import load_dataset
-    from fedmoe_client.learning.metrics import own_metrics
     from fedmoe_client.learning.new_items import untrained_metrics
-    from fedmoe_client.learning.own_client import own_client
     from fedmoe_server.app import app as server_app
     from fedmoe_server.report.report import comparison, write_report
     from fedmoe_server.report.run_folder import add_baseline, new_run_dir, removed_if_empty
 
-    settings = located(settings)
-    own_metrics(settings.evaluation)
-    own_client(settings)  # one that cannot be made should end the run, not fail each client
     dataset = load_dataset(settings)
     run_dir = resume or new_run_dir(settings, datetime.now())
     run_config: dict[str, Any] = {**to_run_config(settings), "run_dir": str(run_dir), "resume": str(resume or "")}
@@ -78,8 +80,7 @@ def execute(settings: Settings, server: ServerApp, histories: Interactions, run_
 
     resources, training = settings.simulation, settings.training
     loads = items_of_a_round(histories.offsets, settings.model.max_seq_len, training.windows, training.max_windows)
-    users = histories.num_users
-    run_config = {**run_config, "simulated": True}
+    users, run_config = histories.num_users, {**run_config, "simulated": True}
     run_simulation(resources.engine, server, CLIENT_APP, users, run_config, resources, loads, STACKED)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.features import DEFAULT_ID_FILE
-from data.registry import load_dataset
+from data.registry import item_table, load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.files import write_file
 from fedmoe.loading import load_settings
@@ -31,16 +31,22 @@ TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 PICTURE_MODEL = "efficientnet-lite0"
 PICTURE_SIZE = 224  # pixels, width and height
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png")
+MADE = ("visual", "text", "attributes")
 # Order does not matter, no run's catalogue may hold an item without a row, and the features are to be made.
-CATALOGUE_ALONE = ("time_column=null", "min_items=4", "modalities.visual=null", "modalities.text=null")
+CATALOGUE_ALONE = ("time_column=null", "min_items=4", *(f"modalities.{name}=null" for name in MADE))
 _TEXT_TOKENS = 256  # MiniLM was trained on no more
 
 Input = TypeVar("Input")
 Encoder = Callable[[list[Input]], NDArray[np.floating[Any]]]  # a batch -> [batch, dim]
 
 
-def encode(inputs: Sequence[Input | None], encoder: Encoder[Input], batch_size: int) -> NDArray[np.float16]:
-    """Encode the inputs in batches; None gives a row of zeros.
+def encode(
+    inputs: Sequence[Input | None],
+    encoder: Encoder[Input],
+    batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> NDArray[np.float16]:
+    """Encode the inputs in batches; None gives a row of zeros. ``progress`` is told how many are done.
 
     Returns:
         float16 ``[len(inputs), dim]``.
@@ -51,11 +57,15 @@ def encode(inputs: Sequence[Input | None], encoder: Encoder[Input], batch_size: 
     known = [(row, value) for row, value in enumerate(inputs) if value is not None]
     if not known:
         raise FedMoEError("no item has anything to encode - check the data set and the folder of pictures")
-    batches = [known[start : start + batch_size] for start in range(0, len(known), batch_size)]
-    with np.errstate(over="ignore"):  # reported below
-        encoded = np.concatenate([encoder([value for _, value in batch]) for batch in batches]).astype(np.float16)
+    parts = []
+    for start in range(0, len(known), batch_size):
+        batch = [value for _, value in known[start : start + batch_size]]
+        with np.errstate(over="ignore"):  # reported below
+            parts.append(encoder(batch).astype(np.float16))
+        progress(start + len(batch))
+    encoded = np.concatenate(parts)
     if not np.isfinite(encoded).all():
-        raise FedMoEError("the model gives features that are not finite in float16 - choose another --model")
+        raise FedMoEError("the model gives features that are not finite in float16 - choose another model")
     features = np.zeros((len(inputs), encoded.shape[1]), np.float16)
     features[[row for row, _ in known]] = encoded
     return features
@@ -121,6 +131,11 @@ def text_encoder(model: str) -> Encoder[str]:
     return encoder
 
 
+def picture_encoder(model: str) -> Encoder[Path]:
+    """Load EfficientNet-Lite0, or the CLIP model of that name or folder."""
+    return efficientnet_encoder() if model == PICTURE_MODEL else clip_encoder(model)
+
+
 def efficientnet_encoder() -> Encoder[Path]:
     """Load EfficientNet-Lite0; a picture's feature is its last feature map, averaged over the places: ``[1280]``."""
     torch = _import("torch")
@@ -166,9 +181,7 @@ def _load(from_pretrained: Callable[[str], Any], model: str) -> Any:
         return from_pretrained(model)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise FedMoEError(
-            f"--model {model}: cannot be loaded ({reason}) - name a local folder with the model"
-        ) from error
+        raise FedMoEError(f"model {model}: cannot be loaded ({reason}) - name a local folder with the model") from error
 
 
 # The command
@@ -183,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     visual = commands.add_parser("visual", help="pictures <item id>.jpg or .png", allow_abbrev=False)
     text.add_argument("--model", default=TEXT_MODEL, help="name or folder of the model; default: %(default)s")
     visual.add_argument("--model", default=PICTURE_MODEL, help="%(default)s, or name or folder of a CLIP model")
-    visual.add_argument("--pictures", type=Path, required=True, help="folder of the pictures")
+    visual.add_argument("--pictures", type=Path, help="their folder; default: those of item_file")
     for command in (text, visual):
         command.add_argument("--out", type=Path, required=True, help="the .npy file to write")
         command.add_argument("--batch_size", type=int, default=64, help="items encoded at once; default: %(default)s")
@@ -193,17 +206,18 @@ def _parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> None:
     """Encode what the command line says and print what was written."""
     options, words = _parser().parse_known_args(arguments)
-    dataset = load_dataset(load_settings([*words, *CATALOGUE_ALONE])[0])
+    settings = load_settings([*words, *CATALOGUE_ALONE])[0]
+    dataset = load_dataset(settings)
     item_ids = dataset.interactions.item_ids[1:].tolist()
     if options.command == "text":
         if dataset.titles is None:
-            raise FedMoEError(f"data set {dataset.name} has no titles to encode - use ml-100k or ml-1m")
+            raise FedMoEError(f"data set {dataset.name} has no titles to encode - set item_file to a table of items")
         texts = [title or None for title in dataset.titles[1:]]
         features = encode(texts, text_encoder(options.model), options.batch_size)
     else:
-        pictures = find_pictures(options.pictures, item_ids)
-        encoder = efficientnet_encoder() if options.model == PICTURE_MODEL else clip_encoder(options.model)
-        features = encode(pictures, encoder, options.batch_size)
+        own = options.pictures is None
+        pictures = item_table(settings, dataset).pictures[1:] if own else find_pictures(options.pictures, item_ids)
+        features = encode(pictures, picture_encoder(options.model), options.batch_size)
     write_features(options.out, features, item_ids)
     present = int((features != 0).any(axis=1).sum())
     print(f"{options.out}: {present} of {len(item_ids)} items, width {features.shape[1]}")

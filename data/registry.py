@@ -8,30 +8,36 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 from data import dataset as folders
 from data import movielens
 from data.dataset import Dataset, nobody
 from data.features import ItemFeatures, find_id_file, load_features, noise, principal_components
 from data.interactions import Codes, Events, from_events, rows_to_keep, time_span, withheld, without_short_users
+from data.items.encoded import encoded, picture_stamp
 from data.own_data import own_data, sources_of
 from data.sampling import generator
 from data.synthetic import synthetic
-from data.titles import film_of, read_item_list, title_features
+from data.titles import Film, film_of, read_item_list, title_features
 from fedmoe.data_settings import DataSettings
 from fedmoe.errors import FedMoEError
-from fedmoe.modalities import DEFAULTS, NOISE, TITLES
+from fedmoe.modalities import ATTRIBUTES, DEFAULTS, NOISE, TITLES
 from fedmoe.settings import Settings
 
-_FORM = 4  # part of the cache's key; a change of what is parsed, or how, must change it
+if TYPE_CHECKING:
+    from data.items.table import ItemTable
+
+_FORM = 5  # part of the cache's key; a change of what is parsed, or how, must change it
 _NOISE_WIDTH = 128  # where features are not reduced
-# What a data set itself knows of its items: name of a modality, or "titles" -> how the features are made.
-Own = Mapping[str, Callable[[], ItemFeatures]]
+# What a data set itself knows of its items: name of a modality, or "titles" -> how an encoder makes features of it;
+# None stands for the encoder that needs no model.
+Own = Mapping[str, Callable[[str | None], ItemFeatures]]
 
 
 def default_cache() -> Path:
@@ -56,9 +62,11 @@ def load_dataset(settings: Settings, cache: Path | None = None) -> Dataset:
         assert data.data_dir is not None  # the settings' own check
         return load_catalogue(settings, data.data_dir)
     sources = _sources(settings, cache)
-    folder = cache / "parsed" / f"{data.dataset.rpartition(':')[2]}-{_key(settings, sources)}"
+    folder = cache / "parsed" / f"{data.dataset.rpartition(':')[2]}-{_key(settings, sources, cache)}"
     if not folder.is_dir():
-        dataset, own = _histories(settings, sources)
+        dataset, own = _histories(settings, sources, cache)
+        if "items" in sources:
+            dataset, own = _with_items(dataset, own, settings, cache)
         folders.save_dataset(_with_features(dataset, own, settings, sources), folder)
     dataset = folders.open_dataset(folder, "cached data set", "delete the folder")
     return _without_new_items(dataset, data, settings.seed) if data.new_items else dataset
@@ -85,8 +93,9 @@ def load_catalogue(settings: Settings, folder: Path) -> Dataset:
 
 def _require_named(settings: Settings, found: Collection[str]) -> None:
     """Raise FedMoEError if there are no features of a modality that the settings name and that is none by default."""
+    default = {*DEFAULTS, ATTRIBUTES} if settings.data.item_file is not None else DEFAULTS
     for name in settings.named_modalities:
-        if name not in found and name not in DEFAULTS:
+        if name not in found and name not in default:
             raise FedMoEError(f"modalities.{name}: the data set has no features of that name - set its file")
 
 
@@ -96,7 +105,8 @@ def catalogue_from_list(path: Path, settings: Settings) -> Dataset:
     Raises FedMoEError if the list cannot be read or names an item twice, or a feature file does not match it.
     """
     item_ids, titles = read_item_list(path)
-    own: Own = {TITLES: lambda: title_features([film_of(title) for title in titles])} if any(titles) else {}
+    films = [film_of(title) for title in titles]
+    own: Own = {TITLES: _titles(titles, films, default_cache())} if any(titles) else {}
     listed = Dataset(path.stem, nobody(item_ids), {}, titles if any(titles) else None)
     return _with_features(listed, own, settings, _feature_files(settings))
 
@@ -113,6 +123,8 @@ def _sources(settings: Settings, cache: Path) -> dict[str, Path]:
         sources["events"] = _in_data_dir(data, data.data_file)
     elif ":" in data.dataset:
         sources |= sources_of(own_data(data))
+    if data.item_file is not None:
+        sources["items"] = _in_data_dir(data, data.item_file)
     return sources | _feature_files(settings)
 
 
@@ -135,12 +147,12 @@ def _in_data_dir(data: DataSettings, path: Path) -> Path:
     return path
 
 
-def _key(settings: Settings, sources: Mapping[str, Path]) -> str:
+def _key(settings: Settings, sources: Mapping[str, Path], cache: Path) -> str:
     """Return a short hash of all that decides what the parsed data set is."""
-    files = {name: modality.file for name, modality in settings.named_modalities.items()}
+    files = {name: (own.file, own.encoder) for name, own in settings.named_modalities.items()}
     data = settings.data.model_dump(mode="json", exclude={"new_items"})  # they are withheld from what is kept
     parts: dict[str, object] = {"form": _FORM, "settings": data, "modalities": files}
-    if settings.data.dataset == "synthetic" or NOISE in files.values():
+    if settings.data.dataset == "synthetic" or any(file == NOISE for file, _ in files.values()):
         parts["seed"] = settings.seed
     for role, path in sources.items():
         try:
@@ -148,15 +160,18 @@ def _key(settings: Settings, sources: Mapping[str, Path]) -> str:
         except OSError as error:
             raise FedMoEError(f"{path}: cannot be read ({error.strerror}) - correct the path ({role} file)") from error
         parts[role] = (str(path.resolve()), status.st_size, status.st_mtime_ns)
+    if "items" in sources:
+        parts["pictures"] = picture_stamp(sources["items"], settings.data, cache)
     return sha256(json.dumps(parts, sort_keys=False).encode()).hexdigest()[:16]
 
 
-def _histories(settings: Settings, sources: Mapping[str, Path]) -> tuple[Dataset, Own]:
+def _histories(settings: Settings, sources: Mapping[str, Path], cache: Path) -> tuple[Dataset, Own]:
     """Return the data set without features, and what it has of its own."""
     data = settings.data
     if data.dataset == "synthetic":
-        interactions, own = synthetic(data.synthetic, settings.seed)
+        interactions, made = synthetic(data.synthetic, settings.seed)
         interactions, dropped = without_short_users(interactions, data.min_items)
+        own = {name: partial(_without_encoder, make) for name, make in made.items()}
         return Dataset("synthetic", interactions, {}, None, dropped), own
     if ":" in data.dataset:
         return _kept(data, data.dataset.rpartition(":")[2], own_data(data).events()), {}
@@ -167,7 +182,45 @@ def _histories(settings: Settings, sources: Mapping[str, Path]) -> tuple[Dataset
     known = movielens.read_films(sources["films"])
     films = [known.get(item) for item in interactions.item_ids.tolist()]
     titles = ["" if film is None else str(film) for film in films]
-    return Dataset(data.dataset, interactions, {}, titles, dropped), {TITLES: lambda: title_features(films)}
+    return Dataset(data.dataset, interactions, {}, titles, dropped), {TITLES: _titles(titles, films, cache)}
+
+
+def _titles(titles: Sequence[str], films: Sequence[Film | None], cache: Path) -> Callable[[str | None], ItemFeatures]:
+    """Return how features of films are made: of words, genres and decades, or of their titles by an encoder."""
+    return lambda encoder: encoded("text", titles, encoder, cache) if encoder else title_features(films)
+
+
+def _without_encoder(make: Callable[[], ItemFeatures], encoder: str | None) -> ItemFeatures:
+    if encoder:
+        raise FedMoEError(f"encoder '{encoder}': the data set has features of its own and nothing to encode")
+    return make()
+
+
+def item_table(settings: Settings, dataset: Dataset) -> ItemTable:
+    """Return what ``data.item_file`` says of a data set's items. Raises FedMoEError as ``read_items`` does."""
+    from data.items.table import read_items  # pyarrow, which a filled cache makes unnecessary
+
+    if settings.data.item_file is None:
+        raise FedMoEError("data.item_file is not set: name a table of the items")
+    path = _in_data_dir(settings.data, settings.data.item_file)
+    return read_items(path, dataset.interactions.item_ids.tolist(), settings.data)
+
+
+def _with_items(dataset: Dataset, own: Own, settings: Settings, cache: Path) -> tuple[Dataset, Own]:
+    """Return the data set with the titles of a table of items, and what the table's columns offer."""
+    table = item_table(settings, dataset)
+    offered: dict[str, tuple[str, Sequence[Any]]] = {
+        TITLES: ("text", table.texts),
+        ATTRIBUTES: ("attributes", table.attributes),
+        "visual": ("picture", table.pictures),
+    }
+    made = {name: _encoding(what, inputs, cache) for name, (what, inputs) in offered.items() if any(inputs)}
+    reading = "; ".join(filter(None, [dataset.reading, table.reading]))
+    return replace(dataset, titles=table.titles, reading=reading), {**own, **made}
+
+
+def _encoding(what: str, inputs: Sequence[Any], cache: Path) -> Callable[[str | None], ItemFeatures]:
+    return lambda encoder: encoded(what, inputs, encoder, cache)
 
 
 def _own_histories(data: DataSettings, path: Path) -> Dataset:
@@ -197,15 +250,26 @@ def _kept(data: DataSettings, source: str, events: Events) -> Dataset:
 
 
 def _with_features(dataset: Dataset, own: Own, settings: Settings, files: Mapping[str, Path]) -> Dataset:
-    item_ids, dim, found = dataset.interactions.item_ids, settings.data.feature_dim, {}
+    item_ids, dim = dataset.interactions.item_ids, settings.data.feature_dim
+    found: dict[str, ItemFeatures] = {}
+    notes = [dataset.reading] if dataset.reading else []
     for name, modality in settings.named_modalities.items():
         if name in files:
             found[name] = load_features(files[name], item_ids, files.get(f"{name} ids"))
+            notes.append(f"{name} features of {int(found[name].present.sum())} items")
         elif modality.file == NOISE:
             found[name] = noise(len(item_ids), dim or _NOISE_WIDTH, generator(settings.seed, f"{name} noise"))
         elif make := own.get(modality.file or name):
-            found[name] = make()
+            found[name] = make(modality.encoder)
+            if "items" in files or modality.encoder:
+                notes.append(_coverage(name, found[name], modality.encoder))
     _require_named(settings, found)
-    known = [f"{name} features of {int(found[name].present.sum())} items" for name in found if name in files]
-    dataset = replace(dataset, reading="; ".join([dataset.reading, *known] if dataset.reading else known))
+    dataset = replace(dataset, reading="; ".join(notes))
     return replace(dataset, features={name: principal_components(each, dim) for name, each in found.items()})
+
+
+def _coverage(name: str, features: ItemFeatures, encoder: str | None) -> str:
+    """Return which encoder made a modality's features, and how many items have none."""
+    known, all_items = int(features.present.sum()), len(features.present) - 1
+    plain = {ATTRIBUTES: "frequency", "visual": "thumbnails"}.get(name, "words")
+    return f"{name} by {encoder or plain} of {known} items, {all_items - known} have none"

@@ -57,7 +57,7 @@ def title_features(films: Sequence[Film | None]) -> ItemFeatures:
     known = [film for film in films if film is not None]
     genres = _positions(genre for film in known for genre in film.genres)
     decades = _positions(_decade(film) for film in known if film.year is not None)
-    words = {film: _words(film.title) for film in set(known)}
+    words = {film: words_of(film.title) for film in set(known)}
     frequency: dict[str, int] = {}
     for film in known:
         for word in words[film]:
@@ -72,7 +72,7 @@ def title_features(films: Sequence[Film | None]) -> ItemFeatures:
             code = crc32(word.encode())
             sign = 1.0 if code >> 31 else -1.0
             parts[2][row, code % WORD_DIM] += sign * (1.0 + np.log(len(known) / frequency[word]))
-    values = _unit_rows(np.concatenate([_unit_rows(part) for part in parts], axis=1))
+    values = unit_rows(np.concatenate([unit_rows(part) for part in parts], axis=1))
     return ItemFeatures(values, (values != 0).any(axis=1))
 
 
@@ -84,12 +84,12 @@ def _decade(film: Film) -> str:
     return f"{(film.year or 0) // 10 * 10}"
 
 
-def _words(title: str) -> list[str]:
+def words_of(title: str) -> list[str]:
     """Return the distinct words of a title in lower case, sorted, without stop words."""
     return sorted(set(_WORD.findall(title.lower())) - _STOP_WORDS)
 
 
-def _unit_rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit_rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scale each row to norm 1; rows of zeros stay."""
     norms = np.linalg.norm(values, axis=1, keepdims=True)
     return (values / np.where(norms > 0, norms, 1.0)).astype(np.float32)

@@ -33,6 +33,7 @@ class SyntheticSettings(Section):
     )
 
 
+Holds = Literal["text", "attributes", "picture", "ignore"]
 DATA_SETS = ("ml-100k", "ml-1m", "synthetic", "file", "catalogue")
 
 
@@ -64,6 +65,12 @@ class DataSettings(Section):
     )
     item_column: Column = Field("item_id", description="name or number of a table's item column")
     time_column: Column | None = Field("timestamp", description="name or number of the time column; null: file order")
+    item_file: Path | None = Field(
+        None, description="table of the items: a column of ids as item_column, and columns of texts, attributes, paths"
+    )
+    item_columns: dict[str, Holds] = Field(
+        {}, description="what columns of item_file hold: text, attributes, picture or ignore; others: told by content"
+    )
     duplicates: KeepOrDrop = Field("drop", description="rows of the same user, item and time")
     repeats: KeepOrDrop = Field("keep", description="later interactions of a user with the same item")
     feature_dim: CountOrZero = Field(
@@ -100,6 +107,10 @@ class DataSettings(Section):
             raise ValueError("dataset 'catalogue' needs data_dir: a folder made by 'fedmoe_server catalogue'")
         if self.dataset == "catalogue" and self.new_items:
             raise ValueError("new_items withholds items from histories, which dataset 'catalogue' does not have")
+        if self.item_file is not None and self.dataset in ("synthetic", "catalogue"):
+            raise ValueError(f"dataset '{self.dataset}' does not read item_file: leave it out")
+        if self.item_columns and self.item_file is None:
+            raise ValueError("item_columns are those of item_file: set it too")
         if self.dataset != "synthetic" and self.synthetic != SyntheticSettings():
             raise ValueError(f"dataset '{self.dataset}' has no use for data.synthetic: set dataset to synthetic")
         return self

@@ -29,6 +29,7 @@ Train SASRec with a residual mixture of experts, one for each modality of the it
   python sim.py CONFIG                                 a YAML file, or one of: {configs}
   python sim.py [CONFIG] key=value --num_rounds 50     settings on top; a key may be shortened to its last part
   python sim.py SWEEP                                  runs side by side: {sweeps}
+  python sim.py ... --dry-run                          read and check everything, show the plan, train nothing
   python sim.py --resume runs/FOLDER                   go on from a run's last checkpoint
   python sim.py --help TOPIC                           the settings of one topic:
 

@@ -24,6 +24,8 @@ ALIASES = {
     "partial_aggregation_warmup_rounds": "federation.warmup_rounds",
 } | {old.split(".")[-1]: new for old, new in SPELLINGS.items()}
 MODALITIES = "modalities"
+PATHS = ("data_dir", "data_file", "item_file", "item_id_file")  # of `data`
+MAPPINGS = ("_parameters", "item_columns")  # endings of settings whose entries are the user's own
 DEPRECATED = {
     "init_bias_for_sasrec": "the router no longer weighs the backbone",
     "sasrec_bias_value": "the router no longer weighs the backbone",
@@ -159,7 +161,7 @@ def located(settings: Settings) -> Settings:
             "item_id_file": whole(own.item_id_file),
         }
         modalities[name] = own.model_copy(update=found)
-    data = data.model_copy(update={key: whole(getattr(data, key)) for key in ("data_dir", "data_file", "item_id_file")})
+    data = data.model_copy(update={key: whole(getattr(data, key)) for key in PATHS})
     return settings.model_copy(update={"data": data, "modalities": modalities})
 
 
@@ -219,7 +221,7 @@ def _full_key(key: str, problems: list[str]) -> str | None:
     if len(matches) == 1:
         return matches[0]
     head, _, entry = key.rpartition(".")
-    if head and (mappings := [name for name in _matches(head, known) if name.endswith("_parameters")]):
+    if head and (mappings := [name for name in _matches(head, known) if name.endswith(MAPPINGS)]):
         return f"{mappings[0]}.{entry}"
     if matches:
         problems.append(f"'{key}' is ambiguous: write {' or '.join(matches)}")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fedmoe.errors import nearest
 from fedmoe.section import Section
@@ -23,6 +23,8 @@ GROUPS = ("embedding", "backbone", f"{EXPERT}*", "router", "gate", "norms")
 KINDS = ("matching", "attention", "feature_attention", "item_attention")
 # The modalities that are there without being named, where a data set has features of them.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {"visual": {}, "text": {"file": TITLES}}
+# There by default with a table of items alone.
+ATTRIBUTES = "attributes"
 # The reference's expert of this name asks with the candidate's item vector, the others with its features.
 ITEM_ATTENTION = ("text",)
 # The reference's spellings, and what they are here.
@@ -57,12 +59,23 @@ class ModalitySettings(Section):
         description="features: a .npy, .pt or .safetensors file; titles: made from titles and genres; noise; "
         "null: those that the data set itself has under this name, if any. Default of text: titles",
     )
+    encoder: str | None = Field(
+        None,
+        description="what encodes the texts or pictures that the data set or item_file has: a sentence encoder, a CLIP "
+        "by name or folder, or efficientnet-lite0; null: words, or thumbnails, which need no download",
+    )
     item_id_file: Path | None = Field(
         None, description="line k holds the item id of row k of the file; default: data.item_id_file"
     )
     norm: bool = Field(True, description="LayerNorm on the expert's view")
     expert: Kind | None = Field(None, description="kind of expert; default: model.experts")
     expert_parameters: dict[str, Any] = Field({}, description="arguments of an expert of your own")
+
+    @model_validator(mode="after")
+    def _encoder_is_used(self) -> Self:
+        if self.encoder is not None and (self.path is not None or self.file == NOISE):
+            raise ValueError(f"encoder makes features, but file '{self.file}' has them: leave one out")
+        return self
 
     @property
     def path(self) -> Path | None:
@@ -111,6 +124,14 @@ def respelled(tree: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(named, dict) and isinstance(named.get(name, {}), dict):
                 tree["modalities"] = named | {name: {field: value} | named.get(name, {})}
     return tree
+
+
+def with_attributes(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree of settings in which a table of items has a modality of its attributes, unless it is named."""
+    data, named = tree.get("data"), tree.get("modalities", {})
+    if isinstance(data, Mapping) and data.get("item_file") is not None and isinstance(named, Mapping):
+        return {**tree, "modalities": {ATTRIBUTES: {}, **named}}
+    return dict(tree)
 
 
 def _known_group(group: str) -> str:

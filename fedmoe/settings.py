@@ -26,6 +26,7 @@ from fedmoe.modalities import (
     ModalitySettings,
     respelled,
     selected,
+    with_attributes,
 )
 from fedmoe.section import Count, CountOrZero, Fraction, NonNegative, Positive, Probability, Section
 
@@ -134,8 +135,9 @@ class FederationSettings(Section):
             return given
         if given.get("strategy", "fedadam") != "fedadam":
             return {"strategy_parameters": {}, "server_schedule": "constant"} | given
-        own = given.get("strategy_parameters", {})
-        default = cls.model_fields["strategy_parameters"].default
+        if "strategy_parameters" not in given:
+            return given
+        own, default = given["strategy_parameters"], cls.model_fields["strategy_parameters"].default
         return given | {"strategy_parameters": default | own} if isinstance(own, dict) else given
 
 
@@ -251,7 +253,7 @@ class Settings(Section):
     @model_validator(mode="before")
     @classmethod
     def _spelt_as_the_reference_does(cls, given: Any) -> Any:
-        return named_after_data(respelled(given)) if isinstance(given, dict) else given
+        return with_attributes(named_after_data(respelled(given))) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _modalities_exist(self) -> Self:

@@ -150,7 +150,7 @@ def run(
     loop = ServerLoop(*clients, tracker, store, deadline, ledger, cases, sums, secure)
     with _quiet_flower(), _failure_recorded(tracker):
         known = str(dataset.interactions.num_users) if deployed is None else "the connected"
-        if dataset.reading:
+        if dataset.reading and deployed is not None:  # a simulation's plan has shown it
             tracker.note(dataset.reading)
         if sees:
             tracker.note(sees)

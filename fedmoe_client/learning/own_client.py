@@ -23,6 +23,7 @@ from torch import Tensor
 from fedmoe.components import Kind
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
+from fedmoe_client.learning.metrics import own_metrics
 from fedmoe_client.learning.private_reply import ASKED
 from fedmoe_client.learning.training import Addition, LocalSteps, Outcome, warmed_up
 from fedmoe_client.store.private import NamedArrays
@@ -147,6 +148,12 @@ def trained_alone(own: OwnClient) -> list[str]:
     """Return the names of what keeps such a client from being trained in a stack; none: it can be."""
     hooks = [name for name in ALONE if getattr(type(own), name) is not getattr(OwnClient, name)]
     return hooks + ["whole_table"] * own.whole_table
+
+
+def check_components(settings: Settings) -> None:
+    """Make the client and the metrics of one's own: who cannot be made should end a run, not fail each client."""
+    own_client(settings)
+    own_metrics(settings.evaluation)
 
 
 @dataclass(frozen=True)

@@ -161,3 +161,19 @@ def test_the_command_reports_what_it_wrote(
     monkeypatch.setattr(sys, "argv", ["encode", *options("text", films, tmp_path / "t.npy")])
     assert encode.main() == 0
     assert capsys.readouterr().out == f"{tmp_path / 't.npy'}: 2 of 3 items, width 2\n"
+
+
+def test_texts_and_pictures_of_a_table_of_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDMOE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(encode, "text_encoder", lambda name: lengths)
+    monkeypatch.setattr(encode, "efficientnet_encoder", lambda: lambda paths: np.ones((len(paths), 2)))
+    (tmp_path / "own.txt").write_text("u a b a b\n")
+    (tmp_path / "items.csv").write_text("id,name,photo\na,first,\nb,the other,b.png\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    data = ["data_file=" + str(tmp_path / "own.txt"), "item_file=" + str(tmp_path / "items.csv")]
+    encode.run(["text", *data, "--out", str(tmp_path / "out" / "t.npy")])
+    encode.run(["visual", *data, "--out", str(tmp_path / "out" / "v.npy")])
+    assert np.load(tmp_path / "out" / "t.npy").tolist() == [[5, 2], [9, 2]]
+    assert np.load(tmp_path / "out" / "v.npy").tolist() == [[0, 0], [1, 1]]
+    with pytest.raises(FedMoEError, match=r"data.item_file is not set"):
+        encode.run(["visual", data[0], "--out", str(tmp_path / "out" / "v.npy")])
