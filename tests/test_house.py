@@ -40,7 +40,7 @@ MODULES = {"ray": 20, "vectorized": 23}  # of ours that execute anything in one 
 QUICK = (
     "dataset=synthetic data.synthetic.users=20 data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 max_seq_len=10 "
     "memory_size=10 memory_refresh=5 num_negatives=20 client_fraction=0.5 warmup_rounds=1 evaluate_every=0 "
-    "checkpoint_every=0 num_rounds=4 hosts=1 client_cpus=0.5"
+    "checkpoint_every=0 num_rounds=4 hosts=1 client_cpus=0.5 item_representation=id local_epochs=1 max_windows=2"
 ).split()
 
 
