@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -21,14 +22,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
 from strategies.layers.course import grid_of_nodes
-from strategies.layers.layer import AggregationSchedule, Stateless
+from strategies.layers.layer import AggregationSchedule, Stateless, chain, kind_of
 from strategies.layers.partial import PartialAggregation
 from strategies.state import load_state_arrays
 
 CLIENTS = 8
 FIRST_NODE = 1000
-# It lists the nodes and can do no more; the trial hands the messages over itself.
-NODES = grid_of_nodes(cast(Grid, None), {FIRST_NODE + client: client for client in range(CLIENTS)})
 WARMUP_ROUNDS = 2
 ROUNDS = 4
 GROUPS = {
@@ -106,11 +105,11 @@ class Trial:
     def round(self, number: int, client: Client = trained, order: Sequence[int] | None = None) -> None:
         """Train one round; ``order``: clients in the order in which their replies are handed over, default 0, 1, ..."""
         with _as_in_a_run(number + ROUNDS * self.chance):
-            messages = list(self.partial.configure_train(number, self.arrays, ConfigRecord(), NODES))
+            clients = self._clients(number, client)
+            messages = list(self.partial.configure_train(number, self.arrays, ConfigRecord(), _grid(clients)))
             by_client = {message.metadata.dst_node_id - FIRST_NODE: message for message in messages}
-            shared = self.partial.schedule.shared_names(number)
-            replies = [_reply(by_client[k], k, number, shared, client) for k in (order or sorted(by_client))]
-            arrays, _ = self.partial.aggregate_train(number, replies)
+            asked = [by_client[k] for k in (order or sorted(by_client)) if k in by_client]
+            arrays, _ = self.partial.aggregate_train(number, map(clients.answer, asked))
         self.arrays = self.arrays if arrays is None else arrays
 
     def rounds(self, first: int, last: int, client: Client = trained) -> None:
@@ -121,9 +120,14 @@ class Trial:
     def evaluate(self, number: int) -> MetricRecord | None:
         """Evaluate: client k reports ``hr@10`` of k / 10, with one example each."""
         with _as_in_a_run(number):
-            messages = list(self.partial.configure_evaluate(number, self.arrays, ConfigRecord(), NODES))
-            replies = [Message(_evaluated(message.metadata.dst_node_id), reply_to=message) for message in messages]
-            return self.partial.aggregate_evaluate(number, replies)
+            clients = self._clients(number, trained)
+            messages = self.partial.configure_evaluate(number, self.arrays, ConfigRecord(), _grid(clients))
+            return self.partial.aggregate_evaluate(number, [clients.answer(message) for message in messages])
+
+    def _clients(self, number: int, client: Client) -> _Clients:
+        said = (getattr(part, "example_records", None) for part in chain(self.probe))
+        records: Mapping[str, Mapping[str, float]] = next((each for each in said if each is not None), {})
+        return _Clients(number, self.partial.schedule.shared_names(number), client, records)
 
 
 class _Probe(Stateless):
@@ -155,20 +159,58 @@ class _Probe(Stateless):
         return self.returned, metrics
 
 
-def _reply(message: Message, client: int, server_round: int, shared: Sequence[str], answer: Client) -> Message:
-    sent = values(message.content.array_records["arrays"])
-    given = answer(client, server_round, {name: sent[name] for name in sent if name in set(shared)})
-    if given is None:
-        return Message(Error(1, "made up to fail"), reply_to=message)
-    arrays, examples = given
-    # norm_bit is what Flower's client-side adaptive clipping adds.
-    metrics = MetricRecord({"num-examples": examples, "loss": 1.0 + 0.1 * client, "norm_bit": client % 2})
-    record = ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()})
-    return Message(RecordDict({"arrays": record, "metrics": metrics}), reply_to=message)
+@dataclass
+class _Clients:
+    """The made-up clients of a round; ``shared``: names of the shared parameters, ``records``: what they add.
+
+    Where a message holds further ArrayRecords, as for SCAFFOLD's control variate, they send one alike.
+    """
+
+    number: int
+    shared: Sequence[str]
+    client: Client
+    records: Mapping[str, Mapping[str, float]]
+    pushed: list[Message] = field(default_factory=list)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        return [self.answer(message) for message in messages]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        before = len(self.pushed)
+        self.pushed += messages
+        return [str(place) for place in range(before, len(self.pushed))]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        return [self.answer(self.pushed[int(place)]) for place in message_ids]
+
+    def answer(self, message: Message) -> Message:
+        client, kind = message.metadata.dst_node_id - FIRST_NODE, kind_of(message)
+        if kind == "query":
+            return Message(RecordDict({"config": ConfigRecord({"client-id": client})}), reply_to=message)
+        if kind == "evaluate":
+            return Message(_evaluated(client), reply_to=message)
+        sent = values(message.content.array_records["arrays"])
+        given = self.client(client, self.number, {name: sent[name] for name in sent if name in set(self.shared)})
+        if given is None:
+            return Message(Error(1, "made up to fail"), reply_to=message)
+        arrays, examples = given
+        # norm_bit is what Flower's client-side adaptive clipping adds.
+        metrics = MetricRecord({"num-examples": examples, "loss": 1.0 + 0.1 * client, "norm_bit": client % 2})
+        record = ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()})
+        more: dict[str, Any] = {name: MetricRecord(dict(numbers)) for name, numbers in self.records.items()}
+        more |= {key: each.copy() for key, each in message.content.array_records.items() if key != "arrays"}
+        return Message(RecordDict({**more, "arrays": record, "metrics": metrics}), reply_to=message)
 
 
-def _evaluated(node: int) -> RecordDict:
-    return RecordDict({"metrics": MetricRecord({"num-examples": 1, "hr@10": (node - FIRST_NODE) / 10})})
+def _grid(clients: _Clients) -> Grid:
+    return grid_of_nodes(cast(Grid, clients), {FIRST_NODE + client: client for client in range(CLIENTS)})
+
+
+def _evaluated(client: int) -> RecordDict:
+    """Return the metrics of an evaluation, as real clients call them: the model of the server, and one's own."""
+    metrics = {"hr@10": client / 10, "ndcg@10": client / 20, "rank": 9.0 - client}
+    more = {f"global-{name}": value for name, value in metrics.items()}
+    return RecordDict({"metrics": MetricRecord({"num-examples": 1, **metrics, **more})})
 
 
 @contextmanager

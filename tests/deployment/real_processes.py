@@ -33,6 +33,7 @@ class Federation:
         self.root = root
         self.words = list(words)  # the settings of the catalogue and the histories
         self.clients = clients
+        self.search_path = [ROOT]
         ports: set[int] = set()
         while len(ports) < 2:
             ports.add(free_port())
@@ -51,7 +52,11 @@ class Federation:
 
     def environment(self, **more: str) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if key not in ("FEDMOE_CACHE", "FLWR_HOME", TAG)}
-        own = {"HOME": str(self.root / "home"), "TMPDIR": str(self.root / "tmp"), "PYTHONPATH": str(ROOT)}
+        own = {
+            "HOME": str(self.root / "home"),
+            "TMPDIR": str(self.root / "tmp"),
+            "PYTHONPATH": ":".join(map(str, self.search_path)),
+        }
         return kept | own | more
 
     def command(self, module: str, *words: object, status: int | None = 0, timeout: float = 280, **more: str) -> str:
@@ -185,12 +190,11 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def simulated(root: Path, *more: str) -> Path:
+def simulated(root: Path, *more: str, words: Sequence[str] = SMALL, **environment: str) -> Path:
     """Run the same settings with sim.py and return the run folder."""
-    words = [*SMALL, *more, f"save_dir={root / 'simulated'}", "hosts=1", "aggregate_in_hosts=false"]
+    given = [*words, *more, f"save_dir={root / 'simulated'}", "hosts=1", "aggregate_in_hosts=false"]
     done = subprocess.run(
         [sys.executable, "sim.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
-    (run_dir,) = (root / "simulated").iterdir()
-    return run_dir
+    return sorted((root / "simulated").iterdir())[-1]
