@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message
 from test_deployed_run import FIRST_NODE, Loopback, arrays_of
 from test_deployed_run import WORDS as THREE
 
@@ -179,6 +179,43 @@ def test_a_roster_pins_who_is_summed_with(tmp_path: Path) -> None:
         grid.serve()
     errors = {reply.error.reason for reply in grid.received if reply.has_error()}
     assert errors == {"secure aggregation refused (not-admitted): client 4 has no admitted key"}
+
+
+@pytest.mark.parametrize(
+    ("phase", "record"),
+    [
+        ("keys", {"answer": "{}"}),
+        ("shares", {"answer": "nonsense"}),
+        ("masked", {"words": b"abc", "layout": "{}"}),
+        ("masked", {}),
+        ("survivors", {"answer": 7}),
+        ("unmasking", {}),
+    ],
+)
+def test_a_client_that_answers_garbage_harms_itself_alone(tmp_path: Path, phase: str, record: dict[str, Any]) -> None:
+    class Garbage(SecureLoopback):
+        def _answer(self, message: Message) -> Message:
+            reply = super()._answer(message)
+            if message.metadata.dst_node_id == FIRST_NODE + 2 and message.metadata.message_type == f"train.{phase}":
+                reply.content["secure"] = ConfigRecord(record)
+            return reply
+
+    words = ("num_rounds=1", "evaluate_every=0")
+    run_dir = Garbage(tmp_path / "deployment", *words).serve()
+    (row,) = (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())
+    assert row["failure"] is None
+    summed = phase in ("survivors", "unmasking")
+    assert [(each["client"], each["kind"]) for each in row["failed"]] == ([] if summed else [(2, "refused")])
+
+
+def test_a_model_that_is_not_to_be_summed_is_not_trained(tmp_path: Path) -> None:
+    grid = SecureLoopback(tmp_path / "deployment", "num_rounds=1")
+    grid.serve()
+    before = {path.name: path.read_bytes() for path in grid.state_dir(0).iterdir()}
+    again = next(m for m in grid.sent if m.metadata.message_type == "train.masked")
+    again.metadata.__dict__["_dst_node_id"] = FIRST_NODE
+    assert "not in it" in grid._answer(again).error.reason
+    assert {path.name: path.read_bytes() for path in grid.state_dir(0).iterdir()} == before
 
 
 def test_what_was_answered_once_is_refused_after_a_restart(tmp_path: Path) -> None:

@@ -131,6 +131,10 @@ class SecureClient:
         )
         return Shares(me, answer)
 
+    def ready(self, session: Session) -> None:
+        """Raise Refusal if no vector is due: a client asks before it trains."""
+        self._notes(session, "shares")
+
     def mask(self, request: Delivery, vector: Words, bits: int, asked: bytes = b"") -> Masked:
         """Phase 3: keep the neighbours' shares and return the vector under all masks.
 

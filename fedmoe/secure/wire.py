@@ -59,7 +59,7 @@ def from_bytes(content: object, bits: int) -> Words:
 
 def question_digest(arrays: bytes, config: Mapping[str, Any]) -> bytes:
     """Return a digest of what clients are asked: the packed model and the config."""
-    return sha256(encoded(arrays, json.dumps(dict(config), sort_keys=True))).digest()
+    return sha256(encoded(arrays, json.dumps(dict(config), sort_keys=True, default=bytes.hex))).digest()
 
 
 def _session(found: Mapping[str, Any]) -> Session:

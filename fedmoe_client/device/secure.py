@@ -42,7 +42,11 @@ def answer_phase(message: Message, context: Context, carried_out: Callable[[], A
     if node.state_dir is None or node.key is None:
         raise TellableError("this node has no key or state folder for secure sums: start it with 'fedmoe_client up'")
     store, asked = StateFolder(node.state_dir), dict(message.content.config_records[RECORD])
-    answer = carried_out() if phase == "masked" else None
+    answer = None
+    if phase == "masked":
+        with store.lock():
+            _client(store, node, asked).ready(from_text(Delivery, asked["question"]).session)
+        answer = carried_out()
     with store.lock():
         client = _client(store, node, asked)
         if phase == "keys":

@@ -78,6 +78,7 @@ class SecureRounds:
         config, arrays = content.config_records["config"], packed_bytes(content.array_records["arrays"])
         keys, bits = dict(self._keys()), self._sums.terms.ring_bits
         total = SecureSum(session, self.terms, keys, bits, question_digest(arrays, config))
+        total.refused = talk.refused
         question = to_text(total.invitation())
         said = talk.ask("keys", {client: {"question": question} for client in talk.nodes})
         members = total.members(talk.read(said, SignedKeys))
@@ -88,20 +89,23 @@ class SecureRounds:
         questions = {client: {"question": to_text(delivery)} for client, delivery in deliveries.items()}
         layout = None
         for client, record in talk.ask("masked", questions, with_model=True).items():
-            found = _layout(record, self._sums.shapes)
+            try:
+                found, words = _layout(record, self._sums.shapes), from_bytes(record.get("words"), bits)
+            except FedMoEError as error:
+                total.refused[client] = str(error)
+                continue
             layout = layout or found
-            if found is not None and found == layout:
-                total.add(Masked(client, from_bytes(record["words"], bits)))
+            if found == layout:
+                total.add(Masked(client, words))
             else:
-                total.refused[client] = "a vector of other parameters or metrics than the others'"
+                total.refused[client] = "a vector of other metrics or tables than the others'"
         survivors = total.survivors()
         talk.summed = survivors.survivors
         said = talk.ask("survivors", {client: {"question": to_text(survivors)} for client in talk.summed})
         unmasking = total.unmasking(talk.read(said, Agreement))
         said = talk.ask("unmasking", {client: {"question": to_text(unmasking)} for client in said})
         summed = total.sum(talk.read(said, Revealed))
-        talk.refused |= total.refused
-        assert layout is not None
+        assert layout is not None  # there are survivors
         return summed, layout
 
 
@@ -186,17 +190,20 @@ class _Talk:
         return replace(self._total, failures=tuple(sorted(missing, key=lambda failure: failure.client or 0)))
 
 
-def _layout(record: ConfigRecord, shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
-    """Return what the entries of a client's vector are; None if they are not those that were asked for."""
+def _layout(record: ConfigRecord, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+    """Return what the entries of a client's vector are. FedMoEError: they are not those that were asked for."""
     try:
         found = json.loads(str(record["layout"]))
         layout = Layout(
-            {name: tuple(shape) for name, *shape in found["shapes"]}, tuple(found["tables"]), tuple(found["metrics"])
+            {str(name): tuple(shape) for name, *shape in found["shapes"]},
+            tuple(map(str, found["tables"])),
+            tuple(map(str, found["metrics"])),
         )
-    except (KeyError, TypeError, ValueError):
-        return None
-    wanted = list(layout.shapes.items()) == list(shapes.items()) and set(layout.tables) <= set(shapes)
-    return layout if wanted and all(isinstance(name, str) for name in layout.metrics) else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise FedMoEError("the masked vector does not say what it holds") from error
+    if list(layout.shapes.items()) != list(shapes.items()) or not set(layout.tables) <= set(shapes):
+        raise FedMoEError("the masked vector is of other parameters than those that were asked for")
+    return layout
 
 
 def _reply(latest: Message, arrays: Mapping[str, Any], layout: Layout, clients: Sequence[int]) -> Message:

@@ -15,7 +15,8 @@ from test_secure_run import USERS, WORDS, SecureLoopback, gone
 from fedmoe.deployment.folder import TAG
 
 pytestmark = pytest.mark.deployment
-REAL = (*WORDS, "min_clients=3", "wait_seconds=200", "round_deadline=200", "rest_seconds=8")
+REAL = (*WORDS, "min_clients=3", "wait_seconds=280", "round_deadline=280", "rest_seconds=30")
+LONG = 900  # seconds; a busy machine is no error
 
 
 @pytest.fixture
@@ -62,11 +63,11 @@ def test_two_clients_are_killed_in_a_round(five: Federation) -> None:
             kill_when(five, 1, "train of round 2", "shares"),
             kill_when(five, 3, "train of round 2", "agreed"),
         ):
-            deadline = time.monotonic() + 400
+            deadline = time.monotonic() + LONG
             while not killing():
                 assert time.monotonic() < deadline and run.poll() is None, five.logs()
                 time.sleep(0.005)
-        said, _ = run.communicate(timeout=500)
+        said, _ = run.communicate(timeout=LONG)
         assert run.returncode == 0, said + five.logs()
     finally:
         if run.poll() is None:
