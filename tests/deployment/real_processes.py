@@ -194,7 +194,13 @@ def simulated(root: Path, *more: str, words: Sequence[str] = SMALL, **environmen
     """Run the same settings with sim.py and return the run folder."""
     given = [*words, *more, f"save_dir={root / 'simulated'}", "hosts=1", "aggregate_in_hosts=false"]
     done = subprocess.run(
-        [sys.executable, "sim.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, "sim.py", *given],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return sorted((root / "simulated").iterdir())[-1]
