@@ -33,6 +33,9 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(64 * 2**20),
 }
 
+# Characters of the folder for temporary files: Ray adds 69, and a socket's name may have 107.
+LONGEST_FOLDER = 36
+
 
 def worker_environment(resources: SimulationSettings) -> dict[str, str]:
     """Environment of a process that executes clients.
@@ -77,11 +80,18 @@ def start_ray(address: str | None = None, environment: dict[str, str] | None = N
                 runtime_env={"env_vars": environment} if environment else None,
                 # Ray starts workers at niceness 15, where anything else that runs on the machine starves them.
                 _system_config=None if address else {"worker_niceness": 0},
+                _temp_dir=None if address else _temporary_folder(),
             )
-        except (ConnectionError, TimeoutError, ValueError) as error:
+        except Exception as error:  # Ray raises a bare one where its processes take too long to start
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
             raise FedMoEError(f"cannot start {where}: {' '.join(str(error).split())}") from error
     return True
+
+
+def _temporary_folder() -> str | None:
+    """Return where Ray's sockets are to lie; None: where Ray puts them by itself, if their names are not too long."""
+    named = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or ""
+    return f"/tmp/ray-{os.getuid()}" if len(named) > LONGEST_FOLDER else None
 
 
 def _check_reachable(address: str) -> None:

@@ -7,12 +7,13 @@ import time
 
 import numpy as np
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import SimulationSettings
-from simulation.ray.cluster import _node_capacity, pin_clients, worker_environment
+from simulation.ray.cluster import _node_capacity, pin_clients, start_ray, worker_environment
 
 
 @pytest.mark.parametrize(
@@ -81,3 +82,29 @@ def test_a_million_clients_take_no_time() -> None:
 def test_what_is_no_load(loads: object) -> None:
     with pytest.raises(FedMoEError, match="loads"):
         pin_clients(3, 2, loads)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("length", "moved"), [(4, False), (36, False), (37, True), (48, True)])
+def test_a_long_folder_for_temporary_files_is_not_ray_s(
+    length: int, moved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's sockets lie under it, and a socket's name has at most 107 characters."""
+    given: dict[str, object] = {}
+    monkeypatch.setattr(ray, "init", lambda **words: given.update(words))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/" + "x" * (length - 1))
+    start_ray()
+    assert (given["_temp_dir"] is not None) == moved
+    longest = f"{given['_temp_dir'] or os.environ['TMPDIR'] + '/ray'}/session_2026-11-29_14-41-59_916268_4194304"
+    assert len(f"{longest}/sockets/plasma_store") <= 107
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(**words: object) -> None:
+        raise Exception("The current node timed out\nduring startup.")  # noqa: TRY002 (as Ray does)
+
+    monkeypatch.setattr(ray, "init", late)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(FedMoEError, match=r"^cannot start Ray on this machine: The current node timed out during"):
+        start_ray()
