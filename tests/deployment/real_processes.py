@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 SMALL = (
     "dataset=synthetic data.synthetic.users=3 data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 max_seq_len=10 "
     "memory_size=10 memory_refresh=5 num_negatives=20 client_fraction=1 warmup_rounds=2 evaluate_every=0 "
-    "num_rounds=5 strategy=fedadam min_clients=3 round_deadline=120 wait_seconds=120"
+    "num_rounds=5 strategy=fedadam min_clients=3 round_deadline=120 wait_seconds=120 "
+    # What a simulation would choose by the number of rounds.
+    "strategy_parameters.eta=0.005 item_representation=id local_epochs=1 max_windows=2"
 ).split()
 
 
