@@ -24,6 +24,7 @@ class Dataset(NamedTuple):
     interactions: Interactions
     dropped_users: int
     reading: str = ""
+    new: None = None
 
     def all_fingerprints(self) -> dict[str, str]:
         return {"histories": "a"}
