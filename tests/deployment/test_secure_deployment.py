@@ -44,11 +44,11 @@ def kill_when(federation: Federation, client: int, purpose: str, reached: str) -
     def looked() -> bool:
         if phase(federation, client) != (purpose, reached):
             return False
-        mine = [process for process in federation.processes() if process.environ().get(TAG) == folder]
-        for process in sorted(mine, key=lambda process: process.create_time()):  # the supervisor starts none anew
+        for process in sorted(federation.processes(), key=lambda process: process.pid):  # the supervisor comes first
             try:
-                process.kill()
-            except psutil.NoSuchProcess:
+                if process.environ().get(TAG) == folder:
+                    process.kill()
+            except (psutil.Error, OSError):  # it has ended by itself
                 continue
         return True
 
