@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from strategies.check.made_up import ROUNDS, Broken, Client, Trial, Values, trained, values
@@ -13,6 +14,7 @@ from strategies.needs import needs_every_reply
 
 Make = Callable[[], Strategy]
 WEIGHTS = (2, 4)  # of half of the clients, while the others have 1
+EXTRA = "extra"  # a config record that made-up clients add to their replies; of metric records FedAvg allows one
 NEAR = 0.01  # how near the share of these clients must come to that of squared weights
 
 
@@ -98,6 +100,33 @@ def squared(make: Make) -> str:
     return "no squares of weights"
 
 
+def records_kept(make: Make) -> str:
+    """Whether a strategy around another one hands on all records of the replies that it hands on one by one."""
+    outer = make()
+    inner = list(chain(outer))[-1]
+    if inner is outer:
+        return "no strategy inside, which would miss some"
+    aggregate, seen = inner.aggregate_train, list[Message]()
+
+    def watched(server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        given = list(replies)
+        seen.extend(reply for reply in given if reply.has_content())
+        return aggregate(server_round, given)
+
+    inner.aggregate_train = watched  # type: ignore[method-assign]
+    said = getattr(outer, "example_records", {})
+    outer.example_records = {**said, EXTRA: {"value": "kept"}}  # type: ignore[attr-defined]
+    Trial(outer).round(1)
+    if len(seen) == 1:
+        return "one reply stands for all"
+    if any(EXTRA not in reply.content for reply in seen):
+        raise Broken(
+            f"{type(inner).__name__} gets replies without the further records that clients sent: hand on the replies "
+            "with all of their content, or copy what it holds"
+        )
+    return "further records are handed on"
+
+
 def _share(make: Make, weight: int) -> float:
     """Return how far the result lies on the way from what half of the clients reply to what the others do, 0 to 1."""
 
@@ -134,4 +163,5 @@ CLAIMS: Mapping[str, Callable[[Make], str]] = {
     "the round's own replies": present,
     "needs_every_reply is true": needs,
     "weights: once": squared,
+    "records of the replies are kept": records_kept,
 }

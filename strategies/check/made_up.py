@@ -126,7 +126,7 @@ class Trial:
 
     def _clients(self, number: int, client: Client) -> _Clients:
         said = (getattr(part, "example_records", None) for part in chain(self.probe))
-        records: Mapping[str, Mapping[str, float]] = next((each for each in said if each is not None), {})
+        records: Mapping[str, Mapping[str, Any]] = next((each for each in said if each is not None), {})
         return _Clients(number, self.partial.schedule.shared_names(number), client, records)
 
 
@@ -169,7 +169,7 @@ class _Clients:
     number: int
     shared: Sequence[str]
     client: Client
-    records: Mapping[str, Mapping[str, float]]
+    records: Mapping[str, Mapping[str, Any]]
     pushed: list[Message] = field(default_factory=list)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
@@ -197,7 +197,10 @@ class _Clients:
         # norm_bit is what Flower's client-side adaptive clipping adds.
         metrics = MetricRecord({"num-examples": examples, "loss": 1.0 + 0.1 * client, "norm_bit": client % 2})
         record = ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()})
-        more: dict[str, Any] = {name: MetricRecord(dict(numbers)) for name, numbers in self.records.items()}
+        more: dict[str, Any] = {
+            name: (ConfigRecord if any(isinstance(value, str) for value in each.values()) else MetricRecord)(dict(each))
+            for name, each in self.records.items()
+        }
         more |= {key: each.copy() for key, each in message.content.array_records.items() if key != "arrays"}
         return Message(RecordDict({**more, "arrays": record, "metrics": metrics}), reply_to=message)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
-from flwr.serverapp.strategy import FedAvg
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg, Strategy
 
 from strategies import PartialAggregation, chain
+from strategies.layers.layer import Round, Stateless
 
 
 class Good(FedAvg):
@@ -183,7 +185,24 @@ class SquaresWeights(Good):
         return _combined(replies, shares / shares.sum())
 
 
-DEFECTS: dict[type[FedAvg], str] = {
+class LosesRecords(Stateless):
+    """Around another strategy; hands on arrays and metrics alone."""
+
+    def __init__(self) -> None:
+        super().__init__(FedAvg())
+
+    def revised(self, sent: Round, replies: list[Message]) -> list[Message]:
+        kept = []
+        for reply in replies:
+            bare = copy.copy(reply)
+            if reply.has_content():
+                bare.content = RecordDict({name: reply.content[name] for name in ("arrays", "metrics")})
+            kept.append(bare)
+        return kept
+
+
+DEFECTS: dict[type[Strategy], str] = {
+    LosesRecords: "records of the replies are kept",
     OwnLoop: "a loop of its own",
     GlobalNoise: "chance",
     FrozenTable: "every parameter is trained",
