@@ -15,16 +15,13 @@ USERS = 3
 RUNS = {
     "statistics first, then a choice": ["strategy=paper_strategies:PowerOfChoice"],
     "two models a round": ["strategy=paper_strategies:IFCA"],
-    "records both ways, and state at the clients": [
+    "records both ways, state at the clients, and every kind of component": [
         "strategy=examples.clients.scaffold:Scaffold",
         f"strategy_parameters.clients={USERS}",
         "client=examples.clients.scaffold:ScaffoldClient",
-    ],
-    "every kind of component": [
         "backbone=examples.backbones.gru4rec:GRU4Rec",
         "loss=examples.losses.bpr_max:BPRMax",
         "evaluation.metrics={mrr: examples.metrics.mrr:MRR}",
-        "strategy=examples.strategies.server_step:ServerStep",
     ],
 }
 
@@ -38,7 +35,7 @@ def own(tmp_path: Path) -> Iterator[Federation]:
     lines = {film: [f"{user},{1 + film % 5},2005-0{film % 9 + 1}-11" for user in films[film]] for film in films}
     file.write_text("".join("\n".join([f"{film}:", *lines[film], ""]) for film in films))
     words = [word for word in SMALL if "synthetic" not in word and not word.startswith(("strategy", "num_rounds"))]
-    words += ["dataset=examples.data.netflix:NetflixPrize", f"dataset_parameters.file={file}", "num_rounds=3"]
+    words += ["dataset=examples.data.netflix:NetflixPrize", f"dataset_parameters.file={file}", "num_rounds=2"]
     words += ["modalities.mood.file=noise", "modalities.mood.expert=examples.experts.average:Average"]
     made = Federation(
         tmp_path, USERS, [*words, "modalities.mood.expert_parameters.decay=5.0", "server_schedule=constant"]
