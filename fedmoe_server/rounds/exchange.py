@@ -80,7 +80,9 @@ def exchange(
         for message in requests
         if message.metadata.dst_node_id not in answers
     }
-    reasons |= {reply.metadata.src_node_id: _reason(reply.error) for reply in replies if reply.has_error()}
+    asked = {id(reply): node for node, reply in answers.items()}  # the server itself answers for a node that is gone
+    errors = [reply for reply in replies if reply.has_error()]
+    reasons |= {asked.get(id(each), each.metadata.src_node_id): _reason(each.error) for each in errors}
     return Exchange(
         sent=len(requests),
         replies=replies,
