@@ -58,7 +58,11 @@ def _found(settings: Settings) -> Iterator[tuple[str, str]]:
             yield f"simulation.{name}", "engine flower has no hosts"
     if settings.simulation.device == "cuda" and not settings.simulation.client_gpus:
         yield "simulation.device", "clients have no part of a GPU; set simulation.client_gpus"
+    masked = ("secure_aggregation", "smallest_cohort", "dropouts", "corrupt")
+    yield from ((f"privacy.{name}", "real clients mask their sums, simulated ones add up") for name in masked)
     if not settings.privacy.on:
-        yield from ((f"privacy.{name}", "set privacy.epsilon") for name in PrivacySettings.model_fields)
+        used = {*masked, "sum_bits", "update_norm" if settings.privacy.sum_bits else ""}
+        idle = [name for name in PrivacySettings.model_fields if name not in used]
+        yield from ((f"privacy.{name}", "set privacy.epsilon") for name in idle)
     for name in type(settings.deployment).model_fields:
         yield f"deployment.{name}", "it is for real clients, and these are simulated"

@@ -15,8 +15,7 @@ from fedmoe.failures import FailureKind
 from fedmoe.loading import settings_from
 from fedmoe.settings import DeploymentSettings
 from fedmoe_server.deploy import submission
-from fedmoe_server.deploy.deployed import AdmittedClient, Deployed, progress_log
-from fedmoe_server.deploy.submission import RunFailed, follow
+from fedmoe_server.deploy.deployed import AdmittedClient, Deployed
 from fedmoe_server.rounds.clients import ClientDirectory
 from fedmoe_server.rounds.exchange import SENDING, exchange
 
@@ -140,54 +139,6 @@ def test_an_answer_by_the_server_for_a_node_names_the_client(fakes: Any) -> None
     answer.metadata.__dict__["_src_node_id"] = 1  # of the server itself
     outcome = exchange(Answers([answer]), [message], "train", lambda: {5: 7}, None)  # type: ignore[arg-type]
     assert [(failure.client, failure.reason) for failure in outcome.failures] == [(7, "Error: Node Unavailable")]
-
-
-class FollowedFolder:
-    """A server's folder whose runs have prepared states."""
-
-    def __init__(self, root: Path, states: list[Any]) -> None:
-        self.clients = root / "clients.json"
-        self.states = states
-
-    def flwr(self, *words: str) -> dict[str, Any]:
-        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
-        if isinstance(state, Exception):
-            raise state
-        return {"runs": [{"status": state, "status-details": "ServerApp failed with exception: no disk"}]}
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submission, "POLL", 0.01)
-    monkeypatch.setattr(submission, "STATUS_POLL", 0.02)
-
-
-def test_a_run_is_followed_to_its_end(tmp_path: Path, quick: None) -> None:
-    run_dir = tmp_path / "runs" / "r"
-    (run_dir / "checkpoints" / "round-000001").mkdir(parents=True)
-    (tmp_path / "logs").mkdir()
-    log = progress_log(tmp_path / "clients.json", run_dir)
-    log.write_text("round 1\nround 2\nhalf a li")
-    shown: list[str] = []
-    away = FedMoEError("connection refused")
-    with pytest.raises(RunFailed, match=r"'finished:failed': ServerApp failed .*: no disk; .* run --resume .*/runs/r$"):
-        follow(FollowedFolder(tmp_path, ["running", away, "finished:failed"]), "7", run_dir, shown.append)  # type: ignore[arg-type]
-    assert shown == ["round 1", "round 2"]
-
-    (run_dir / "result.json").write_text('{"status": "completed", "rounds": 2}')
-    done = follow(FollowedFolder(tmp_path, ["finished:completed"]), "7", run_dir, shown.append)  # type: ignore[arg-type]
-    assert done.rounds == 2
-    (run_dir / "result.json").write_text('{"status": "failed", "error": "only 1 of 3 clients replied"}')
-    with pytest.raises(RunFailed, match="only 1 of 3 clients replied"):
-        follow(FollowedFolder(tmp_path, ["finished:failed"]), "7", run_dir, shown.append)  # type: ignore[arg-type]
-
-
-def test_a_server_that_does_not_come_back_ends_the_following(
-    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(submission, "UNREACHABLE", 0.1)
-    with pytest.raises(RunFailed, match=r"has been away for 0 s \(connection refused\)"):
-        follow(FollowedFolder(tmp_path, [FedMoEError("connection refused")]), "7", tmp_path / "r", print)  # type: ignore[arg-type]
 
 
 def test_data_files_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

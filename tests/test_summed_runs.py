@@ -19,8 +19,11 @@ from strategies import Release, epsilon_of
 SUMS = (
     "dataset=synthetic data.synthetic.users=16 data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 max_seq_len=10 "
     "memory_size=10 memory_refresh=5 num_negatives=5 client_fraction=0.5 warmup_rounds=1 evaluate_every=2 hosts=1 "
-    "client_cpus=0.5 num_rounds=3 checkpoint_every=0 dropout=0 sum_bits=16"
+    "client_cpus=0.5 num_rounds=3 checkpoint_every=0 dropout=0 sum_bits=16 local_epochs=1 max_windows=2 "
+    "item_representation=id"
 ).split()
+
+SLOWLY = "strategy_parameters.eta=0.005"
 
 
 class Runs:
@@ -56,10 +59,10 @@ def same(one: Any, other: Any) -> None:
 
 def test_engines_and_hosts_give_the_same_bits(runs: Runs) -> None:
     """Hosts add up, or the server does, on one host, on two, or on Flower's own runtime; sums of floats differ."""
-    merged = runs("engine=ray")
-    same(merged, runs("engine=ray", "aggregate_in_hosts=false", "hosts=2"))
-    same(merged, runs("engine=flower"))
-    plain = runs("engine=ray", "sum_bits=0", "norm_multiple=0")
+    merged = runs("engine=ray", SLOWLY)
+    same(merged, runs("engine=ray", SLOWLY, "aggregate_in_hosts=false", "hosts=2"))
+    same(merged, runs("engine=flower", SLOWLY))
+    plain = runs("engine=ray", SLOWLY, "sum_bits=0", "norm_multiple=0")
     # FedAdam steps by .005 at most, whichever way a gradient of nearly nothing points.
     assert all(np.abs(plain[0][name] - array).max() < 0.02 for name, array in merged[0].items())
     assert any((plain[0][name] != array).any() for name, array in merged[0].items())
@@ -90,7 +93,7 @@ def test_stacks_add_up_what_their_clients_would_send(runs: Runs) -> None:
 
 def test_a_private_run_of_sums(runs: Runs) -> None:
     """The same bits on two engines, noise in the model, the account in the run's folder, and no training metric."""
-    words = "client_fraction=1", "side=distributed", "noise_multiplier=2", "sum_bits=12", "evaluate_every=0"
+    words = SLOWLY, "client_fraction=1", "side=distributed", "noise_multiplier=2", "sum_bits=12", "evaluate_every=0"
     private = runs("engine=ray", *words)
     same(private, runs("engine=flower", *words))
     ledger = json.loads((private[3] / "privacy.json").read_text())
