@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from real_processes import ROOT, SMALL, Federation, final_arrays, records, simulated
 
-pytestmark = pytest.mark.deployment
+pytestmark = pytest.mark.more
 USERS = 3
 RUNS = {
     "statistics first, then a choice": ["strategy=paper_strategies:PowerOfChoice"],
