@@ -14,7 +14,7 @@ from test_secure_run import USERS, WORDS, SecureLoopback, gone
 
 from fedmoe.deployment.folder import TAG
 
-pytestmark = pytest.mark.deployment
+pytestmark = pytest.mark.faults
 REAL = (*WORDS, "min_clients=3", "wait_seconds=280", "round_deadline=280", "rest_seconds=30")
 LONG = 900  # seconds; a busy machine is no error
 
