@@ -137,8 +137,10 @@ class IFCA(TwoModels):
         return [node for node in nodes if ranks[1][node] < ranks[0][node]]  # type: ignore[operator]
 
 
-class OwnProximal(FedAvg):
-    """FedProx with a strength of its own for each client."""
+class OwnConfigs(FedAvg):
+    """A base: one key of the config has a value of its own for each client."""
+
+    key: str
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -146,9 +148,21 @@ class OwnProximal(FedAvg):
         clients = grid.client_ids()  # type: ignore[attr-defined]
         for message in super().configure_train(server_round, arrays, config, grid):
             own = config.copy()
-            own["proximal-mu"] = 0.5 * clients[message.metadata.dst_node_id]
+            own[self.key] = self.value_of(clients[message.metadata.dst_node_id])
             message.content = RecordDict({"arrays": arrays, "config": own})
             yield message
+
+    def value_of(self, client: int) -> float:
+        raise NotImplementedError
+
+
+class OwnProximal(OwnConfigs):
+    """FedProx with a strength of its own for each client."""
+
+    key = "proximal-mu"
+
+    def value_of(self, client: int) -> float:
+        return 0.5 * client
 
 
 class Asking(FedAvg):
@@ -292,18 +306,13 @@ class FedDyn(Remembering):
 ALPHA = 0.3  # of FedDyn
 
 
-class OwnRates(FedAvg):
+class OwnRates(OwnConfigs):
     """Each client (``Rated``) has a learning rate of its own, the smaller the larger its id."""
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        clients = grid.client_ids()  # type: ignore[attr-defined]
-        for message in super().configure_train(server_round, arrays, config, grid):
-            own = config.copy()
-            own["rate"] = 1.0 / (1 + clients[message.metadata.dst_node_id])
-            message.content = RecordDict({"arrays": arrays, "config": own})
-            yield message
+    key = "rate"
+
+    def value_of(self, client: int) -> float:
+        return 1.0 / (1 + client)
 
 
 class Asymmetric(Remembering):

@@ -17,9 +17,33 @@ from strategies.layers.layer import Models, kind_of, shown
 from strategies.layers.replies import Guard
 
 
+class GridBetween(GridAround):
+    """Another grid, whose messages and replies a subclass changes on their way."""
+
+    def outgoing(self, messages: Iterable[Message]) -> list[Message]:
+        """Return messages as they are sent."""
+        return list(messages)
+
+    def incoming(self, replies: Iterable[Message]) -> list[Message]:
+        """Return replies as whoever asked is to see them."""
+        return list(replies)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Send messages and return the replies."""
+        return self.incoming(self.grid.send_and_receive(self.outgoing(messages), timeout=timeout))
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages and return their ids."""
+        return self.grid.push_messages(self.outgoing(messages))
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies that have come to messages of these ids."""
+        return self.incoming(self.grid.pull_messages(message_ids))
+
+
 @Grid.register
 @dataclass(frozen=True)
-class TalkingGrid(GridAround):
+class TalkingGrid(GridBetween):
     """A grid whose messages are made ready before they are sent.
 
     ready: returns messages as they are sent, or raises FedMoEError for those that may not be.
@@ -28,21 +52,9 @@ class TalkingGrid(GridAround):
     grid: Grid
     ready: Callable[[Iterable[Message]], list[Message]]
 
-    def judged(self, replies: Iterable[Message]) -> list[Message]:
-        """Return replies as the strategy is to see them."""
-        return list(replies)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Send messages and return the replies."""
-        return self.judged(self.grid.send_and_receive(self.ready(messages), timeout=timeout))
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages and return their ids."""
-        return self.grid.push_messages(self.ready(messages))
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the replies that have come to messages of these ids."""
-        return self.judged(self.grid.pull_messages(message_ids))
+    def outgoing(self, messages: Iterable[Message]) -> list[Message]:
+        """Return messages, ready."""
+        return self.ready(messages)
 
 
 @Grid.register
@@ -59,16 +71,16 @@ class GuardedGrid(TalkingGrid):
     guard: Callable[[Mapping[str, Array] | None, Models], Guard]
     own: Models = field(default_factory=dict)  # of the latest message to each node
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages and return their ids."""
-        return self.grid.push_messages(self._noted(messages))
+    def outgoing(self, messages: Iterable[Message]) -> list[Message]:
+        """Return messages, ready, and take note of the models that they hold."""
+        ready = self.ready(messages)
+        for message in ready:
+            self.own.pop(message.metadata.dst_node_id, None)
+        self.own.update(self.models([message for message in ready if kind_of(message) == "train"]))
+        return ready
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Send messages and return the replies; a bad one is an error."""
-        return self.judged(self.grid.send_and_receive(self._noted(messages), timeout=timeout))
-
-    def judged(self, replies: Iterable[Message]) -> list[Message]:
-        """Return replies as those of a round are shown; answers to queries are as they came."""
+    def incoming(self, replies: Iterable[Message]) -> list[Message]:
+        """Return replies as those of a round are shown, a bad one as an error; answers to queries are as they came."""
         given = list(replies)
         found = [reply for reply in given if kind_of(reply) not in ("train", "evaluate")]
         for kind, expected in (("train", self.expected), ("evaluate", None)):
@@ -76,11 +88,3 @@ class GuardedGrid(TalkingGrid):
             checked, _ = self.guard(expected, self.own).checked(of_kind)
             found += [shown(reply, expected) if expected is not None else reply for reply in checked]
         return found
-
-    def _noted(self, messages: Iterable[Message]) -> list[Message]:
-        """Return messages as they are sent, and take note of the models that they hold."""
-        ready = self.ready(messages)
-        for message in ready:
-            self.own.pop(message.metadata.dst_node_id, None)
-        self.own.update(self.models([message for message in ready if kind_of(message) == "train"]))
-        return ready
