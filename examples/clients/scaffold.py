@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
@@ -65,6 +65,10 @@ class ScaffoldClient(OwnClient):
         }
         this.kept.update({name: this.kept.get(name, np.float32(0.0)) + value for name, value in change.items()})
         this.reply[CONTROL] = ArrayRecord({name: Array(value) for name, value in change.items()})
+
+    def example_extra(self, arrays: NamedArrays) -> RecordDict:
+        control = {name: Array(np.full_like(value, 0.01)) for name, value in arrays.items()}
+        return RecordDict({CONTROL: ArrayRecord(control)})
 
 
 def _control(this: LocalRound) -> NamedArrays:

@@ -37,6 +37,10 @@ def _made(document: str) -> dict[str, Metric]:
     for name, component in evaluation.metrics.items():
         if name.startswith(_TAKEN):
             raise FedMoEError(f"evaluation.metrics.{name}: this name is taken - choose another")
-        kind: Kind[Metric] = Kind(f"evaluation.metrics.{name}", f"evaluation.metric_parameters.{name}", Metric, {})  # type: ignore[type-abstract]
-        found[name] = kind.build(component, evaluation.metric_parameters.get(name, {}))
+        found[name] = metric_kind(name).build(component, evaluation.metric_parameters.get(name, {}))
     return found
+
+
+def metric_kind(name: str) -> Kind[Metric]:
+    """Return the kind of component that the metric with this name in the settings is."""
+    return Kind(f"evaluation.metrics.{name}", f"evaluation.metric_parameters.{name}", Metric, {})  # type: ignore[type-abstract]

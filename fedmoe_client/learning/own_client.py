@@ -134,6 +134,13 @@ class OwnClient:
         """Return parameters, by name and whole, with which the client ranks in place of the server's; {}: none."""
         return {}
 
+    def example_extra(self, arrays: NamedArrays) -> RecordDict:
+        """Return records like those that the strategy sends beside the model, for ``python -m fedmoe_client.check``.
+
+        arrays: the shared parameters, whose names and shapes such records often have.
+        """
+        return RecordDict()
+
 
 CLIENTS: Kind[OwnClient] = Kind("training.client", "training.client_parameters", OwnClient, {PLAIN: OwnClient})
 

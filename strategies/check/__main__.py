@@ -15,8 +15,7 @@ from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 
-from fedmoe.errors import FedMoEError
-from fedmoe.loading import parse_value
+from fedmoe.check.command import Finding, run
 from strategies.check.contract import findings
 from strategies.rules.registry import build_strategy
 
@@ -25,35 +24,16 @@ USAGE = "usage: python -m strategies.check NAME [key=value ...], e.g. my_module:
 
 def main(words: Sequence[str]) -> int:
     """Check the strategy that the words name, print what was found and return the exit status."""
-    if not words or {"-h", "--help"} & set(words):
-        print(USAGE)
-        return 0 if words else 2
     logging.getLogger("flwr").setLevel(logging.ERROR)  # its lines about every round
-    name, *rest = words
-    try:
-        parameters = _parameters(rest)
-
-        def make() -> Strategy:
-            return build_strategy(name, parameters)
-
-        make()
-    except FedMoEError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    found = findings(make)
-    for finding in found:
-        print(finding)
-    return 0 if all(finding.holds for finding in found) else 1
+    return run(words, USAGE, _findings)
 
 
-def _parameters(words: Sequence[str]) -> Mapping[str, Any]:
-    parameters = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not (key and equals):
-            raise FedMoEError(f"'{word}' is not key=value; {USAGE}")
-        parameters[key] = parse_value(value)
-    return parameters
+def _findings(name: str, parameters: Mapping[str, Any]) -> list[Finding]:
+    def make() -> Strategy:
+        return build_strategy(name, parameters)
+
+    make()  # what cannot be made is no finding
+    return findings(make)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
-from strategies.check.made_up import ROUNDS, Broken, Client, Trial, Values, trained, values
+from fedmoe.check.command import Broken
+from strategies.check.made_up import ROUNDS, Client, Trial, Values, trained, values
 from strategies.layers.layer import chain
 from strategies.needs import needs_every_reply
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
-from fedmoe.errors import FedMoEError
+from fedmoe.check.command import Broken, Finding, in_words
+from fedmoe.check.command import findings as tried
 from strategies.check.claims import CLAIMS
-from strategies.check.made_up import CLIENTS, ROUNDS, WARMUP_ROUNDS, Broken, Client, Trial, Values, trained, values
+from strategies.check.made_up import CLIENTS, ROUNDS, WARMUP_ROUNDS, Client, Trial, Values, trained, values
 from strategies.state import state_arrays
 
 Make = Callable[[], Strategy]
@@ -27,42 +27,14 @@ AWAY = 0.5  # how far the result may turn from a reply that gains weight
 HEAVY = 3  # the client whose weight is raised
 
 
-@dataclass(frozen=True)
-class Finding:
-    """How a strategy fared with one demand. holds: None if it could not be tried, since another one is not met."""
-
-    demand: str
-    holds: bool | None
-    seen: str
-
-    def __str__(self) -> str:
-        verdict = {True: "holds", False: "FAILS", None: "not tried"}[self.holds]
-        return f"{self.demand:<34} {verdict}: {self.seen}"
-
-
 def findings(make: Make) -> list[Finding]:
-    """Try all demands on strategies that ``make`` builds, a fresh one for each.
-
-    The first demands are those without which the others cannot be tried.
-    """
+    """Try all demands on strategies that ``make`` builds, a fresh one for each."""
     # q-FedAvg, Krum and Bulyan collect garbage at every reply; what is there by now need not be looked through again.
     gc.freeze()
     try:
-        found = [_tried(demand, check, make) for demand, check in FIRST.items()]
-        if not all(finding.holds for finding in found):
-            return found + [Finding(demand, None, "see above") for demand in THEN]
-        return found + [_tried(demand, check, make) for demand, check in THEN.items()]
+        return tried(FIRST, THEN, make)
     finally:
         gc.unfreeze()
-
-
-def _tried(demand: str, check: Callable[[Make], str], make: Make) -> Finding:
-    try:
-        return Finding(demand, True, check(make))
-    except Broken as broken:
-        return Finding(demand, False, str(broken))
-    except Exception as error:  # the strategy is the user's: whatever it raises, it is what was seen
-        return Finding(demand, False, _in_words(error))
 
 
 def _runs(make: Make) -> str:
@@ -72,7 +44,7 @@ def _runs(make: Make) -> str:
                 "; if it is a record of its clients' replies, say what these add: example_records = "
                 '{"record": {"metric": 1.0}} in the class'
             )
-            raise Broken(f"round {number}: {_in_words(raised)}{hint if isinstance(raised, KeyError) else ''}")
+            raise Broken(f"round {number}: {in_words(raised)}{hint if isinstance(raised, KeyError) else ''}")
         if trial.probe.returned is None:
             raise Broken(f"round {number}: nothing was aggregated, though all {CLIENTS} clients replied")
     return f"{ROUNDS} rounds of {CLIENTS} clients, the shared groups changing after round {WARMUP_ROUNDS}"
@@ -279,8 +251,3 @@ def _same(one: Values, other: Values, when: str) -> None:
 def _slack(array: np.ndarray) -> float:
     """Return how much rounding may change."""
     return 1e-5 * (1.0 + float(np.abs(array).max()))
-
-
-def _in_words(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, FedMoEError) else f"{type(error).__name__}: {text}"

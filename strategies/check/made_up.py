@@ -6,9 +6,7 @@ backbone, so that each trial meets a change of the schedule.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,11 +14,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-
-# Not public: a Message is given the identity of the process that makes it, and outside of a run there is none.
-from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
+from fedmoe.check.command import as_in_a_run
 from strategies.layers.course import grid_of_nodes
 from strategies.layers.layer import AggregationSchedule, Stateless, chain, kind_of
 from strategies.layers.partial import PartialAggregation
@@ -46,10 +42,6 @@ SHAPES: Mapping[str, tuple[int, ...]] = {
 Values = dict[str, NDArray[np.float32]]
 # (client, round, the arrays it was sent) -> its shared arrays and its weight; None: it failed.
 Client = Callable[[int, int, Values], tuple[Values, int] | None]
-
-
-class Broken(Exception):
-    """A demand is not met; the message says what was seen."""
 
 
 def start_arrays() -> ArrayRecord:
@@ -104,7 +96,7 @@ class Trial:
 
     def round(self, number: int, client: Client = trained, order: Sequence[int] | None = None) -> None:
         """Train one round; ``order``: clients in the order in which their replies are handed over, default 0, 1, ..."""
-        with _as_in_a_run(number + ROUNDS * self.chance):
+        with as_in_a_run(number + ROUNDS * self.chance):
             clients = self._clients(number, client)
             messages = list(self.partial.configure_train(number, self.arrays, ConfigRecord(), _grid(clients)))
             by_client = {message.metadata.dst_node_id - FIRST_NODE: message for message in messages}
@@ -119,7 +111,7 @@ class Trial:
 
     def evaluate(self, number: int) -> MetricRecord | None:
         """Evaluate: client k reports ``hr@10`` of k / 10, with one example each."""
-        with _as_in_a_run(number):
+        with as_in_a_run(number):
             clients = self._clients(number, trained)
             messages = self.partial.configure_evaluate(number, self.arrays, ConfigRecord(), _grid(clients))
             return self.partial.aggregate_evaluate(number, [clients.answer(message) for message in messages])
@@ -214,19 +206,3 @@ def _evaluated(client: int) -> RecordDict:
     metrics = {"hr@10": client / 10, "ndcg@10": client / 20, "rank": 9.0 - client}
     more = {f"global-{name}": value for name, value in metrics.items()}
     return RecordDict({"metrics": MetricRecord({"num-examples": 1, **metrics, **more})})
-
-
-@contextmanager
-def _as_in_a_run(server_round: int) -> Iterator[None]:
-    """Within the block messages can be made, and the global generators, which Flower draws from, follow the round."""
-    states = random.getstate(), np.random.get_state()
-    identity = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id)
-    random.seed(server_round)
-    np.random.seed(server_round)
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = identity
