@@ -1,12 +1,10 @@
-"""What is asked of a client of one's own, each demand a function that tries it out."""
+"""What is asked of a client of one's own, each demand a function that looks at what came of a trial."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,44 +12,13 @@ from flwr.app import ArrayRecord
 
 from data.sampling import training_part
 from fedmoe.check.command import Broken, Demands, Finding, findings, in_words
-from fedmoe.loading import to_run_config
-from fedmoe.settings import Settings
 from fedmoe.wire import NamedArrays
-from fedmoe_client.check.made_up import CLIENTS, ROUNDS, Make, Trial, Visit, made_up_settings
-from fedmoe_client.learning.client import workbench
+from fedmoe_client.check.alike import alone, chance, resume, stack
+from fedmoe_client.check.made_up import CLIENTS, ROUNDS, Subject, made_up_settings
 from fedmoe_client.learning.own_client import CLIENTS as KIND
-from fedmoe_client.learning.own_client import TABLE, OwnClient, trained_alone
-from model.build import initial_arrays
+from fedmoe_client.learning.own_client import TABLE, OwnClient
 
 HOOKS = tuple(name for name, each in vars(OwnClient).items() if inspect.isfunction(each))
-NEAR = 1e-5  # how far numbers of a stack may be from those of a client alone
-
-
-@dataclass(frozen=True)
-class Subject:
-    """make: returns a fresh object of the class that is checked."""
-
-    settings: Settings
-    make: Make
-
-    @cached_property
-    def start(self) -> NamedArrays:
-        """The model of round 1."""
-        return initial_arrays(self.settings, workbench(to_run_config(self.settings)).dataset)
-
-    def trial(self, **how: Any) -> Trial:
-        """Return a fresh federation of such clients."""
-        return Trial(self.settings, self.make, self.start, **how)
-
-    @cached_property
-    def after(self) -> Trial:
-        """A federation after all rounds, in which nothing was out of the ordinary."""
-        return self.trial()
-
-    @cached_property
-    def visits(self) -> list[Visit]:
-        """What came of these rounds."""
-        return list(self.after.rounds())
 
 
 def client_findings(name: str, parameters: Mapping[str, Any]) -> list[Finding]:
@@ -146,33 +113,6 @@ def _kept(subject: Subject) -> str:
     return f"numeric arrays, {size} bytes a client" if size else "nothing"
 
 
-def _chance(subject: Subject) -> str:
-    if changed := _first_difference(subject.visits, subject.trial(chance=1).rounds()):
-        raise Broken(
-            f"{changed} depends on the global generators (np.random, random or torch): draw from "
-            "data.sampling.generator(this.settings.seed, 'my purpose', this.number, this.client)"
-        )
-    return "the same round gives the same bits"
-
-
-def _alone(subject: Subject) -> str:
-    if changed := _first_difference(subject.visits, subject.trial().rounds((1, 0))):
-        raise Broken(
-            f"{changed} depends on which clients were trained before: what a client remembers belongs into "
-            "this.kept, not into self, which all clients of a process share"
-        )
-    return "no client knows of another"
-
-
-def _resume(subject: Subject) -> str:
-    if changed := _first_difference(subject.visits, subject.trial(fresh=True).rounds()):
-        raise Broken(
-            f"{changed} differs where other processes take the later rounds, as after a resume: keep what a client "
-            "remembers in this.kept"
-        )
-    return "equal bit for bit in a new process for each round"
-
-
 def _start(subject: Subject) -> str:
     for visit in subject.visits:
         assert visit.watched.this is not None
@@ -231,28 +171,6 @@ def _ranks(subject: Subject) -> str:
     return f"{len(names)} parameters of its own" if names else "the server's parameters"
 
 
-def _stack(subject: Subject) -> str:
-    if hooks := trained_alone(subject.make()):
-        return f"one by one on engine vectorized, because of {', '.join(hooks)}"
-    stack = subject.trial()
-    for number in range(1, ROUNDS + 1):
-        expected = {visit.client: visit.arrays for visit in subject.visits if visit.number == number}
-        try:
-            found = stack.stack(number)
-        except Exception as error:
-            raise Broken(
-                f"said to stack, but in a stack of clients: {in_words(error)} (there before_round comes after the "
-                "steps: what changes the training belongs into step, loss or after_round)"
-            ) from error
-        for client in range(CLIENTS):
-            if changed := _far(expected[client], found[client]):
-                raise Broken(
-                    f"round {number}: '{changed}' differs in a stack of clients, where before_round comes after the "
-                    "steps: what changes the training belongs into step, loss or after_round"
-                )
-    return "in stacks on engine vectorized, with the same result"
-
-
 FIRST: Demands[Subject] = {
     "hooks have the base's arguments": _hooks,
     "runs": _runs,
@@ -262,48 +180,19 @@ FIRST: Demands[Subject] = {
     "what is kept can be stored": _kept,
 }
 THEN: Demands[Subject] = {
-    "chance is the run's own": _chance,
-    "clients are apart": _alone,
-    "resuming equals going on": _resume,
+    "chance is the run's own": chance,
+    "clients are apart": alone,
+    "resuming equals going on": resume,
     "this.start is left alone": _start,
     "a term of the loss has a gradient": _gradient,
     "nothing private is sent": _private,
     "ranks with whole parameters": _ranks,
-    "stacked or alone": _stack,
+    "stacked or alone": stack,
 }
 
 
 def _overrides(subject: Subject, hook: str) -> bool:
     return getattr(type(subject.make()), hook) is not getattr(OwnClient, hook)
-
-
-def _first_difference(one: Iterable[Visit], other: Iterable[Visit]) -> str | None:
-    """Return the first thing in which the same visits differ, in words."""
-    others = {(visit.number, visit.client): visit for visit in other}
-    for visit in one:
-        like = others.get((visit.number, visit.client))
-        for each in (visit, like):
-            if each is not None and each.error is not None:
-                raise each.error
-        assert like is not None
-        mine, theirs = ({**each.arrays, **each.numbers} for each in (visit, like))
-        if mine.keys() != theirs.keys():
-            return f"round {visit.number}: what client {visit.client} answers or keeps"
-        for name in mine:
-            if np.asarray(mine[name]).tobytes() != np.asarray(theirs[name]).tobytes():
-                return f"round {visit.number}: client {visit.client}'s '{name}'"
-    return None
-
-
-def _far(one: NamedArrays, other: NamedArrays) -> str | None:
-    """Return the first name at which arrays differ by more than sums in another order may."""
-    for name in sorted({*one, *other}):
-        if name not in one or name not in other or one[name].shape != other[name].shape:
-            return name
-        difference, size = (float(np.abs(each).max(initial=0.0)) for each in (one[name] - other[name], one[name]))
-        if difference > NEAR * (1.0 + size):
-            return name
-    return None
 
 
 def _numbers(sent: NamedArrays, reply: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from fedmoe_client.learning.client import Answer, FedMoEClient, carry_out, workb
 from fedmoe_client.learning.own_client import LocalRound, OwnClient, Parameters
 from fedmoe_client.stacked import app as stacked
 from fedmoe_client.store.private import InContext
+from model.build import initial_arrays
 
 CLIENTS = 2
 ROUNDS = 3
@@ -194,6 +196,33 @@ class Trial:
         moved = {name: each + 0.01 * rng.normal(size=each.shape) for name, each in self.start.items()}
         moved["items.ids.weight"][0] = 0.0
         return {name: np.asarray(each, np.float32) for name, each in moved.items()}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """make: returns a fresh object of the class that is checked."""
+
+    settings: Settings
+    make: Make
+
+    @cached_property
+    def start(self) -> NamedArrays:
+        """The model of round 1."""
+        return initial_arrays(self.settings, workbench(to_run_config(self.settings)).dataset)
+
+    def trial(self, **how: Any) -> Trial:
+        """Return a fresh federation of such clients."""
+        return Trial(self.settings, self.make, self.start, **how)
+
+    @cached_property
+    def after(self) -> Trial:
+        """A federation after all rounds, in which nothing was out of the ordinary."""
+        return self.trial()
+
+    @cached_property
+    def visits(self) -> list[Visit]:
+        """What came of these rounds."""
+        return list(self.after.rounds())
 
 
 def _contents(answer: Answer, state: RecordDict) -> tuple[NamedArrays, dict[str, str]]:
