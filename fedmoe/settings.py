@@ -169,15 +169,15 @@ class PrivacySettings(Section):
         0.5, description="adaptive clipping: share of the clients whose updates are within the norm"
     )
     norm_rate: Positive = Field(0.2, description="adaptive clipping: speed with which the norm follows")
-    sum_bits: Annotated[int, Field(ge=0, le=24)] = Field(
-        0,
+    sum_bits: Annotated[int, Field(ge=0, le=24)] | None = Field(
+        None,
         description="the server uses clients' updates and metrics as exact sums alone, of integers of so many bits, "
-        "8 to 24; 0: each client's, as floats",
+        "8 to 24; 0: each client's, as floats; null: 0, and 20 in a deployment that can aggregate securely",
     )
     secure_aggregation: Annotated[Literal["auto", "on", "off"], BeforeValidator(_words_of_yaml)] = Field(
         "auto",
         description="real clients add their integers up under masks, so that the server sees sums alone; auto: where "
-        "sum_bits is set",
+        "it can be had, and the run says why not; on: an error where it cannot",
     )
     smallest_cohort: Annotated[int, Field(ge=3)] = Field(
         3, description="secure aggregation: the fewest clients whose sum the server may see"
@@ -213,9 +213,9 @@ class PrivacySettings(Section):
 
     @model_validator(mode="after")
     def _sums_fit(self) -> Self:
-        if 0 < self.sum_bits < 8:
+        if 0 < (self.sum_bits or 0) < 8:
             raise ValueError(f"sum_bits ({self.sum_bits}) must be 0 or 8 to 24")
-        if self.secure_aggregation == "on" and not self.sum_bits:
+        if self.secure_aggregation == "on" and self.sum_bits == 0:
             raise ValueError("secure_aggregation adds integers up: set sum_bits too, such as to 20")
         if not self.on:
             return self

@@ -121,6 +121,8 @@ def query(message: Message, context: Context) -> Message:
 
     node, server = node_from(context.node_config), message.content.config_records.get("config")
     if server is not None and "model" in server:
+        if sees := context.run_config.get("sees"):
+            logging.getLogger(__name__).warning("run %s: %s", context.run_id, sees)
         number = join(dict(server), node, context.run_config, _run_name(context), str(context.run_id))
     else:
         number = number_on(node)

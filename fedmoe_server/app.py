@@ -2,8 +2,9 @@
 
 Keys of the run config: ``settings`` (JSON of the whole settings tree), ``run_dir`` (folder of this run; empty:
 ``save_dir/<time>-<name>``), ``resume`` (empty, or a checkpoint or run folder to go on from), ``clients`` (file of the
-clients that a deployment has admitted, see ``server_folder``; empty: every client that connects takes part) and
-``simulated`` (true where a simulation's launcher says so; otherwise the clients are real ones).
+clients that a deployment has admitted, see ``server_folder``; empty: every client that connects takes part),
+``simulated`` (true where a simulation's launcher says so; otherwise the clients are real ones) and ``sees`` (a line on
+what the server sees of real clients, as their launcher has decided).
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     run_dir, resume, clients = (_path(config.get(key, "")) for key in ("run_dir", "resume", "clients"))
     settings = from_run_config(config)
-    deployed = None if config.get("simulated") is True else Deployed(clients, str(context.run_id))
+    sees = str(config.get("sees", ""))
+    deployed = None if config.get("simulated") is True else Deployed(clients, str(context.run_id), sees)
     if deployed is not None:
         grid, settings = cast(Grid, PatientGrid(grid, settings.deployment.rest_seconds)), settings.in_deployment()
     if clients is None or run_dir is None:
@@ -133,12 +135,14 @@ def run(
         store.forget_after(state.round)
     earlier = sum(record.seconds for record in state.history)
     tracker = Tracker(folder, settings, state.history, console, every_round=deployed is not None)
-    secure = None
-    if sums is not None and deployed is not None:
-        from fedmoe_server.rounds.secure import secure_rounds  # a simulation adds plainly, the same integers
+    secure, sees = None, ""
+    if deployed is not None:  # a simulation adds plainly, the same integers
+        from fedmoe_server.deploy.protection import NO_LAUNCHER, switched_off, what_the_server_sees
+        from fedmoe_server.rounds.secure import secure_rounds
 
         secure = secure_rounds(settings, deployed, sums)
-    sees = "" if deployed is None else _what_the_server_sees(settings, secure is not None)
+        why = switched_off(settings) or NO_LAUNCHER
+        sees = deployed.sees or what_the_server_sees(settings, secure is not None, why)
     describe_run(folder, deployed is None, dataset.all_fingerprints(), going_on, sees)
     if isinstance(directory, ClientDirectory):
         directory.note = tracker.note
@@ -200,13 +204,6 @@ def _clients_keep_state(schedule: AggregationSchedule, checkpoint: Checkpoint) -
     """Whether any round up to the checkpoint left private parameters with the clients (there are two phases)."""
     done = checkpoint.state.round
     return done > 0 and any(schedule.private_names(number) for number in (1, done))
-
-
-def _what_the_server_sees(settings: Settings, secure: bool) -> str:
-    if not secure:
-        return "Without secure aggregation the server sees each client's update and metrics"
-    least = settings.privacy.smallest_cohort
-    return f"Secure aggregation: the server sees sums over at least {least} clients, and no single update or metric"
 
 
 def _headline(settings: Settings, dataset: Dataset, state: LoopState, folder: Path, users: str) -> str:

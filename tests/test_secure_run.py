@@ -30,14 +30,16 @@ Fails = Callable[["SecureLoopback", Message], bool]
 
 
 class SecureLoopback(Loopback):
-    """Five clients, each with a key pair that the server has admitted.
+    """Five clients or more, each with a key pair that the server has admitted.
 
     fails: whether a message finds nobody there; ``round`` is the round of training that goes on.
     """
 
-    def __init__(self, folder: Path, *words: str, simulated: bool = False, fails: Iterable[Fails] = ()) -> None:
+    def __init__(
+        self, folder: Path, *words: str, simulated: bool = False, fails: Iterable[Fails] = (), users: int = USERS
+    ) -> None:
         self.folder = folder
-        super().__init__(folder, 1, simulated, USERS, (*WORDS, *words))
+        super().__init__(folder, 1, simulated, users, (*WORDS, *words))
         self.round = 0
         self.node: Callable[[int], dict[str, Any]] = lambda user: {}
         self.fail = lambda message: any(fail(self, message) for fail in fails)
@@ -242,6 +244,8 @@ def test_a_key_that_the_server_told_first_is_the_one_that_counts(tmp_path: Path)
     assert StateFolder(grid.state_dir(0)).note("admitted")["3"] == other
 
 
-def test_secure_aggregation_needs_integers() -> None:
+def test_secure_aggregation_needs_integers(tmp_path: Path) -> None:
     with pytest.raises(FedMoEError, match="secure_aggregation adds integers up: set sum_bits too"):
-        load_settings(["quick", "privacy.secure_aggregation=on"])
+        load_settings(["quick", "privacy.secure_aggregation=on", "privacy.sum_bits=0"])
+    with pytest.raises(FedMoEError, match="secure_aggregation adds integers up: set privacy.sum_bits"):
+        SecureLoopback(tmp_path / "deployment", "privacy.sum_bits=null", "privacy.secure_aggregation=on").serve()

@@ -24,6 +24,7 @@ RUN_CONFIG: dict[str, str | bool] = {
     "resume": "",
     "clients": "",
     "simulated": False,
+    "sees": "",
 }
 PROJECT = """\
 [project]

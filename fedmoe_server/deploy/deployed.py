@@ -41,10 +41,12 @@ class Deployed:
     """That a run's clients are real ones.
 
     clients: ``clients.json`` of the server's folder; None: all are admitted. run: an id that no other run has.
+    sees: what the server sees of its clients, as the launcher has decided; "": there was no launcher.
     """
 
     clients: Path | None
     run: str = ""
+    sees: str = ""
 
     def directory(self, settings: DeploymentSettings) -> ClientDirectory:
         """Return the directory of the clients: each node is who the server has admitted it as."""

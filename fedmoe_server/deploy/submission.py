@@ -18,8 +18,9 @@ from fedmoe.settings import Settings
 from fedmoe_server.deploy.bundle import RUN_CONFIG, write_bundle
 from fedmoe_server.deploy.deployed import held, progress_log
 from fedmoe_server.deploy.known_runs import KnownRun, State, how_to_go_on, known_runs, note_end, note_run, state_of
+from fedmoe_server.deploy.protection import protected, words_of_simulation
 from fedmoe_server.deploy.server_folder import CONNECTION, ServerFolder
-from fedmoe_server.report.run_folder import new_run_dir, read_result
+from fedmoe_server.report.run_folder import SETTINGS, new_run_dir, read_result, seen_by_the_server
 from fedmoe_server.rounds.record import Result
 
 Show = Callable[[str], None]
@@ -53,11 +54,16 @@ def submit(server: ServerFolder, settings: Settings, resume: Path | None, extra:
     """Submit a run. Each has a bundle of its own, so that none sets another's settings.
 
     resume: a run folder to go on with; its own settings are meant. extra: further options of ``flwr run``. show: called
-    with a line where the run has to wait.
+    with a line where the run has to wait, and with how to simulate it.
 
-    Raises FedMoEError if the server does not run, or a run in the folder does.
+    Raises FedMoEError if the server does not run, or a run in the folder does, and if secure aggregation is asked for
+    and cannot be had.
     """
     require_up(server)
+    if resume is None:
+        settings, sees = protected(settings, server.admitted())
+    else:
+        sees = seen_by_the_server(resume)  # decided when it began
     run_dir = (resume or new_run_dir(settings, datetime.now())).absolute()
     log = progress_log(server.clients, run_dir)
     if held(log):
@@ -67,6 +73,7 @@ def submit(server: ServerFolder, settings: Settings, resume: Path | None, extra:
         "resume": str(run_dir) if resume else "",
         "clients": str(server.clients.absolute()),
         "simulated": False,
+        "sees": sees,
     }
     assert values.keys() <= RUN_CONFIG.keys()
     with alone(server.path / "submit.lock"), TemporaryDirectory(dir=server.path, prefix="app-") as place:
@@ -76,7 +83,10 @@ def submit(server: ServerFolder, settings: Settings, resume: Path | None, extra:
         # A text in JSON is one in TOML.
         config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()), encoding="utf-8")
         answer = server.flwr("run", str(app), CONNECTION, "--run-config", str(config), *extra)
-        return note_run(server, str(answer["run-id"]), run_dir)
+        run = note_run(server, str(answer["run-id"]), run_dir)
+    if words := words_of_simulation(settings):
+        show(f"a simulation of the same bits has {words}: python sim.py {run_dir / SETTINGS} {words}")
+    return run
 
 
 def _await_beginnings(server: ServerFolder, show: Show) -> None:

@@ -16,6 +16,7 @@ from fedmoe_server.rounds.record import Metrics, Result, RoundRecord, Sender, ex
 Records = Sequence[RoundRecord]
 RECENT = 20  # rounds that count as the end of a run: a round's clients differ
 LEAST_ROUNDS = 10  # after fewer a gate cannot be expected to have moved
+MOST_CUT = 0.5  # share of the updates that clipping may cut without a word
 NAMED = 10  # clients named in a row
 VARIABLE = re.compile(r"'[^']*'|\[[^\]]*\]|(?<![\w'])-?\d[\d.e+-]*")  # names, shapes and numbers in a reason
 
@@ -120,6 +121,12 @@ def _course(records: Records, result: Result) -> Iterator[str]:
     failed = sum(failure.stage == "train" for record in records for failure in record.failed)
     if failed > 0.05 * asked:
         yield f"{failed} of {asked} replies to training failed: see the table of failed clients."
+    _, cut = values_of(records, "clipped")
+    if cut and fmean(cut) > MOST_CUT:
+        yield (
+            f"{fmean(cut):.0%} of the updates, by weight, were longer than privacy.update_norm and were cut: raise it, "
+            "for silos to 10 or so."
+        )
 
 
 def _gate(records: Records) -> Iterator[str]:

@@ -65,8 +65,7 @@ class Run:
     @property
     def server_section(self) -> str:
         """The report's section on what the server saw of real clients; nothing for a simulation."""
-        path = self.folder / RUN
-        sees = json.loads(path.read_text(encoding="utf-8")).get("sees") if path.exists() else None
+        sees = seen_by_the_server(self.folder)
         return f"## What the server saw\n\n{sees}." if sees else ""
 
 
@@ -199,6 +198,12 @@ def describe_run(run_dir: Path, simulated: bool, data: Mapping[str, str], going_
                 "new run"
             )
     write_document(path, told)
+
+
+def seen_by_the_server(run_dir: Path) -> str:
+    """Return what the server sees of a run's clients, in words; "" for a simulation, and before a run has begun."""
+    path = run_dir / RUN
+    return str(json.loads(path.read_text(encoding="utf-8")).get("sees", "")) if path.exists() else ""
 
 
 def averaged(result: Result) -> str:

@@ -222,8 +222,12 @@ def secure_rounds(settings: Settings, deployed: Deployed | None, sums: ExactSums
     Raises FedMoEError if it is wanted and cannot be had.
     """
     privacy = settings.privacy
-    if deployed is None or privacy.secure_aggregation == "off" or sums is None:
+    if deployed is None or privacy.secure_aggregation == "off":
         return None
+    if sums is None:
+        if privacy.secure_aggregation == "auto":
+            return None
+        raise FedMoEError("privacy.secure_aggregation adds integers up: set privacy.sum_bits, such as to 20")
     if deployed.clients is None:
         if privacy.secure_aggregation == "auto":
             return None

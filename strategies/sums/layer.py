@@ -108,15 +108,20 @@ def exact_sums(strategy: PartialAggregation, settings: Settings, noise: Distribu
     if noise is not None:
         refuse_comparing(strategy, "privacy")
     weight = 1 if noise is not None else largest_weight(settings)
-    return ExactSums(strategy, privacy.sum_bits, privacy.update_norm, weight, noise)
+    return ExactSums(strategy, privacy.sum_bits or 0, privacy.update_norm, weight, noise)
+
+
+def content_with_mean(strategy: Strategy) -> bool:
+    """Return whether a strategy is content with the mean; one that weighs rows by their clients is told the counts."""
+    for part in chain(strategy):
+        if hasattr(part, "touched"):
+            part.needs_every_reply = False  # type: ignore[attr-defined]  # the counts come with the mean
+    return not needs_every_reply(strategy)
 
 
 def content_with_sums(strategy: Strategy) -> Strategy:
     """Return a strategy that is content with the mean. FedMoEError, with the alternatives: it needs every reply."""
-    for part in chain(strategy):
-        if hasattr(part, "touched"):
-            part.needs_every_reply = False  # type: ignore[attr-defined]  # the counts come with the mean
-    if needs_every_reply(strategy):
+    if not content_with_mean(strategy):
         raise FedMoEError(
             f"privacy.sum_bits: {type(list(chain(strategy))[-1]).__name__} needs every client's reply, and only their "
             f"sum is known; use {ALTERNATIVES}, or set sum_bits to 0"

@@ -19,7 +19,9 @@ from fedmoe.deployment.folder import TAG
 from fedmoe.deployment.ports import free_port
 
 ROOT = Path(__file__).parents[2]
+# Tests that are not about secure aggregation go without it: it has five messages in place of each one.
 SMALL = (
+    "privacy.secure_aggregation=off "
     "dataset=synthetic data.synthetic.users=3 data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 max_seq_len=10 "
     "memory_size=10 memory_refresh=5 num_negatives=20 client_fraction=1 warmup_rounds=2 evaluate_every=0 "
     "num_rounds=5 strategy=fedadam min_clients=3 round_deadline=120 wait_seconds=120 "

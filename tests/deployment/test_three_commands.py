@@ -60,6 +60,12 @@ def test_three_commands(federation: Any) -> None:
     said = federation.server("run", *SMALL, *OWN_STRATEGY, f"save_dir={federation.runs}")
     assert "round 5/5" in said
     run_dir = federation.run_dir()
+    # In plain, as the words ask: the run, each client's log and the report say so.
+    logs = [
+        "".join(file.read_text() for file in (federation.client_dir(client) / "logs").iterdir()) for client in range(3)
+    ]
+    for told in (said, (run_dir / "report.md").read_text(), *logs):
+        assert "the server sees each client's update and metrics: privacy.secure_aggregation is off; leave it" in told
     result = json.loads((run_dir / "result.json").read_text())
     assert result["status"] == "completed"
     assert 0 <= result["test"]["personalised"]["hr@10"] <= 1

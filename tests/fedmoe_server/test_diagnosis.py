@@ -33,6 +33,7 @@ def result(own: float = 0.12, common: float = 0.12, best: int = 30) -> Result:
 
 def test_a_healthy_run_gets_no_advice() -> None:
     assert findings(records(), result(), BASELINES) == []
+    assert findings(records(clipped=0.4), result(), BASELINES) == []
     assert findings([], result(), BASELINES) == []
 
 
@@ -48,6 +49,7 @@ def test_a_healthy_run_gets_no_advice() -> None:
         (records(gate=-0.2), result(), "gate is negative", "features"),
         (records(gate=3.0), result(), "gate is large", "training.clip_gate"),
         (records(view_visual=0.0), result(), "visual expert says nothing", "features"),
+        (records(clipped=0.6), result(), "60% of the updates, by weight, were longer", "privacy.update_norm"),
         (records(router_text=0.01), result(), "router has left the text expert", "training.balance_weight"),
     ],
 )
