@@ -10,6 +10,7 @@ CIKM 2018. With s_j the softmax over the negatives' scores r_j and r_i the posit
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -25,5 +26,6 @@ class BPRMax(RankingLoss):
     def __call__(self, positive: Tensor, negative: Tensor, valid: Tensor, num_items: int) -> Tensor:
         shares = negative.log_softmax(dim=-1)
         ranked = (shares + logsigmoid(positive.unsqueeze(-1) - negative)).logsumexp(dim=-1)
-        size = (shares.exp() * negative.square()).sum(dim=-1)
+        counted = negative.masked_fill(negative == -torch.inf, 0.0)  # such a negative has no share
+        size = (shares.exp() * counted.square()).sum(dim=-1)
         return mean_of_valid(self.penalty * size - ranked, valid)

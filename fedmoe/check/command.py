@@ -101,22 +101,28 @@ def _parameters(words: Sequence[str], usage: str) -> Mapping[str, Any]:
 
 
 @contextmanager
-def as_in_a_run(chance: int) -> Iterator[None]:
-    """Within the block Flower's messages can be made, and Python's and NumPy's global generators are set to a state.
-
-    chance: the state's number. Flower's strategies draw from these generators; components of one's own must not.
-    """
-    # Not public: a Message is given the identity of the process that makes it, and outside of a run there is none.
-    from flwr.supercore.task_identity import TaskIdentity
-
+def global_chance(number: int) -> Iterator[None]:
+    """Within the block Python's and NumPy's global generators are in the state of this number, and as before after."""
     states = random.getstate(), np.random.get_state()
-    identity = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id)
-    random.seed(chance)
-    np.random.seed(chance)
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    random.seed(number)
+    np.random.seed(number)
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
+
+
+@contextmanager
+def as_in_a_run(chance: int) -> Iterator[None]:
+    """Within the block Flower's messages can be made too. chance: number of the global generators' state."""
+    # Not public: a Message is given the identity of the process that makes it, and outside of a run there is none.
+    from flwr.supercore.task_identity import TaskIdentity
+
+    identity = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id)
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    try:
+        with global_chance(chance):
+            yield
+    finally:
         TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = identity

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmoe.check.command import Broken, Demands, Finding, as_in_a_run, findings
+from fedmoe.check.command import Broken, Demands, Finding, findings, global_chance
 from fedmoe_client.learning.metrics import Metric, metric_kind
 
 Make = Callable[[], Metric]
@@ -64,7 +64,7 @@ def _order(make: Make) -> str:
 def _chance(make: Make) -> str:
     found = []
     for chance in (0, 1):
-        with as_in_a_run(chance):
+        with global_chance(chance):
             metric = make()
             found.append([float(metric.of(rank)) for rank in RANKS])
     if found[0] != found[1]:
