@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from flwr.app import MetricRecord
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from paper_strategies import ALPHA
 
 from fedmoe.wire import ROWS
@@ -46,6 +46,9 @@ class Rated(OwnClient):
             if parameter.grad is not None:
                 parameter.grad = float(this.config["rate"]) * parameter.grad
 
+    def example_extra(self, arrays: NamedArrays) -> RecordDict:
+        return RecordDict({"config": ConfigRecord({"rate": 0.5})})
+
 
 class Telling(OwnClient):
     """Sends a part of its update, as large as a record of the message says, and tells how long it was."""
@@ -57,3 +60,6 @@ class Telling(OwnClient):
         norm = np.sqrt(sum(float((array.astype(np.float64) ** 2).sum()) for array in moved.values()))
         this.reply["told"] = MetricRecord({"norm": float(norm)})
         return arrays | {name: np.asarray(before[name] + moved[name], np.float32) for name in this.shared}
+
+    def example_extra(self, arrays: NamedArrays) -> RecordDict:
+        return RecordDict({"hint": ConfigRecord({"factor": 0.5})})

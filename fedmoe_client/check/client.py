@@ -55,7 +55,7 @@ def _runs(subject: Subject) -> str:
             continue
         hint = ""
         if isinstance(visit.error, KeyError):
-            hint = "; if it is a record that the strategy sends, return one like it from example_extra"
+            hint = "; if it is something that the strategy sends, return one like it from example_extra"
         raise Broken(f"round {visit.number}: {in_words(visit.error)}{hint}")
     return f"{ROUNDS} rounds of {CLIENTS} clients, of which the later ones share embedding and backbone"
 
@@ -64,7 +64,7 @@ def _names(subject: Subject) -> str:
     for visit in subject.visits:
         given, gave = visit.watched.given, visit.watched.gave
         if not visit.watched.asked:
-            break  # a hook before it raised
+            break  # a hook raised
         if not isinstance(gave, dict):
             raise Broken(f"sent returns {type(gave).__name__}: return a dictionary of arrays like the one it is given")
         if missing := [name for name in given if name not in gave]:
@@ -82,7 +82,7 @@ def _shapes(subject: Subject) -> str:
     for visit in subject.visits:
         for name, array in (visit.watched.gave or {}).items():
             like = visit.watched.given[name]
-            if not isinstance(array, np.ndarray):
+            if not isinstance(array, np.ndarray | np.generic):
                 raise Broken(f"round {visit.number}: '{name}' is a {type(array).__name__}: send NumPy arrays")
             if array.shape != like.shape:
                 shapes = f"{list(array.shape)}, expected {list(like.shape)}"

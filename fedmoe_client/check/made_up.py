@@ -21,6 +21,7 @@ from fedmoe.check.command import as_in_a_run
 from fedmoe.loading import load_settings, to_run_config
 from fedmoe.settings import Settings
 from fedmoe.wire import NamedArrays, is_packed, pack, packed_bytes, to_record, unpack
+from fedmoe_client.app import NOT_EXTRA
 from fedmoe_client.learning.client import Answer, FedMoEClient, carry_out, workbench
 from fedmoe_client.learning.own_client import LocalRound, OwnClient, Parameters
 from fedmoe_client.stacked import app as stacked
@@ -55,7 +56,7 @@ class Watched(OwnClient):
         self.this: LocalRound | None = None
         self.before: NamedArrays = {}  # a copy of what the training started from
         self.given: NamedArrays = {}  # what ``sent`` was handed
-        self.asked = False  # whether ``sent`` was called; False: a hook before it raised
+        self.asked = False  # whether ``sent`` has returned; False: a hook raised
         self.gave: NamedArrays | None = None  # what it returned
         self.trained: NamedArrays = {}
         self.flat = False  # whether a term of the loss had no gradient
@@ -82,9 +83,9 @@ class Watched(OwnClient):
 
     def sent(self, this: LocalRound, arrays: NamedArrays) -> NamedArrays:
         """Remember what came in and what went out."""
-        self.asked, self.given = True, {name: array.copy() for name, array in arrays.items()}
+        self.given = {name: array.copy() for name, array in arrays.items()}
         gave = self.own.sent(this, arrays)
-        self.gave = gave
+        self.asked, self.gave = True, gave
         return gave
 
     def ranks_with(self, kept: Mapping[str, NDArray[Any]]) -> NamedArrays:
@@ -182,11 +183,15 @@ class Trial:
         return found
 
     def config(self, number: int) -> dict[str, Any]:
-        """Return the config of a round's messages."""
-        return {"shared": SHARED[number], "server-round": number}
+        """Return the config of a round's messages, with what the strategy would add to it."""
+        added = self._example(number).config_records.get("config", {})
+        return {"shared": SHARED[number], "server-round": number, **added}
 
     def extra(self, number: int) -> RecordDict:
-        """Return what the strategy would send beside the model."""
+        """Return what the strategy would send beside model and config."""
+        return RecordDict({name: each for name, each in self._example(number).items() if name not in NOT_EXTRA})
+
+    def _example(self, number: int) -> RecordDict:
         shared = set(self.bench.names_in(tuple(SHARED[number])))
         return self.make().example_extra({n: each for n, each in self.server(number).items() if n in shared})
 

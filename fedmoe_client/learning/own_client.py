@@ -137,7 +137,8 @@ class OwnClient:
     def example_extra(self, arrays: NamedArrays) -> RecordDict:
         """Return records like those that the strategy sends beside the model, for ``python -m fedmoe_client.check``.
 
-        arrays: the shared parameters, whose names and shapes such records often have.
+        arrays: the shared parameters, whose names and shapes such records often have. What a ConfigRecord "config"
+        holds is added to the message's config.
         """
         return RecordDict()
 

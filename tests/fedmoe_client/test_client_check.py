@@ -195,6 +195,10 @@ def test_every_demand_on_a_client_has_a_defect() -> None:
         ("examples.clients.scaffold:ScaffoldClient", {}, "because of step, after_round, whole_table"),
         ("examples.clients.ditto:Ditto", {"penalty": 0.5}, "because of after_round, whole_table"),
         ("examples.clients.fedprox:FedProx", {"mu": 0.1}, "because of loss"),
+        ("paper_clients:Counting", {}, "in stacks on engine vectorized"),
+        ("paper_clients:Dynamic", {}, "because of step, after_round, whole_table"),
+        ("paper_clients:Rated", {}, "because of step"),
+        ("paper_clients:Telling", {}, "in stacks on engine vectorized"),
     ],
 )
 def test_clients_that_ship_meet_all_demands(name: str, parameters: dict[str, Any], stacked: str) -> None:
@@ -258,7 +262,7 @@ def test_a_metric_that_ships_meets_all_demands(words: list[str], capsys: pytest.
 def test_the_line_of_ones_own_code_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"{__name__}:Raises"]) == 1
     said = capsys.readouterr().out
-    assert "FAILS: round 1: KeyError: 'control'" in said and 'this.extra["control"]; if it is a record' in said
+    assert "FAILS: round 1: KeyError: 'control'" in said and 'this.extra["control"]; if it is something' in said
     assert "return one like it from example_extra" in said and "not tried: see above" in said
 
 
