@@ -184,7 +184,7 @@ class Trial:
 
     def config(self, number: int) -> dict[str, Any]:
         """Return the config of a round's messages, with what the strategy would add to it."""
-        added = self._example(number).config_records.get("config", {})
+        added: Mapping[str, Any] = self._example(number).config_records.get("config", {})
         return {"shared": SHARED[number], "server-round": number, **added}
 
     def extra(self, number: int) -> RecordDict:
