@@ -33,17 +33,24 @@ LEAST_TIME = 1e8  # a number as large as this is a time in seconds (1973 or late
 class Columns(NamedTuple):
     """Names of the columns of a table, or their numbers from 1 where it has no header.
 
-    ``time`` None keeps the order of the file.
+    ``time`` None keeps the order of the file. ``time_format`` says how a time is written, as for ``strptime``; None: a
+    number, or a date of ISO 8601.
     """
 
     user: str = "user_id"
     item: str = "item_id"
     time: str | None = "timestamp"
+    time_format: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The columns that are read."""
+        return [name for name in (self.user, self.item, self.time) if name is not None]
 
     @property
     def numbered(self) -> bool:
         """Whether the columns are given by their numbers: the table then has no header."""
-        return all(name.isdecimal() for name in self if name is not None)
+        return all(name.isdecimal() for name in self.names)
 
 
 def content_of(path: Path) -> bytes:

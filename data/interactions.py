@@ -28,12 +28,14 @@ class Events(NamedTuple):
 
     Attributes:
         form: what the file was read as.
+        left_out: rows that were left out, since a value is missing.
     """
 
     users: Codes
     items: Codes
     times: NDArray[Any] | None
     form: str = ""
+    left_out: int = 0
 
 
 def from_events(

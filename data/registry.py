@@ -228,9 +228,9 @@ def _own_histories(data: DataSettings, path: Path) -> Dataset:
     from data.file_forms import Columns
     from data.sequence_files import read_events  # pyarrow, which a filled cache makes unnecessary
 
-    columns = Columns(data.user_column, data.item_column, data.time_column)
-    events = read_events(path, data.data_format, columns)
-    named = ", ".join(name for name in columns if name is not None)
+    columns = Columns(data.user_column, data.item_column, data.time_column, data.time_format)
+    events = read_events(path, data.data_format, columns, data.incomplete)
+    named = ", ".join(columns.names)
     form = events.form if events.form in ("sequences", "ratings") else f"{events.form} ({named})"
     return _kept(data, path.name, events._replace(form=form))
 
@@ -238,6 +238,8 @@ def _own_histories(data: DataSettings, path: Path) -> Dataset:
 def _kept(data: DataSettings, source: str, events: Events) -> Dataset:
     """Return the data set of what was read from ``source``, as the settings want it, and the line that says so."""
     rows, notes = rows_to_keep(events, data.duplicates, data.repeats)
+    if events.left_out:
+        notes.insert(0, f"{events.left_out} rows without user, item or time left out")
     users, items = (Codes(each.names, each.rows[rows]) for each in (events.users, events.items))
     times = None if events.times is None else events.times[rows]
     interactions, dropped = from_events(users, items, times, data.min_items)

@@ -18,16 +18,20 @@ from numpy.typing import NDArray
 from data.file_forms import Columns, Format, content_of, form_of
 from data.interactions import Codes, Events
 from data.tables import codes, decoded, numbers, read_table
+from fedmoe.data_settings import ErrorOrDrop
 from fedmoe.errors import FedMoEError
 
 
-def read_events(path: Path, form: Format = "auto", columns: Columns | None = None) -> Events:
+def read_events(
+    path: Path, form: Format = "auto", columns: Columns | None = None, incomplete: ErrorOrDrop = "error"
+) -> Events:
     """Read a file of histories; gzip's are unpacked.
 
     Args:
         path: the file.
         form: its format; ``auto``: told by its content and ending, see ``data.file_forms.form_of``.
         columns: names of the columns of ``inter``, ``csv``, ``jsonl`` and ``parquet``.
+        incomplete: what becomes of a table's rows without a user, an item or a time.
 
     Raises:
         FedMoEError: the file is missing, empty, damaged, ambiguous, or lacks a column; a value is empty or no number.
@@ -39,7 +43,7 @@ def read_events(path: Path, form: Format = "auto", columns: Columns | None = Non
     elif form == "ratings":
         events = _read_ratings(path, content)
     else:
-        events = read_table(path, content, form, columns)
+        events = read_table(path, content, form, columns, incomplete)
     if not len(events.users.rows):
         raise FedMoEError(f"{path}: the file has no interactions - was it cut off?")
     return events._replace(form=form)

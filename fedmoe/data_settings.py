@@ -13,6 +13,7 @@ from fedmoe.errors import nearest
 from fedmoe.section import Count, CountOrZero, Section
 
 KeepOrDrop = Literal["keep", "drop"]
+ErrorOrDrop = Literal["error", "drop"]
 # A column without a name is given by its number, which YAML and the command line read as one.
 Column = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) is int else given)]
 
@@ -65,12 +66,16 @@ class DataSettings(Section):
     )
     item_column: Column = Field("item_id", description="name or number of a table's item column")
     time_column: Column | None = Field("timestamp", description="name or number of the time column; null: file order")
+    time_format: str | None = Field(
+        None, description="how times are written, such as %d/%m/%Y (strptime); null: numbers, or dates of ISO 8601"
+    )
     item_file: Path | None = Field(
         None, description="table of the items: a column of ids as item_column, and columns of texts, attributes, paths"
     )
     item_columns: dict[str, Holds] = Field(
         {}, description="what columns of item_file hold: text, attributes, picture or ignore; others: told by content"
     )
+    incomplete: ErrorOrDrop = Field("error", description="rows of a table without user, item or time")
     duplicates: KeepOrDrop = Field("drop", description="rows of the same user, item and time")
     repeats: KeepOrDrop = Field("keep", description="later interactions of a user with the same item")
     feature_dim: CountOrZero = Field(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -141,8 +143,10 @@ def test_a_missing_column_is_named_with_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(FedMoEError) as caught:
         read_events(path)
     message = str(caught.value)
-    assert "has no column 'user_id' - did you mean 'userid'?; it has userid, item_id, time" in message
+    assert "has no column 'user_id' - did you mean 'userid'?, 'timestamp'" in message
+    assert "; it has userid, item_id, time" in message
     assert "set data.user_column" in message
+    assert "data.user_column and data.time_column" in message
     with pytest.raises(FedMoEError, match=r"no column 'timestamp'.*data.time_column .* null for the order of the file"):
         read_events(path, columns=Columns(user="userid"))
 
@@ -162,6 +166,85 @@ def test_bad_csv_rows_name_the_line(tmp_path: Path, row: str, message: str) -> N
     path = file(tmp_path, "d.csv", f"user_id,item_id,timestamp\n1,2,3\n{row}\n1,5,6\n")
     with pytest.raises(FedMoEError, match=rf"d.csv, {message}"):
         read_events(path)
+
+
+@pytest.mark.parametrize("missing", ["", "NA", "NaN", "null", "\\N"])
+def test_incomplete_rows_are_an_error_or_left_out(tmp_path: Path, missing: str) -> None:
+    """R, pandas and SQL dumps write a missing value as a word, which would become a user that all of them share."""
+    body = f"1,2,3\n{missing},9,4\n1,5,6\n2,{missing},1\n2,4,{missing}\n"
+    path = file(tmp_path, "d.csv", f"user_id,item_id,timestamp\n{body}")
+    with pytest.raises(
+        FedMoEError, match=r"line 3: column 'user_id' is empty or says NA, as in 1 of 5 rows - .*data.incomplete=drop"
+    ):
+        read_events(path)
+    events = read_events(path, incomplete="drop")
+    assert rows(events) == [("1", "2", 3), ("1", "5", 6)]
+    assert events.left_out == 3
+
+
+def test_numbers_of_lines_stay_right_behind_rows_left_out(tmp_path: Path) -> None:
+    path = file(tmp_path, "d.csv", "user_id,item_id,timestamp\n,2,3\n1,2,soon\n")
+    with pytest.raises(FedMoEError, match="line 3: timestamp is 'soon'"):
+        read_events(path, incomplete="drop")
+
+
+@pytest.mark.parametrize(
+    ("times", "form", "seconds"),
+    [
+        (["2012-04-03 18:00:09", "2012-04-03T18:00:08"], None, [1333476009, 1333476008]),
+        (["2012-04-03T20:00:09+02:00", "2012-04-03T18:00:08Z"], None, [1333476009, 1333476008]),
+        (["Tue Apr 03 18:00:09 +0000 2012", "Tue Apr 03 18:00:08 +0000 2012"], "%a %b %d %H:%M:%S %z %Y", None),
+        (["03/04/2012", "02/05/2012"], "%d/%m/%Y", [1333411200, 1335916800]),  # in the other order as %m/%d/%Y
+    ],
+)
+def test_times_are_dates_in_a_form_that_may_be_named(
+    tmp_path: Path, times: list[str], form: str | None, seconds: list[int] | None
+) -> None:
+    path = file(tmp_path, "d.csv", f"user_id,item_id,timestamp\n1,a,{times[0]}\n1,b,{times[1]}\n")
+    events = read_events(path, columns=Columns(time_format=form))
+    assert events.times is not None
+    assert (events.times / 1e6).tolist() == (seconds or [1333476009, 1333476008])
+
+
+@pytest.mark.parametrize(
+    ("times", "form", "message"),
+    [
+        ("11:38:36", None, "is time32.*puts no two days in order"),
+        ("true", None, "is bool"),
+        ("03.04.2012", None, "must be a number, or a date such as .* data.time_format"),
+        ("2012-04-03", "%d/%m/%Y", "line 2: timestamp: time data .* correct data.time_format"),
+    ],
+)
+def test_times_that_give_no_order_are_refused(tmp_path: Path, times: str, form: str | None, message: str) -> None:
+    path = file(tmp_path, "d.csv", f"user_id,item_id,timestamp\n1,a,{times}\n")
+    with pytest.raises(FedMoEError, match=message):
+        read_events(path, columns=Columns(time_format=form))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks of memory are told by Linux alone")
+def test_reading_needs_a_few_times_the_file_s_memory(tmp_path: Path) -> None:
+    """Above what the imports take, at most 12 times the file (6 times one of 600 MB)."""
+    count = 600_000
+    path = file(
+        tmp_path,
+        "d.csv",
+        "user_id,item_id,timestamp\n"
+        + "".join(f"{i // 50},{i * 7919 % 50_000},{10**9 + i * 7919 % 10**6}\n" for i in range(count)),
+    )
+    code = """
+import re, sys
+from pathlib import Path
+from data.interactions import from_events, rows_to_keep
+from data.sequence_files import read_events
+peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before = peak()
+events = read_events(Path(sys.argv[1]))
+rows_to_keep(events, "drop", "keep")
+from_events(events.users, events.items, events.times, 5)
+print((peak() - before) / Path(sys.argv[1]).stat().st_size)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert 1 < float(done.stdout) < 12, done.stdout
 
 
 def test_bad_parquet(tmp_path: Path) -> None:
