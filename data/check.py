@@ -78,7 +78,8 @@ def _reads(subject: Subject) -> str:
 
 
 def _ids(subject: Subject) -> str:
-    users, items, _, _ = events = subject.events
+    events = subject.events
+    users, items = events.users, events.items
     for what in ("users", "items"):
         codes = getattr(events, what)
         if not isinstance(codes, Codes):
