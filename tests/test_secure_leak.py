@@ -33,7 +33,14 @@ from fedmoe.wire import ROWS
 USERS, ITEMS, ROUNDS = 56, 800, 4
 LEAKY = (
     *(f"data.synthetic.items={ITEMS}", "data.synthetic.mean_length=300", "max_seq_len=50", "memory_size=50"),
-    *("max_windows=0", "local_epochs=1", "item_representation=id", "evaluate_every=0", "warmup_rounds=9"),
+    *(
+        "max_windows=0",
+        "local_epochs=1",
+        "num_negatives=2",
+        "item_representation=id",
+        "evaluate_every=0",
+        "warmup_rounds=9",
+    ),
 )
 FAILS, MET = 7, "a-film-that-client-7-has-met"  # its history cannot be read any more in round 2
 
