@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedmoe.errors import FedMoEError
-from fedmoe.failures import FailureKind, reason_of, told_reason
+from fedmoe.errors import FailureKind, FedMoEError, reason_of, told_reason
 from fedmoe.secure.phases import PHASES, RECORD
 from fedmoe.wire import NamedArrays, packed_bytes, to_record, unpack
 

@@ -12,8 +12,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from ray import cloudpickle
 
-from fedmoe.errors import FedMoEError
-from fedmoe.failures import reason_of
+from fedmoe.errors import FedMoEError, reason_of
 from simulation.flower_runtime import RunConfig, call_client
 
 

@@ -28,8 +28,7 @@ from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supercore.telemetry import EventType
 
-from fedmoe.errors import FedMoEError
-from fedmoe.failures import FailureKind, reason_of
+from fedmoe.errors import FailureKind, FedMoEError, reason_of
 from fedmoe.settings import SimulationSettings
 
 FIRST_NODE_ID = 2  # Flower's node 0 is nobody, node 1 the server

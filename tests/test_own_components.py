@@ -17,8 +17,8 @@ from examples.losses.bpr_max import BPRMax
 from examples.metrics.mrr import MRR
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings
+from fedmoe.metrics import own_metrics
 from fedmoe.settings import ModelSettings
-from fedmoe_client.learning.metrics import own_metrics
 from model.build import build_model
 from model.version import model_version
 

@@ -6,7 +6,7 @@ r"""Mean reciprocal rank: 1 for the first place, 1/2 for the second, and so on.
 
 from __future__ import annotations
 
-from fedmoe_client.learning.metrics import Metric
+from fedmoe.metrics import Metric
 
 
 class MRR(Metric):

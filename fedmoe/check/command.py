@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fedmoe.errors import FedMoEError
-from fedmoe.failures import reason_of
+from fedmoe.errors import FedMoEError, reason_of
 from fedmoe.loading import parse_value
 
 T = TypeVar("T")

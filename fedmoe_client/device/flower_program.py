@@ -24,7 +24,7 @@ from flwr.supernode.runtime import run_clientapp
 
 import fedmoe_client.app
 import fedmoe_client.device.joining  # noqa: F401  what a query needs
-from fedmoe.failures import FailureKind, told_reason
+from fedmoe.errors import FailureKind, told_reason
 from fedmoe.files import alone, write_file
 from fedmoe_client.device.resident_call import NODE_PID, SOCKET
 

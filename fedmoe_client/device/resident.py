@@ -25,8 +25,7 @@ from typing import IO, Any
 import psutil
 
 from fedmoe.deployment.processes import runs
-from fedmoe.errors import FedMoEError, TellableError
-from fedmoe.failures import reason_of
+from fedmoe.errors import FedMoEError, TellableError, reason_of
 from fedmoe.wire import pack
 from fedmoe_client.device.node import node_from
 from fedmoe_client.device.resident_call import LOCK, ROOT, SOCKET, receive, send

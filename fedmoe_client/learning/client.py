@@ -90,6 +90,7 @@ class FedMoEClient(NumPyClient):
 
         Attributes:
             extra, kept, reply: of a client of one's own, see ``LocalRound``; ``kept`` is there after ``load_own``.
+            ranked: the server's parameters and the client's own, with which the latest evaluation ranked.
         """
         self.workbench = workbench
         self.client = client
@@ -141,6 +142,7 @@ class FedMoEClient(NumPyClient):
         server, own, _ = self._start(parameters, config)
         if bench.own_client is not None:
             own |= bench.own_client.ranks_with(self.kept)
+        self.ranked = server, own
         bench.load(server)
         common = bench.measured(server, self.histories, self.users, split)
         personal = common
@@ -202,8 +204,6 @@ class FedMoEClient(NumPyClient):
 
     def _ordered_users(self, config: Mapping[str, Any]) -> list[int]:
         """Return the users in the order in which they are trained on, which is drawn anew each round."""
-        if len(self.users) == 1:
-            return self.users
         rng = generator(self.workbench.settings.seed, "users of a silo", int(config["server-round"]), self.client)
         return [self.users[position] for position in rng.permutation(len(self.users))]
 
@@ -259,11 +259,14 @@ def carry_out(
     client.extra = extra or RecordDict()
     if kind == "train":
         trained, examples, metrics = client.fit(arrays, dict(config))
-        names = client.reply_names(config["shared"], trained)
-        sent = dict(zip(names, trained, strict=True))
+        sent = dict(zip(client.reply_names(config["shared"], trained), trained, strict=True))
         server = dict(zip(client.workbench.names, arrays, strict=True))
         return client.answer(server, sent, {"num-examples": examples, **metrics}, config)
     _, examples, metrics = client.evaluate(arrays, dict(config))
+    if client.workbench.list_length:
+        from fedmoe_client.learning.lists import shown_lists  # where a metric of one's own needs them
+
+        client.reply = shown_lists(client, str(config["split"]))
     return client.answer({}, None, {"num-examples": examples, **metrics}, config)
 
 
@@ -286,8 +289,7 @@ def to_send(
 
 def travels_as_rows(table: Table, touched: NDArray[np.int64]) -> bool:
     """Return whether the touched rows and their ids (without the padding's) are smaller than the table."""
-    row = table[:1].nbytes + touched.itemsize
-    return row * (len(touched) - 1) < table.nbytes
+    return (table[:1].nbytes + touched.itemsize) * (len(touched) - 1) < table.nbytes
 
 
 def _proximal(shared: Sequence[str], config: Mapping[str, Any], used: Parameters) -> list[Addition]:

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from data.sampling import Interactions, Split, evaluation_candidates, held_out
+from fedmoe.metrics import Metric, own_metrics
 from fedmoe.settings import EvaluationSettings, Settings
-from fedmoe_client.learning.metrics import Metric, own_metrics
 from model.residual_moe import ItemSide, ResidualMoE
 
 NONE: Mapping[str, Metric] = {}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from data.dataset import Dataset
 from data.sampling import AMONG_NEW, NEW
+from fedmoe.metrics import own_metrics
 from fedmoe.settings import Settings
 from fedmoe_client.learning.evaluation import (
     Scorer,
@@ -25,7 +26,6 @@ from fedmoe_client.learning.evaluation import (
     scores_of,
     split_metrics,
 )
-from fedmoe_client.learning.metrics import own_metrics
 
 NEIGHBOURS = "nearest by content"
 LATEST = 5  # items of a user to which candidates are compared

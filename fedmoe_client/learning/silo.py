@@ -69,6 +69,10 @@ class Silo(FedMoEClient):
         personal = {name: float(np.mean([metrics[name] for metrics in found])) for name in found[0]}
         return 1.0 - personal["ndcg@10"], count, {**metrics, **personal}
 
+    def own_of(self, user: int) -> NamedArrays:
+        """Return the user's own values, where there are any."""
+        return self._values(user) if self._names and any(of_user(self._found, each) for each in self.users) else {}
+
     def _values(self, user: int) -> NamedArrays:
         """Return a user's value of each parameter that is private."""
         return {name: self._first[name] for name in self._names} | {

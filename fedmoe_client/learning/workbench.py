@@ -15,6 +15,7 @@ from data.dataset import Dataset
 from data.sampling import NEW, Split
 from fedmoe.errors import FedMoEError, TellableError
 from fedmoe.loading import from_run_config
+from fedmoe.metrics import list_length
 from fedmoe.modalities import EXPERT, selected
 from fedmoe.settings import Settings
 from fedmoe_client.learning.evaluation import Histories, Scorer, catalogue_side, client_metrics, model_scorer
@@ -35,6 +36,7 @@ class Workbench:
         names_in: names of the parameters of a tuple of groups, or of patterns of groups, in the model's order.
         negatives: what clients draw negatives from.
         own_client: the hooks of a client of one's own; None: there are none.
+        list_length: how many of a user's best items a metric of the catalogue needs; 0: there is none.
         received: the packed arrays that the server sent last, and these arrays (see ``app.received``).
     """
 
@@ -50,6 +52,7 @@ class Workbench:
         self.groups = parameter_names(self.model)
         self.names_in = lru_cache(self._names_in)  # asked by every client, and answered from the cache
         self.own_client = own_client(settings)
+        self.list_length = list_length(settings)
         self.received: tuple[bytes, list[NDArray[np.float32]]] | None = None
         self._catalogue_side: tuple[list[NDArray[np.float32]], ItemSide] | None = None
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from math import ceil
 
 from fedmoe.errors import FedMoEError
+from fedmoe.metrics import catalogue_metrics
 from fedmoe.settings import PrivacySettings, Settings
 from fedmoe_server.deploy.deployed import AdmittedClient
 from strategies import build_strategy
@@ -77,6 +78,8 @@ def _doubt(settings: Settings) -> str:
     if settings.training.client != "plain":
         own = settings.training.client
         return f"training.client {own} may send records that have no sum; if it sends none, set privacy.sum_bits to 20"
+    if listed := next(iter(catalogue_metrics(_with(settings, sum_bits=0))), None):
+        return f"evaluation.metrics.{listed} needs the items that each user is shown; leave it out"
     return ""
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
-from fedmoe.failures import FailureKind
+from fedmoe.errors import FailureKind
 from fedmoe_server.report.run_folder import Splits
 from fedmoe_server.rounds.record import Metrics, Result, RoundRecord, Sender, experts_of
 

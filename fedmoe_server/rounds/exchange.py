@@ -15,10 +15,9 @@ from typing import Protocol, runtime_checkable
 from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedmoe.errors import FedMoEError
-from fedmoe.failures import FailureKind, one_line
+from fedmoe.errors import FailureKind, FedMoEError, one_line
 from fedmoe.wire import is_packed, packed_bytes, to_record, unpack
-from fedmoe_server.rounds.record import Exchange, Failure, Metrics, list_failures
+from fedmoe_server.rounds.record import SELECTION_METRIC, Exchange, Failure, Metrics, list_failures
 from strategies import counts_of
 from strategies.layers.replies import Valued, record_of, refused, values_of
 from strategies.layers.reply_mean import clients_of
@@ -274,3 +273,14 @@ def payload(messages: Iterable[Message]) -> int:
                 sizes[key] = record.count_bytes()
             total += sizes[key]
     return total
+
+
+def selection_score(metrics: Metrics, number: int) -> float:
+    """Return the metric that chooses the best model."""
+    value = metrics.get(SELECTION_METRIC)
+    if value is None:
+        raise FedMoEError(
+            f"round {number}, validation: the clients reported no finite '{SELECTION_METRIC}', "
+            f"which chooses the best model (got {', '.join(metrics) or 'no metrics'})"
+        )
+    return value

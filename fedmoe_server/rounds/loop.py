@@ -16,8 +16,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from data.sampling import NEW
-from fedmoe.errors import FedMoEError
-from fedmoe.failures import FailureKind
+from fedmoe.errors import FailureKind, FedMoEError
+from fedmoe.metrics import catalogue_metrics
 from fedmoe.settings import Settings
 from fedmoe_server.report.client_ranks import ClientRank, ranks_of, write_client_ranks
 from fedmoe_server.report.tracking import Tracker
@@ -30,11 +30,12 @@ from fedmoe_server.rounds.exchange import (
     name_failures,
     plain_metrics,
     reduced_exchange,
+    selection_score,
     too_few,
 )
+from fedmoe_server.rounds.lists import metrics_of_lists
 from fedmoe_server.rounds.questions import WireGrid
 from fedmoe_server.rounds.record import (
-    SELECTION_METRIC,
     Clipped,
     Exchange,
     LoopState,
@@ -116,7 +117,7 @@ class ServerLoop:
             exchanges.append(checked)
             unseen = checked.problem
             if unseen is None:
-                validation, best = metrics, state.judge(_score(metrics, number), strategy)
+                validation, best = metrics, state.judge(selection_score(metrics, number), strategy)
         record = RoundRecord(
             round=number,
             phase="warmup" if number <= self.settings.federation.warmup_rounds else "main",
@@ -190,8 +191,11 @@ class ServerLoop:
         config = ConfigRecord({"server-round": number, "split": split})
         messages = self.strategy.configure_evaluate(number, arrays, config, questions)
         outcome = self._exchange(messages, split, questions, None if self.sums is None else self._reducer(number))
+        shown: Metrics = {}
+        if split != NEW and (listed := catalogue_metrics(self.settings)):
+            outcome, shown = metrics_of_lists(outcome, split, self._names, listed, arrays)
         outcome, metrics = self._aggregated(number, split, outcome, self.strategy.aggregate_evaluate)
-        return outcome, plain_metrics(metrics)
+        return outcome, {**plain_metrics(metrics), **shown}
 
     def _exchange(
         self, messages: Iterable[Message], stage: str, questions: WireGrid, reducer: Callable[[], Reducer] | None = None
@@ -287,14 +291,3 @@ class ServerLoop:
 
     def _client_ids(self) -> Mapping[int, int]:
         return self.directory.client_ids(self.grid)
-
-
-def _score(metrics: Metrics, number: int) -> float:
-    """Return the metric that chooses the best model."""
-    value = metrics.get(SELECTION_METRIC)
-    if value is None:
-        raise FedMoEError(
-            f"round {number}, validation: the clients reported no finite '{SELECTION_METRIC}', "
-            f"which chooses the best model (got {', '.join(metrics) or 'no metrics'})"
-        )
-    return value

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message
 
-from fedmoe.failures import FailureKind
+from fedmoe.errors import FailureKind
 
 Metrics = Mapping[str, float | None]
 SELECTION_METRIC = "ndcg@10"

@@ -16,8 +16,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedmoe.errors import FedMoEError
-from fedmoe.failures import FailureKind
+from fedmoe.errors import FailureKind, FedMoEError
 from fedmoe.secure.messages import Agreement, Masked, Revealed, Session, Shares, SignedKeys, Terms
 from fedmoe.secure.phases import RECORD
 from fedmoe.secure.server import SecureSum

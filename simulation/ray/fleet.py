@@ -20,8 +20,7 @@ from flwr.app import Message
 from numpy.typing import ArrayLike
 from ray.exceptions import RayError, RayTaskError
 
-from fedmoe.errors import FedMoEError
-from fedmoe.failures import FailureKind, reason_of
+from fedmoe.errors import FailureKind, FedMoEError, reason_of
 from fedmoe.settings import SimulationSettings
 from simulation.flower_runtime import Record
 from simulation.ray.client_files import open_clients, read_clients, write_clients

@@ -13,8 +13,7 @@ from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 
-from fedmoe.errors import FedMoEError
-from fedmoe.failures import FailureKind, reason_of
+from fedmoe.errors import FailureKind, FedMoEError, reason_of
 from simulation.client_apps import load_client_app, load_named
 from simulation.flower_runtime import (
     NUM_PARTITIONS,

@@ -14,8 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedmoe.errors import FedMoEError, nearest
-from fedmoe.failures import reason_of
+from fedmoe.errors import FedMoEError, nearest, reason_of
 from fedmoe.modalities import selected
 
 Models = dict[int, dict[str, Array]]  # node id -> the shared parameters that it was sent

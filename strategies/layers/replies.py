@@ -22,7 +22,7 @@ from typing import Any, cast
 import numpy as np
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 
-from fedmoe.failures import FailureKind
+from fedmoe.errors import FailureKind
 from fedmoe.wire import ROWS
 
 # Metrics of a reply that is a mean of several: clients in it, and bytes of their replies. Not part of its ``Shape``.

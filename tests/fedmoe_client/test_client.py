@@ -11,7 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedmoe.failures import FailureKind
+from fedmoe.errors import FailureKind
 from fedmoe.loading import load_settings, to_run_config
 from fedmoe.modalities import GROUPS
 from fedmoe.wire import packed_bytes, to_record, unpack

@@ -12,13 +12,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 from torch import Tensor
 
 from data.sampling import training_part
+from fedmoe.metrics import Metric
 from fedmoe.wire import NamedArrays
 from fedmoe_client.check import client, metric
 from fedmoe_client.check.__main__ import main
 from fedmoe_client.check.client import client_findings
 from fedmoe_client.check.metric import metric_findings
 from fedmoe_client.learning.client import workbench
-from fedmoe_client.learning.metrics import Metric
 from fedmoe_client.learning.own_client import LocalRound, OwnClient, Parameters
 
 BODY = "backbone.blocks.0.attention.output.weight"

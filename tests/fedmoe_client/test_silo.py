@@ -10,10 +10,12 @@ import pytest
 from deployed_client import SHARED, Deployment
 from flwr.app import RecordDict
 
+from fedmoe.metrics import LISTS
 from fedmoe.wire import unpack
 from fedmoe_client.device.recommend import recommendations
 from fedmoe_client.device.task import perform
 from fedmoe_client.learning.client import FedMoEClient, workbench
+from fedmoe_client.learning.lists import shown_lists
 from fedmoe_client.learning.own_client import TABLE
 from fedmoe_client.learning.silo import Silo
 from fedmoe_client.store.history import OwnHistories, number_of
@@ -75,8 +77,23 @@ def test_each_user_trains_as_a_client_that_gets_what_is_shared_from_the_one_befo
         )
         _, _, same = Silo(bench, 99, state, histories(deployment, user)).evaluate(list(server.values()), config)
         assert one == pytest.approx(same, rel=1e-4)
-    _, count, means = Silo(bench, 99, state, histories(deployment, *USERS)).evaluate(list(server.values()), config)
+    silo = Silo(bench, 99, state, histories(deployment, *USERS))
+    _, count, means = silo.evaluate(list(server.values()), config)
     assert count == 3 and means["rank"] != means["global-rank"]
+    lists = _lists(silo)["items"]
+    for place, user in enumerate(USERS):  # what each is shown is what it is shown as a client of its own
+        alone = FedMoEClient(bench, user, states[user], histories(deployment, user))
+        alone.evaluate(list(server.values()), config)
+        assert lists[10 * place : 10 * place + 10] == _lists(alone)["items"]
+    assert len(lists) == 30 and lists != _lists(silo)["global-items"]
+
+
+def _lists(client: FedMoEClient) -> dict[str, Any]:
+    client.workbench.list_length = 10
+    try:
+        return dict(shown_lists(client, "test").metric_records[LISTS])
+    finally:
+        client.workbench.list_length = 0
 
 
 def test_a_user_who_was_away_finds_its_own_and_recommendations_use_it(deployment: Deployment) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from fedmoe.errors import FedMoEError
-from fedmoe.failures import FailureKind
+from fedmoe.errors import FailureKind, FedMoEError
 from fedmoe.loading import settings_from
 from fedmoe.settings import DeploymentSettings
 from fedmoe_server.deploy import submission

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedmoe.failures import FailureKind
+from fedmoe.errors import FailureKind
 from fedmoe_server.report.diagnosis import findings, guard_table, signs
 from fedmoe_server.rounds.record import Clipped, Failure, Result, RoundRecord, Sender
 

@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedmoe.failures import FailureKind
+from fedmoe.errors import FailureKind
 from fedmoe.wire import is_packed, packed_bytes, to_record, unpack
 from fedmoe_server.rounds.exchange import exchange, packed, unpacked
 

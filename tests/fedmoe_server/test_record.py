@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fedmoe.failures import FailureKind
+from fedmoe.errors import FailureKind
 from fedmoe_server.rounds.record import Clipped, Failure, Result, RoundRecord, Sender, experts_of, list_failures
 
 ROUND = RoundRecord(

@@ -17,8 +17,7 @@ from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmoe.errors import FedMoEError
-from fedmoe.failures import FailureKind
+from fedmoe.errors import FailureKind, FedMoEError
 from simulation.client_apps import load_client_app, pickled
 from simulation.flower_runtime import begin_run, error_reply, number_message
 from simulation.ray.host import (

@@ -11,7 +11,7 @@ import pytest
 import simulation_apps as apps
 from grids import CLIENTS, everyone, merge, told, visits
 
-from fedmoe.failures import FailureKind
+from fedmoe.errors import FailureKind
 from simulation.ray import fleet
 from simulation.ray.grid import RayGrid
 

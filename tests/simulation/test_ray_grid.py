@@ -14,8 +14,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 from grids import CLIENTS, everyone, new_grid, nodes, send, visits
 
-from fedmoe.errors import FedMoEError
-from fedmoe.failures import FailureKind
+from fedmoe.errors import FailureKind, FedMoEError
 from fedmoe.settings import SimulationSettings
 from simulation.flower_runtime import FIRST_NODE_ID
 from simulation.ray.client_files import CLIENTS_FILE

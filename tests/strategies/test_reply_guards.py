@@ -11,7 +11,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from strategy_fakes import content, grid_of, model, ordered, run_rounds, same_bytes, schedule, trained, values
 
-from fedmoe.failures import FailureKind
+from fedmoe.errors import FailureKind
 from strategies import Guard, PartialAggregation, build_strategy
 
 BAD = 2  # the client that sends the malformed reply

@@ -22,7 +22,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from strategy_fakes import content, f32, grid_of, model, ordered, record, run_rounds, schedule, values
 
-from fedmoe.failures import FailureKind
+from fedmoe.errors import FailureKind
 from strategies import (
     AggregationSchedule,
     Cohorts,

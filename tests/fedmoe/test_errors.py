@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from flwr.common.constant import ErrorCode
 
-from fedmoe.errors import FedMoEError, TellableError
-from fedmoe.failures import FailureKind, one_line, reason_of, told_reason
+from fedmoe.errors import FailureKind, FedMoEError, TellableError, one_line, reason_of, told_reason
 
 
 @pytest.mark.parametrize(
