@@ -1,0 +1,32 @@
+"""Bytes of masked vectors as the benchmark counts them, against those that a client sends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_secure_run import USERS, SecureLoopback
+
+from benchmarks.deployment import wire
+from model.build import initial_arrays
+
+
+def test_the_count_is_what_a_client_sends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = SecureLoopback(tmp_path / "run", "num_rounds=1", "warmup_rounds=1", "warmup=all")
+    grid.serve()
+    records = [
+        reply.content.config_records["secure"]
+        for reply in grid.received
+        if reply.metadata.message_type == "train.masked"
+    ]
+    assert len(records) == USERS
+    arrays = initial_arrays(grid.settings, grid.dataset)
+    metrics = len(json.loads(str(records[0]["layout"]))["metrics"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "METRICS", metrics)
+        counted = wire.masked_bytes(grid.settings, arrays, USERS)
+    assert {len(record["words"]) for record in records} == {counted}  # type: ignore[arg-type]
+    assert abs(wire.METRICS - metrics) < 8
+    plain = wire.plain_bytes(grid.settings, arrays, 0)
+    assert 0.1 * sum(array.nbytes for array in arrays.values()) < plain <= 1.2 * counted
