@@ -17,7 +17,7 @@ from fedmoe.settings import FederationSettings, Settings
 
 PASSES = 35  # rounds that a client takes part in
 LEAST_COHORT = 47  # clients a round: the 5% of MovieLens-100K, for which the learning rates were chosen
-MOST_TRAININGS = 200_000  # of clients in all rounds: some ten minutes on two cores
+MOST_TRAININGS = 200_000  # of clients in all rounds: some five to ten minutes on two cores, without evaluations
 SAMPLE = 1_000  # users of an evaluation during training, where there are more than twice as many
 LONG = 700  # rounds for which the server's learning rate was chosen
 LARGEST_RATE = 0.05

@@ -13,9 +13,10 @@ from fedmoe.settings import Settings
 from fedmoe_server.planning.defaults import Size, cohort_of, hopeless, passes, trained_windows, with_defaults
 from fedmoe_server.planning.effects import without_effect
 
-# Milliseconds of one core, measured on the jobs of docs/performance.md; only the order of magnitude carries over.
-WINDOW_MS = {"vectorized": 2.4, "ray": 5.8, "flower": 30.0}  # a window of 50 positions, one expert, dimension 64
-RANKING_MS = 1.0  # of a catalogue of 4,000 items, once
+# Milliseconds of one core, from the default job and docs/performance.md; only the order of magnitude carries over.
+WINDOW_MS = {"vectorized": 2.6, "ray": 5.3, "flower": 21.0}  # a window of 50 positions, one expert, dimension 64
+BACKBONE, CONTENT = 0.1, 0.4  # what training without experts, and content in the item vectors, take of an expert's time
+RANKING_MS = 5.0  # of a catalogue of 4,000 items, once
 ROUND_MS = 60.0  # the server's part
 START_SECONDS = 15.0
 
@@ -82,7 +83,8 @@ def expected_seconds(settings: Settings, size: Size, experts: int) -> float:
     """Return about how long a run takes on an idle machine."""
     federation, model = settings.federation, settings.model
     cohort = cohort_of(settings, size)
-    work = model.max_seq_len / 50 * model.dim / 64 * (0.7 + 0.3 * experts)
+    parts = BACKBONE + (1 - BACKBONE) * experts + CONTENT * (model.item_representation != "id" and experts > 0)
+    work = model.max_seq_len / 50 * model.dim / 64 * parts
     windows = federation.num_rounds * cohort * trained_windows(settings, size)
     times = federation.num_rounds // federation.evaluate_every if federation.evaluate_every else 0
     rankings = 2 * times * (federation.evaluate_clients or size.users) + 4 * size.users
