@@ -43,7 +43,7 @@ def test_many_users_are_met_less_often_and_sampled() -> None:
     assert cohort_of(planned(BEAUTY), BEAUTY) == 286  # 200,000 trainings in 700 rounds
     assert federation.evaluate_clients == 1000
     # Training alone takes some five minutes; ranking 12,101 items for everybody, twice on two splits, takes longer.
-    assert 600 < expected_seconds(planned(BEAUTY, "engine=vectorized", "hosts=2"), BEAUTY, 1) < 1800
+    assert 600 < expected_seconds(planned(BEAUTY, "engine=vectorized", "hosts=2"), BEAUTY, 1) < 2400  # one core or two
     few = Size(20, 50, np.ones(20, np.int64))
     assert cohort_of(planned(few), few) == 20
 
