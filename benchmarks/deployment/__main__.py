@@ -2,7 +2,7 @@
 
 ``survive``: a long run, every client in every round, in which the database is locked once and each kind of part is
 killed once. It passes if the run completes all rounds by itself and nothing is dead at the end.
-``scale``: seconds a round for several numbers of clients.
+``scale``: seconds a round for several numbers of clients. Both take settings of the run as further words.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _killing(client: int | None, part: str) -> Callable[[Federation], None]:
 def survive(given: argparse.Namespace, root: Path) -> bool:
     """Return whether the run completed all rounds and nothing was dead at the end."""
     planned = faults()
-    federation = Federation(root, given.clients, given.rounds)
+    federation = Federation(root, given.clients, given.rounds, given.words)
     started = time.monotonic()
     with federation.running():
         run = federation.start_run()
@@ -73,6 +73,7 @@ def survive(given: argparse.Namespace, root: Path) -> bool:
         lost = [record.round for record in records if record.failed]
         figures = {
             "clients": given.clients,
+            "settings": given.words,
             "rounds": len(records),
             "status": status,
             "seconds": round(time.monotonic() - started),
@@ -92,12 +93,13 @@ def scale(given: argparse.Namespace, root: Path) -> bool:
     for clients in given.numbers:
         place = root / str(clients)
         place.mkdir()
-        federation = Federation(place, clients, given.rounds)
+        federation = Federation(place, clients, given.rounds, given.words)
         with federation.running():
             status = federation.start_run().wait()
             later = [record.seconds for record in federation.records()[1:]] or [float("nan")]
             figures = {
                 "clients": clients,
+                "settings": given.words,
                 "rounds": len(later) + 1,
                 "status": status,
                 "seconds_a_round": round(median(later), 1),
@@ -117,11 +119,12 @@ def main(words: Sequence[str]) -> int:
         "python -m benchmarks.deployment", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("survive", "scale"))
+    parser.add_argument("words", nargs="*", help="settings of the run, such as privacy.secure_aggregation=off")
     parser.add_argument("--clients", type=int, default=12, help="of survive, at least 5 (default: %(default)s)")
     parser.add_argument("--numbers", type=int, nargs="+", default=[3, 6, 12, 20], help="of scale (default: 3 6 12 20)")
     parser.add_argument("--rounds", type=int, help="default: 30 of survive, 6 of scale")
     parser.add_argument("--out", type=Path, default=Path("deployment.jsonl"), help="file that figures are added to")
-    given = parser.parse_args(words)
+    given = parser.parse_intermixed_args(words)
     given.rounds = given.rounds or (30 if given.what == "survive" else 6)
     with tempfile.TemporaryDirectory(prefix="fedmoe-") as temporary:
         return exit_status(lambda: {"survive": survive, "scale": scale}[given.what](given, Path(temporary)))

@@ -6,7 +6,7 @@ import json
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ SILENT_SECONDS = 30.0  # without a sign of life, after which a part counts as de
 class Federation:
     """A server and clients that train together; ``hurt`` kills one of their parts."""
 
-    def __init__(self, root: Path, clients: int, rounds: int) -> None:
-        words = SETTINGS.format(clients=clients, rounds=rounds).split()
+    def __init__(self, root: Path, clients: int, rounds: int, words: Sequence[str] = ()) -> None:
+        words = [*SETTINGS.format(clients=clients, rounds=rounds).split(), *words]
         self.machine = OneMachine(root, words)
         known = load_dataset(job(words)).interactions
         self.log = root / "run.log"  # what a person who follows the run reads; printed at the end
