@@ -125,7 +125,7 @@ def test_a_client_that_only_changes_what_it_sends_is_trained_in_a_stack(ray_addr
     alone = run_on("ray", ray_address, tmp_path, *words)
     stacked = run_on("vectorized", ray_address, tmp_path, *words)
     for name, array in alone.items():
-        np.testing.assert_allclose(stacked[name], array, atol=1e-5)
+        np.testing.assert_allclose(stacked[name], array, atol=3e-5)
 
 
 @pytest.mark.parametrize(

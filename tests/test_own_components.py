@@ -60,7 +60,7 @@ def test_a_loss_and_a_metric_of_ones_own_run_stacked_and_alone(ray_address: str,
         tests[engine] = json.loads((run_dir / "result.json").read_text())["test"]
     plain, _ = run_on("ray", ray_address, tmp_path / "plain", [])
     for name, array in found["ray"].items():
-        np.testing.assert_allclose(array, found["vectorized"][name], atol=1e-5)
+        np.testing.assert_allclose(array, found["vectorized"][name], atol=3e-5)
     assert max(np.abs(array - plain[name]).max() for name, array in found["ray"].items()) > 1e-4
     numbers = tests["ray"]["personalised"]
     assert 0.0 < numbers["mrr"] < 1.0 and numbers["ndcg@20"] >= numbers["mrr"]

@@ -42,7 +42,7 @@ def test_it_runs_stacked_and_alone(ray_address: str, tmp_path: Path) -> None:
     start = build_model(load_settings(words)[0], load_dataset(load_settings(words)[0])).experts["audio"].output.weight
     assert not np.allclose(found["ray"]["experts.audio.output.weight"], start.detach().numpy(), atol=1e-6)
     for name, array in found["ray"].items():
-        np.testing.assert_allclose(array, found["vectorized"][name], atol=1e-5)
+        np.testing.assert_allclose(array, found["vectorized"][name], atol=3e-5)
 
 
 @pytest.mark.parametrize(

@@ -28,4 +28,4 @@ def test_it_runs_in_all_engines(ray_address: str, tmp_path: Path, monkeypatch: p
         found[engine] = load_file(run_dir / "checkpoints" / "round-000002" / "arrays.safetensors")
     for name, array in found["ray"].items():
         assert array.tobytes() == found["flower"][name].tobytes()
-        np.testing.assert_allclose(array, found["vectorized"][name], atol=1e-5)
+        np.testing.assert_allclose(array, found["vectorized"][name], atol=3e-5)
