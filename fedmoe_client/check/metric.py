@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping
 from math import isfinite
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedmoe.check.command import Broken, Demands, Finding, findings, global_chance
 from fedmoe.metrics import CatalogueMetric, Metric, metric_kind
 
+T = TypeVar("T")
 Make = Callable[[], Metric]
 MakeOfLists = Callable[[], CatalogueMetric]
 USERS = 20
@@ -66,14 +67,18 @@ def _order(make: Make) -> str:
 
 
 def _chance(make: Make) -> str:
+    if _differs_by_chance(make, lambda metric: [float(metric.of(rank)) for rank in RANKS]):
+        raise Broken("the value depends on the global generators (np.random or random): a rank has one value")
+    return "the value follows from the rank"
+
+
+def _differs_by_chance(make: Callable[[], T], measured: Callable[[T], list[float]]) -> bool:
+    """Whether the values of a fresh metric depend on the state of the global generators."""
     found = []
     for chance in (0, 1):
         with global_chance(chance):
-            metric = make()
-            found.append([float(metric.of(rank)) for rank in RANKS])
-    if found[0] != found[1]:
-        raise Broken("the value depends on the global generators (np.random or random): a rank has one value")
-    return "the value follows from the rank"
+            found.append(measured(make()))
+    return found[0] != found[1]
 
 
 def _lists(metric: CatalogueMetric) -> NDArray[np.int64]:
@@ -110,12 +115,7 @@ def _users_in_any_order(make: MakeOfLists) -> str:
 
 
 def _chance_on_lists(make: MakeOfLists) -> str:
-    found = []
-    for chance in (0, 1):
-        with global_chance(chance):
-            metric = make()
-            found.append(float(metric.of(_lists(metric), ITEMS)))
-    if found[0] != found[1]:
+    if _differs_by_chance(make, lambda metric: [float(metric.of(_lists(metric), ITEMS))]):
         raise Broken("the value depends on the global generators (np.random or random): lists have one value")
     return "the value follows from the lists"
 

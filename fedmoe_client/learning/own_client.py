@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedmoe.components import Kind
 from fedmoe.errors import FedMoEError
-from fedmoe.metrics import catalogue_metrics, own_metrics
+from fedmoe.metrics import catalogue_metrics
 from fedmoe.settings import Settings
 from fedmoe_client.learning.private_reply import ASKED
 from fedmoe_client.learning.training import Addition, LocalSteps, Outcome, warmed_up
@@ -161,8 +161,7 @@ def trained_alone(own: OwnClient) -> list[str]:
 def check_components(settings: Settings) -> None:
     """Make the client and the metrics of one's own: who cannot be made should end a run, not fail each client."""
     own_client(settings)
-    own_metrics(settings.evaluation)
-    catalogue_metrics(settings)
+    catalogue_metrics(settings)  # makes those of a rank, too
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class Silo(FedMoEClient):
     def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Do what a client does; the own figures are means over the users, each with its own private parameters."""
         loss, count, metrics = super().evaluate(parameters, config)
-        if not any(of_user(self._found, user) for user in self.users) or not self._names:
+        if not self._knows_users():
             return loss, count, metrics
         bench, found = self.workbench, []
         bench.load(self._first)
@@ -71,7 +71,11 @@ class Silo(FedMoEClient):
 
     def own_of(self, user: int) -> NamedArrays:
         """Return the user's own values, where there are any."""
-        return self._values(user) if self._names and any(of_user(self._found, each) for each in self.users) else {}
+        return self._values(user) if self._knows_users() else {}
+
+    def _knows_users(self) -> bool:
+        """Whether anything is private, and there is a user who has trained it."""
+        return bool(self._names) and any(of_user(self._found, user) for user in self.users)
 
     def _values(self, user: int) -> NamedArrays:
         """Return a user's value of each parameter that is private."""

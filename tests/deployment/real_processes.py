@@ -194,6 +194,17 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def assert_same_bits(deployed: Path, simulated: Path) -> None:
+    """Compare two runs: all final arrays, what training reported in each round, and the results."""
+    found, wanted = final_arrays(deployed), final_arrays(simulated)
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if wanted[name].tobytes() != found[name].tobytes()] == []
+    assert [row["train"] for row in records(deployed)] == [row["train"] for row in records(simulated)]
+    results = [json.loads((each / "result.json").read_text()) for each in (deployed, simulated)]
+    for split in ("validation", "test"):
+        assert results[0][split] == results[1][split]
+
+
 def simulated(root: Path, *more: str, words: Sequence[str] = SMALL, **environment: str) -> Path:
     """Run the same settings with sim.py and return the run folder."""
     given = [*words, *more, f"save_dir={root / 'simulated'}", "hosts=1", "aggregate_in_hosts=false"]

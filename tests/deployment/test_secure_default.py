@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -10,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from real_processes import ROOT, SMALL, Federation, final_arrays, records
+from real_processes import ROOT, SMALL, Federation, assert_same_bits
 
 from fedmoe_client.store.folder import StateFolder
 
@@ -45,10 +44,4 @@ def test_a_deployment_sums_securely_by_itself(federation: Federation) -> None:
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     (simulated,) = (federation.root / "simulated").iterdir()
-    found, wanted = final_arrays(deployed), final_arrays(simulated)
-    assert found.keys() == wanted.keys()
-    assert [name for name in wanted if wanted[name].tobytes() != found[name].tobytes()] == []
-    assert [row["train"] for row in records(deployed)] == [row["train"] for row in records(simulated)]
-    results = [json.loads((each / "result.json").read_text()) for each in (deployed, simulated)]
-    for split in ("validation", "test"):
-        assert results[0][split] == results[1][split]
+    assert_same_bits(deployed, simulated)

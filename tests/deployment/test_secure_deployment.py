@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from real_processes import Federation, final_arrays, records
+from real_processes import Federation, assert_same_bits, records
 from test_secure_run import USERS, WORDS, SecureLoopback, gone
 
 from fedmoe.deployment.folder import TAG
@@ -79,13 +79,7 @@ def test_two_clients_are_killed_in_a_round(five: Federation) -> None:
     fails = [gone(1, 2, "masked"), gone(3, 2, "unmasking")]
     simulated = SecureLoopback(five.root / "simulation", simulated=True, fails=fails).serve()
     deployed = five.run_dir()
-    found, wanted = final_arrays(deployed), final_arrays(simulated)
-    assert found.keys() == wanted.keys()
-    assert [name for name in wanted if wanted[name].tobytes() != found[name].tobytes()] == []
-    assert [row["train"] for row in records(deployed)] == [row["train"] for row in records(simulated)]
-    results = [json.loads((each / "result.json").read_text()) for each in (deployed, simulated)]
-    for split in ("validation", "test"):
-        assert results[0][split] == results[1][split]
+    assert_same_bits(deployed, simulated)
     missing = [{each["client"] for each in row["failed"] if each["stage"] == "train"} for row in records(deployed)]
     assert missing[:2] == [set(), {1}]
     assert missing[2] <= {1, 3}  # or they are no longer asked
