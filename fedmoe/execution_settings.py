@@ -12,8 +12,10 @@ from fedmoe.section import Count, CountOrZero, NonNegative, Positive, Section
 class SimulationSettings(Section):
     """Which engine executes the clients, and with what."""
 
-    engine: Literal["ray", "vectorized", "flower"] = Field(
-        "ray", description="ray: resident actors; vectorized: the same, clients in stacks; flower: Flower's own runtime"
+    engine: Literal["vectorized", "ray", "flower"] = Field(
+        "vectorized",
+        description="ray: resident actors, one client after the other; vectorized: the same, clients in stacks where "
+        "they can be; flower: Flower's own runtime",
     )
     hosts: CountOrZero = Field(
         0, description="actors of ray and vectorized; 0: one for each client's share of the CPUs"

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = (
     "dataset=synthetic data.synthetic.users=20 data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 max_seq_len=10 "
     "memory_size=10 memory_refresh=5 max_windows=0 num_negatives=20 client_fraction=0.5 warmup_rounds=2 "
-    "evaluate_every=2 evaluate_clients=10 hosts=1 client_cpus=0.5"
+    "evaluate_every=2 evaluate_clients=10 hosts=1 client_cpus=0.5 engine=ray"
 ).split()
 Run = Callable[..., Path]
 

@@ -65,7 +65,8 @@ def words_of_simulation(settings: Settings) -> str:
     """Return the words with which ``sim.py`` gives the bits of a deployment; "" where noise is nobody's to repeat."""
     if settings.privacy.on:
         return ""
-    return f"privacy.sum_bits={settings.privacy.sum_bits}" if settings.privacy.sum_bits else "aggregate_in_hosts=false"
+    bits = settings.privacy.sum_bits
+    return "simulation.engine=ray " + (f"privacy.sum_bits={bits}" if bits else "aggregate_in_hosts=false")
 
 
 def _doubt(settings: Settings) -> str:

@@ -207,7 +207,7 @@ def assert_same_bits(deployed: Path, simulated: Path) -> None:
 
 def simulated(root: Path, *more: str, words: Sequence[str] = SMALL, **environment: str) -> Path:
     """Run the same settings with sim.py and return the run folder."""
-    given = [*words, *more, f"save_dir={root / 'simulated'}", "hosts=1", "aggregate_in_hosts=false"]
+    given = [*words, *more, f"save_dir={root / 'simulated'}", "hosts=1", "engine=ray", "aggregate_in_hosts=false"]
     done = subprocess.run(
         [sys.executable, "sim.py", *given],
         cwd=ROOT,

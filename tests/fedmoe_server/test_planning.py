@@ -98,7 +98,7 @@ def test_the_plan_says_clients_passes_time_and_bytes() -> None:
         (["warmup_rounds=0", "warmup=all"], "federation.warmup"),
         (["num_rounds=5", "shared=all"], "federation.shared"),
         (["evaluate_every=0", "patience=3"], "federation.patience"),
-        (["stack_size=3"], "simulation.stack_size"),
+        (["engine=ray", "stack_size=3"], "simulation.stack_size"),
         (["engine=flower", "hosts=3"], "simulation.hosts"),
         (["device=cuda"], "simulation.device"),
         (["privacy.delta=1e-6"], "privacy.delta"),

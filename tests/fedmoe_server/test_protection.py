@@ -17,6 +17,7 @@ from fedmoe_server.deploy.protection import protected, words_of_simulation
 from fedmoe_server.deploy.server_folder import ServerFolder
 
 EVERYBODY = "client_fraction=1"
+WORDS = "simulation.engine=ray privacy.sum_bits=20"
 PLAIN = "Without secure aggregation the server sees each client's update and metrics: "
 
 
@@ -34,9 +35,9 @@ def test_it_is_on_by_itself_and_the_decision_is_in_the_settings() -> None:
     found, sees = protected(given, clients(3))
     assert (found.privacy.sum_bits, found.privacy.secure_aggregation, found.privacy.update_norm) == (20, "on", 1.0)
     assert sees == "Secure aggregation: the server sees sums over at least 3 clients, and no single update or metric"
-    assert words_of_simulation(found) == "privacy.sum_bits=20"
+    assert words_of_simulation(found) == WORDS
     # What a simulation makes of these words is what the deployment does, but for whom it waits for.
-    simulated = settings(EVERYBODY, words_of_simulation(found))
+    simulated = settings(EVERYBODY, *words_of_simulation(found).split())
     for key in ("sum_bits", "update_norm"):
         assert getattr(simulated.privacy, key) == getattr(found.privacy, key)
     assert settings_from(json.loads(found.model_dump_json())) == found
@@ -74,7 +75,7 @@ def test_where_it_cannot_be_had_one_line_says_why_and_how(
         raise FedMoEError(sees)
     assert found.privacy.update_norm == settings(*words).privacy.update_norm
     assert found.deployment == settings(*words).deployment
-    assert words_of_simulation(found) == ("" if found.privacy.on else "aggregate_in_hosts=false")
+    assert words_of_simulation(found) == ("" if found.privacy.on else "simulation.engine=ray aggregate_in_hosts=false")
 
 
 @pytest.mark.parametrize("asked", ["privacy.secure_aggregation=on", "privacy.sum_bits=16"])
