@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -63,9 +64,12 @@ class ItemSide:
     vectors: Tensor
     queries: Mapping[str, Tensor]
 
-    def of(self, items: Tensor) -> ItemSide:
-        """Return the part of these items, where this is that of the catalogue, row by row."""
-        return ItemSide(self.vectors[items], {name: queries[items] for name, queries in self.queries.items()})
+    def for_each(self, contexts: int) -> ItemSide:
+        """Return a view ``[contexts, ..., D]``: the same items for each context, without a copy."""
+        return ItemSide(
+            self.vectors.expand(contexts, -1, -1),
+            {name: queries.expand(contexts, -1, -1) for name, queries in self.queries.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -159,14 +163,18 @@ class ResidualMoE(nn.Module):
         memory = window_memory(context, length, s.memory_size, s.memory_refresh)
         return self._score(self.states(context[:, -length:]), candidates, self.item_side(candidates), memory)
 
-    def rank_scores(self, context: Tensor, candidates: Tensor, catalogue: ItemSide | None = None) -> Tensor:
-        """Return the scores ``[B, N]`` of candidates ``[B, N]`` as the item that follows ``context`` ``[B, C]``.
+    def rank_scores(self, context: Tensor, candidates: Tensor) -> Tensor:
+        """Return the scores ``[B, N]`` of candidates ``[B, N]`` as the item that follows ``context`` ``[B, C]``."""
+        return self._rank(context, candidates, self.item_side(candidates))
 
-        catalogue: ``item_side`` of the items 0 to V, where it is at hand.
-        """
+    def rank_catalogue(self, context: Tensor, catalogue: ItemSide) -> Tensor:
+        """Return the scores ``[B, V + 1]`` of the items 0 to V, whose ``item_side`` this is, after ``context``."""
+        items = torch.arange(self.num_items + 1, device=context.device).expand(len(context), -1)
+        return self._rank(context, items, catalogue.for_each(len(context)))
+
+    def _rank(self, context: Tensor, candidates: Tensor, side: ItemSide) -> Tensor:
         s = self.settings
         states = self.states(context[:, -s.max_seq_len :])[:, -1:]
-        side = self.item_side(candidates) if catalogue is None else catalogue.of(candidates)
         return self._score(states, candidates, side, latest_memory(context, s.memory_size)).scores[:, 0]
 
     def item_side(self, items: Tensor) -> ItemSide:
@@ -221,7 +229,7 @@ def _norm(dim: int, on: bool) -> nn.Module:
 
 def mixed_view(views: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Return ``sum_e w_e * view_e`` ``[B, M, N, D]`` of E views ``[B, M, N, D]`` and weights ``[B, M, N, E]``."""
-    return torch.stack([weights[..., e, None] * view for e, view in enumerate(views)]).sum(dim=0)
+    return reduce(torch.add, [weights[..., e, None] * view for e, view in enumerate(views)])
 
 
 def sequence_scores(states: Tensor, vectors: Tensor, score: Score) -> Tensor:

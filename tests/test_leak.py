@@ -14,7 +14,7 @@ import model.sasrec
 from benchmarks.quality.central import CentralPlan, train_centrally
 from data.dataset import Dataset
 from data.features import ItemFeatures
-from data.sampling import Interactions
+from data.sampling import Interactions, held_out
 from fedmoe.loading import load_settings
 from fedmoe_client.learning.evaluation import Scorer, mean_metrics, popularity_metrics, ranks
 from model.residual_moe import ResidualMoE
@@ -64,11 +64,15 @@ def test_a_model_that_sees_the_next_item_is_caught(random_data: Dataset, monkeyp
     monkeypatch.setattr(model.sasrec, "attention_mask", sees_everything)
     leaking, _ = train_centrally(SETTINGS, random_data, replace(PLAN, epochs=12))
 
+    users = range(random_data.interactions.num_users)
+    targets = iter([held_out(random_data.interactions.history(user), "test")[1] for user in users])
+
     def scorer(contexts: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         # As in training, the state of the position before the target sees the target at the position after it.
+        own = np.array([[next(targets)] for _ in contexts])
         with torch.inference_mode():
-            followed = torch.from_numpy(np.concatenate([contexts[:, 1:], candidates[:, :1]], axis=1))
-            return _scores_of_last_but_one(leaking, followed, torch.from_numpy(candidates))
+            followed = torch.from_numpy(np.concatenate([contexts[:, 1:], own], axis=1))
+            return _scores_of_last_but_one(leaking, followed, torch.tensor(candidates))
 
     popularity = popularity_metrics(random_data.interactions, SETTINGS.evaluation, SETTINGS.seed)
     assert hit_rate(scorer, random_data) > popularity["test"]["hr@10"] + 0.1

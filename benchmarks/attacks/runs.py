@@ -131,7 +131,9 @@ def run(settings: Settings, attack: Attack) -> Outcome:
     run_config["attack"] = attack.model_dump_json()
     users, simulation = dataset.interactions.num_users, settings.simulation
     try:
-        run_simulation(simulation.engine, server_app, CLIENT_APP, users, run_config, simulation)
+        # Bad clients are not stacked.
+        engine = "ray" if simulation.engine == "vectorized" else simulation.engine
+        run_simulation(engine, server_app, CLIENT_APP, users, run_config, simulation)
         bench, _ = load_chosen(run_dir, settings, dataset)
     except FedMoEError as error:
         return Outcome(error=str(error))

@@ -58,8 +58,8 @@ def ranks(
     for start in range(0, len(users), batch_size):
         chunk = [int(user) for user in users[start : start + batch_size]]
         parts = [held_out(interactions.history(user), split) for user in chunk]
-        candidates, counted = _candidates(chunk, parts, interactions, evaluation, seed)
-        found.append(rank_of_first(scores_of(scorer, chunk, parts, candidates, context_length), counted))
+        candidates, counted, places = _candidates(chunk, parts, interactions, evaluation, seed)
+        found.append(rank_of(scores_of(scorer, chunk, parts, candidates, context_length), counted, places))
     return np.concatenate(found) if found else np.zeros(0)
 
 
@@ -88,13 +88,16 @@ def client_metrics(
     return {"rank": float(found.mean()), **means}
 
 
-def rank_of_first(scores: NDArray[np.float32], counted: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the rank ``[B]`` of the first candidate of scores ``[B, N]`` among those counted, bool ``[B, N]``."""
-    others, target = scores[:, 1:], scores[:, :1]
-    above = ((others > target) & counted[:, 1:]).sum(axis=1)
-    tied = ((others == target) & counted[:, 1:]).sum(axis=1)
-    ranks_of_first: NDArray[np.float64] = 1.0 + above + 0.5 * tied
-    return ranks_of_first
+def rank_of(scores: NDArray[np.float32], counted: NDArray[np.bool_], places: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the rank ``[B]`` of the held-out items in the columns ``places`` ``[B]`` of scores ``[B, N]``.
+
+    counted: bool ``[B, N]``, the candidates beside them.
+    """
+    target = np.take_along_axis(scores, places[:, None], axis=1)
+    above = ((scores > target) & counted).sum(axis=1)
+    tied = ((scores == target) & counted).sum(axis=1)
+    found: NDArray[np.float64] = 1.0 + above + 0.5 * tied
+    return found
 
 
 def metrics_of(rank: float, cutoffs: Iterable[int], own: Mapping[str, Metric] = NONE) -> dict[str, float]:
@@ -123,15 +126,20 @@ def catalogue_side(model: ResidualMoE) -> ItemSide:
 
 
 def model_scorer(model: ResidualMoE, catalogue: ItemSide | None = None) -> Scorer:
-    """Return the scorer of a model, in evaluation mode and without gradients; catalogue: see ``catalogue_side``."""
-    device = next(model.parameters()).device
+    """Return the scorer of a model, in evaluation mode and without gradients.
+
+    catalogue: see ``catalogue_side``; of use where the candidates are the items 0 to V in this order.
+    """
+    device, everything = next(model.parameters()).device, np.arange(model.num_items + 1)
 
     def scores(contexts: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float32]:
         model.eval()
+        given = torch.from_numpy(contexts).to(device)
         with torch.inference_mode():
-            found = model.rank_scores(
-                torch.from_numpy(contexts).to(device), torch.from_numpy(candidates).to(device), catalogue
-            )
+            if catalogue is not None and all(np.array_equal(row, everything) for row in candidates):
+                found = model.rank_catalogue(given, catalogue)
+            else:
+                found = model.rank_scores(given, torch.tensor(candidates, device=device))
         array: NDArray[np.float32] = found.cpu().numpy()
         return array
 
@@ -159,8 +167,8 @@ def _candidates(
     interactions: Histories,
     evaluation: EvaluationSettings,
     seed: int,
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return candidates ``[B, N]``, the held-out item first, and which of them count in the ranking."""
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Return candidates ``[B, N]``, which of them count beside the held-out item, and where that one stands."""
     if evaluation.protocol == "full":
         return catalogue_candidates(parts, interactions.num_items)
     size = evaluation.num_candidates
@@ -170,18 +178,24 @@ def _candidates(
     ]
     targets = np.array([target for _, target in parts], np.int64)
     candidates = np.concatenate([targets[:, None], np.stack(drawn).astype(np.int64)], axis=1)
-    return candidates, np.ones_like(candidates, bool)
-
-
-def catalogue_candidates(parts: Sequence[Part], num_items: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return candidates ``[B, 1 + V]``, the held-out item and the catalogue, and which of them the user has not met."""
-    targets = np.array([target for _, target in parts], np.int64)
-    catalogue = np.arange(1, num_items + 1)
-    candidates = np.concatenate([targets[:, None], np.broadcast_to(catalogue, (len(parts), num_items))], axis=1)
     counted = np.ones_like(candidates, bool)
+    counted[:, 0] = False
+    return candidates, counted, np.zeros_like(targets)
+
+
+def catalogue_candidates(
+    parts: Sequence[Part], num_items: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Return candidates ``[B, V + 1]``, so that item i's column is i, which of them count, and the held-out items.
+
+    Neither the padding counts, nor what the user has met, nor the held-out item itself.
+    """
+    candidates = np.broadcast_to(np.arange(num_items + 1), (len(parts), num_items + 1))
+    counted = np.ones(candidates.shape, bool)
+    counted[:, 0] = False
     for row, (context, target) in enumerate(parts):
-        counted[row, _hidden(context, context, target)] = False  # item i's column is i: the target stands at 0
-    return candidates, counted
+        counted[row, _hidden(context, context, target)] = False
+    return candidates, counted, np.array([target for _, target in parts], np.int64)
 
 
 def _hidden(met: NDArray[np.int32], context: NDArray[np.int32], target: int) -> NDArray[np.int32]:

@@ -26,12 +26,10 @@ def best_items(
     Of equal scores the smaller id comes first. Items that the user has met come last, where there are not enough.
     """
     part = held_out(histories.history(user), split)
-    candidates, counted = catalogue_candidates([part], histories.num_items)
-    scores = scores_of(scorer, [user], [part], candidates, context_length)[0]
-    target = candidates[0, 0]
-    by_item = scores[1:].copy()  # column i of the candidates is item i, and the held-out item stands at 0
-    by_item[~counted[0, 1:]] = -np.inf
-    by_item[target - 1] = scores[0]
+    candidates, counted, places = catalogue_candidates([part], histories.num_items)
+    counted[0, places] = True
+    scores = scores_of(scorer, [user], [part], candidates, context_length)
+    by_item = np.where(counted, scores, -np.inf)[0, 1:]  # without the padding
     return np.argsort(-by_item, kind="stable")[:length] + 1
 
 

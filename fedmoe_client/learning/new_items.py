@@ -22,7 +22,7 @@ from fedmoe_client.learning.evaluation import (
     mean_metrics,
     popularity_metrics,
     popularity_scorer,
-    rank_of_first,
+    rank_of,
     scores_of,
     split_metrics,
 )
@@ -44,14 +44,13 @@ def new_item_ranks(
     """
     assert dataset.new is not None
     interactions, found = dataset.interactions, []
-    is_new = np.isin(np.arange(1, interactions.num_items + 1), dataset.new.items)
+    is_new = np.isin(np.arange(interactions.num_items + 1), dataset.new.items)
     for start in range(0, len(users), batch_size):
         chunk = [int(user) for user in users[start : start + batch_size]]
         parts = [dataset.new.case(user, interactions.history(user)) for user in chunk]
-        candidates, counted = catalogue_candidates(parts, interactions.num_items)
+        candidates, counted, places = catalogue_candidates(parts, interactions.num_items)
         scores = scores_of(scorer, chunk, parts, candidates, context_length)
-        among = counted & np.append(True, is_new)
-        found.append(np.stack([rank_of_first(scores, counted), rank_of_first(scores, among)]))
+        found.append(np.stack([rank_of(scores, each, places) for each in (counted, counted & is_new)]))
     return np.concatenate(found, axis=1)
 
 

@@ -38,7 +38,9 @@ def test_a_deployment_sums_securely_by_itself(federation: Federation) -> None:
 
     # What the run has said it takes to have its bits in a simulation.
     (line,) = [line for line in said.splitlines() if line.startswith("a simulation of the same bits has ")]
-    assert line.startswith("a simulation of the same bits has simulation.engine=ray privacy.sum_bits=20: python sim.py ")
+    assert line.startswith(
+        "a simulation of the same bits has simulation.engine=ray privacy.sum_bits=20: python sim.py "
+    )
     words = shlex.split(line.partition("python sim.py ")[2])
     command = [sys.executable, "sim.py", *words, f"save_dir={federation.root / 'simulated'}", "hosts=1"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300, check=False)

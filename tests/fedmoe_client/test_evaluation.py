@@ -16,7 +16,7 @@ from fedmoe_client.learning.evaluation import (
     metrics_of,
     popularity_metrics,
     popularity_scorer,
-    rank_of_first,
+    rank_of,
     ranks,
     split_metrics,
 )
@@ -113,10 +113,11 @@ def test_rank_is_the_mean_place_over_random_orders_of_the_ties(seed: int, candid
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, 4, size=(1, candidates)).astype(np.float32)
     counted = rng.random((1, candidates)) < 0.7
-    counted[0, 0] = False
-    others = scores[0, 1:][counted[0, 1:]]
-    expected = 1 + (others > scores[0, 0]).sum() + 0.5 * (others == scores[0, 0]).sum()
-    assert rank_of_first(scores, counted)[0] == expected
+    place = int(rng.integers(candidates))
+    counted[0, place] = False
+    others, own = scores[counted], scores[0, place]
+    expected = 1 + (others > own).sum() + 0.5 * (others == own).sum()
+    assert rank_of(scores, counted, np.array([place]))[0] == expected
 
 
 def test_popularity_counts_training_parts_alone() -> None:

@@ -132,10 +132,7 @@ def test_a_run_that_is_gone_on_with_keeps_what_was_decided(tmp_path: Path, monke
     monkeypatch.setattr(server, "flwr", flwr)
     said: list[str] = []
     run = submission.submit(server, settings(EVERYBODY, f"save_dir={tmp_path}"), None, [], said.append)
-    assert said == [
-        f"a simulation of the same bits has privacy.sum_bits=20: "
-        f"python sim.py {run.path / 'settings.yaml'} privacy.sum_bits=20"
-    ]
+    assert said == [f"a simulation of the same bits has {WORDS}: python sim.py {run.path / 'settings.yaml'} {WORDS}"]
     assert (
         'sees = "Secure aggregation: ' in configs[0] and r"\"sum_bits\":20,\"secure_aggregation\":\"on\"" in configs[0]
     )
