@@ -21,7 +21,6 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import Array as ProtoArray
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import ServerApp
-from flwr.simulation.run_simulation import _run_simulation
 from flwr.supercore.constant import NOOP_FEDERATION_ID
 from flwr.supercore.logger import console_handler
 from flwr.supercore.run import Run as Run
@@ -189,6 +188,8 @@ def run_flower_runtime(
     resources: SimulationSettings,
 ) -> None:
     """Run a ServerApp to its end in Flower's own simulation runtime (Ray must have been started)."""
+    from flwr.simulation.run_simulation import _run_simulation  # a second of web and database packages
+
     _run_simulation(
         num_supernodes=num_clients,
         exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,

@@ -9,7 +9,8 @@ import torch
 from data.registry import load_dataset
 from data.sampling import training_part
 from fedmoe.loading import load_settings
-from fedmoe_client.learning.training import LocalSteps, clip_gradients, draw_steps
+from fedmoe_client.learning.optimizers import clip_gradients
+from fedmoe_client.learning.training import LocalSteps, draw_steps
 from fedmoe_client.learning.workbench import Workbench
 from fedmoe_client.store.private import NamedArrays
 from model.losses import objective

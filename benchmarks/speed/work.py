@@ -19,7 +19,8 @@ from data.registry import load_dataset
 from data.sampling import training_part
 from fedmoe.loading import settings_from
 from fedmoe.settings import Settings
-from fedmoe_client.learning.training import draw_steps, make_optimizer
+from fedmoe_client.learning.optimizers import make_optimizer
+from fedmoe_client.learning.training import draw_steps
 from model.build import build_model
 from model.losses import WindowBatch, objective
 from model.residual_moe import ResidualMoE

@@ -5,19 +5,19 @@ Shapes: B windows, L positions, P earlier items for the experts' memory, n negat
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import sqrt
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.sampling import Negatives, PackedWindows, generator, packed_windows
 from fedmoe.settings import ModelSettings, Settings, TrainingSettings
+from fedmoe_client.learning.optimizers import clip_gradients, decayed, optimizer_over
 from model.losses import Losses, WindowBatch, WindowScores, objective, step_report
 from model.residual_moe import ResidualMoE
 
@@ -239,45 +239,6 @@ def warmed_up(training: TrainingSettings, server_round: int) -> float:
     if server_round >= training.learning_rate_warmup_rounds:
         return training.learning_rate
     return training.learning_rate * server_round / training.learning_rate_warmup_rounds
-
-
-def make_optimizer(model: ResidualMoE, training: TrainingSettings, learning_rate: float) -> torch.optim.Optimizer:
-    """Return a new optimiser. Only weight matrices decay: a decayed item row would move without being trained."""
-    return optimizer_over(dict(model.named_parameters()), decayed(model), training, learning_rate)
-
-
-@lru_cache(maxsize=1)
-def decayed(model: ResidualMoE) -> set[str]:
-    """Return the names of the parameters that decay."""
-    embeddings = {id(parameter) for parameter in model.items.parameters()}
-    return {name for name, each in model.named_parameters() if each.dim() > 1 and id(each) not in embeddings}
-
-
-def optimizer_over(
-    parameters: Mapping[str, Tensor], decay: Collection[str], training: TrainingSettings, learning_rate: float
-) -> torch.optim.Optimizer:
-    """Return a new optimiser of named parameters, of which those in ``decay`` are decayed."""
-    groups = [
-        {"params": [each for name, each in parameters.items() if name in decay], "weight_decay": training.weight_decay},
-        {"params": [each for name, each in parameters.items() if name not in decay], "weight_decay": 0.0},
-    ]
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=learning_rate, momentum=training.momentum)
-    adam = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
-    return adam(groups, lr=learning_rate)
-
-
-def clip_gradients(parameters: Mapping[str, Tensor], training: TrainingSettings) -> float:
-    """Clip the gate's gradient, then the whole gradient's norm; return the gate's gradient as it was."""
-    gate = parameters.get("gate.value")
-    gate_gradient = 0.0
-    if gate is not None and gate.grad is not None:
-        gate_gradient = float(gate.grad)
-        if training.clip_gate:
-            gate.grad.clamp_(-training.clip_gate, training.clip_gate)
-    if training.clip_norm:
-        nn.utils.clip_grad_norm_(parameters.values(), training.clip_norm)
-    return gate_gradient
 
 
 def _report(model: ResidualMoE, losses: Losses, scores: WindowScores, gate_gradient: float) -> dict[str, float]:

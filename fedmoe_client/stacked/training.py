@@ -21,11 +21,10 @@ from torch.func import vmap
 from fedmoe.settings import Settings, TrainingSettings
 from fedmoe.wire import NamedArrays, packed_size
 from fedmoe_client.learning.client import ROWS, travels_as_rows
+from fedmoe_client.learning.optimizers import Optimizer, decayed, optimizer_over
 from fedmoe_client.learning.own_client import TABLE
 from fedmoe_client.learning.training import (
     LocalSteps,
-    decayed,
-    optimizer_over,
     renumbered,
     seed_dropout,
     touched_items,
@@ -112,7 +111,7 @@ class StackTrainer:
         return Trained(members, {name: each.detach() for name, each in parameters.items()}, touched, means)
 
     def _step(
-        self, parameters: Mapping[str, Tensor], batch: WindowBatch, touched: Tensor, optimizer: torch.optim.Optimizer
+        self, parameters: Mapping[str, Tensor], batch: WindowBatch, touched: Tensor, optimizer: Optimizer
     ) -> dict[str, Tensor]:
         """Take one step of every client; return the numbers of their reports, ``[C]`` each."""
         clients = len(touched)

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from data.sampling import Negatives, packed_windows
 from fedmoe.loading import load_settings
 from fedmoe.settings import Settings, TrainingSettings
+from fedmoe_client.learning.optimizers import clip_gradients, make_optimizer
 from fedmoe_client.learning.training import (
     Proximal,
-    clip_gradients,
-    make_optimizer,
     train_locally,
     warmed_up,
     weight_of,
