@@ -69,7 +69,7 @@ def simulate(settings: Settings, resume: Path | None = None) -> Path:
     for name, found in untrained_metrics(dataset, settings).items():
         add_baseline(run_dir, name, found)
     print(comparison(run_dir))
-    write_report(run_dir)
+    print(f"report: {write_report(run_dir)}")
     return run_dir
 
 

@@ -24,7 +24,7 @@ from data.items.encoded import encoded, picture_stamp
 from data.own_data import own_data, sources_of
 from data.sampling import generator
 from data.synthetic import synthetic
-from data.titles import Film, film_of, read_item_list, title_features
+from data.titles import Films, attribute_features, film_of, read_item_list, title_features, word_features
 from fedmoe.data_settings import DataSettings
 from fedmoe.errors import FedMoEError
 from fedmoe.modalities import ATTRIBUTES, DEFAULTS, NOISE, TITLES
@@ -93,7 +93,8 @@ def load_catalogue(settings: Settings, folder: Path) -> Dataset:
 
 def _require_named(settings: Settings, found: Collection[str]) -> None:
     """Raise FedMoEError if there are no features of a modality that the settings name and that is none by default."""
-    default = {*DEFAULTS, ATTRIBUTES} if settings.data.item_file is not None else DEFAULTS
+    with_attributes = settings.data.item_file is not None or settings.data.dataset == "catalogue"
+    default = {*DEFAULTS, ATTRIBUTES} if with_attributes else DEFAULTS
     for name in settings.named_modalities:
         if name not in found and name not in default:
             raise FedMoEError(f"modalities.{name}: the data set has no features of that name - set its file")
@@ -106,7 +107,7 @@ def catalogue_from_list(path: Path, settings: Settings) -> Dataset:
     """
     item_ids, titles = read_item_list(path)
     films = [film_of(title) for title in titles]
-    own: Own = {TITLES: _titles(titles, films, default_cache())} if any(titles) else {}
+    own = _of_films(titles, films, settings, default_cache()) if any(titles) else {}
     listed = Dataset(path.stem, nobody(item_ids), {}, titles if any(titles) else None)
     return _with_features(listed, own, settings, _feature_files(settings))
 
@@ -182,12 +183,17 @@ def _histories(settings: Settings, sources: Mapping[str, Path], cache: Path) -> 
     known = movielens.read_films(sources["films"])
     films = [known.get(item) for item in interactions.item_ids.tolist()]
     titles = ["" if film is None else str(film) for film in films]
-    return Dataset(data.dataset, interactions, {}, titles, dropped), {TITLES: _titles(titles, films, cache)}
+    return Dataset(data.dataset, interactions, {}, titles, dropped), _of_films(titles, films, settings, cache)
 
 
-def _titles(titles: Sequence[str], films: Sequence[Film | None], cache: Path) -> Callable[[str | None], ItemFeatures]:
-    """Return how features of films are made: of words, genres and decades, or of their titles by an encoder."""
-    return lambda encoder: encoded("text", titles, encoder, cache) if encoder else title_features(films)
+def _of_films(titles: Sequence[str], films: Films, settings: Settings, cache: Path) -> Own:
+    """Return how features of films are made: of their titles, by words or an encoder, and of genres and decades."""
+    apart = ATTRIBUTES in settings.named_modalities
+    made = partial(word_features if apart else title_features, films)
+    own: Own = {TITLES: lambda encoder: encoded("text", titles, encoder, cache) if encoder else made()}
+    if not any(film is not None and (film.genres or film.year is not None) for film in films):
+        return own
+    return {**own, ATTRIBUTES: partial(_without_encoder, partial(attribute_features, films))}
 
 
 def _without_encoder(make: Callable[[], ItemFeatures], encoder: str | None) -> ItemFeatures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,39 +42,65 @@ def split_year(name: str) -> tuple[str, int | None]:
     return (found["title"], int(found["year"])) if found else (name.strip(), None)
 
 
-def title_features(films: Sequence[Film | None]) -> ItemFeatures:
-    """Describe each film by its genres, its decade and the words of its title.
+Films = Sequence[Film | None]
+"""``[num_items + 1]``; entry 0 is the padding and None; None also marks an item without a title."""
 
-    A row holds the genres and the decade as 0/1 and the title's words hashed into ``WORD_DIM`` buckets with a sign and
-    their inverse document frequency; each of the three parts has norm 1 where it is not empty, then so has the row.
-    The hash is CRC-32 and genres and decades are sorted, so the same films give the same features everywhere.
 
-    Args:
-        films: ``[num_items + 1]``; entry 0 is the padding and None; None also marks an item without a title.
+def title_features(films: Films) -> ItemFeatures:
+    """Describe each film by its genres, its decade and the words of its title, ``[num_items + 1, F]``.
 
-    Returns:
-        Features of width ``genres + decades + WORD_DIM``.
+    Each of the three parts has norm 1 where it is not empty, then so has the row.
     """
-    known = [film for film in films if film is not None]
-    genres = _positions(genre for film in known for genre in film.genres)
-    decades = _positions(_decade(film) for film in known if film.year is not None)
-    words = {film: words_of(film.title) for film in set(known)}
-    frequency: dict[str, int] = {}
-    for film in known:
-        for word in words[film]:
-            frequency[word] = frequency.get(word, 0) + 1
+    return _features(_genres(films), _decades(films), _words(films))
 
-    parts = [np.zeros((len(films), width), np.float32) for width in (len(genres), len(decades), WORD_DIM)]
-    for row, film in ((row, film) for row, film in enumerate(films) if film is not None):
-        parts[0][row, [genres[genre] for genre in film.genres]] = 1.0
-        if film.year is not None:
-            parts[1][row, decades[_decade(film)]] = 1.0
-        for word in words[film]:
-            code = crc32(word.encode())
-            sign = 1.0 if code >> 31 else -1.0
-            parts[2][row, code % WORD_DIM] += sign * (1.0 + np.log(len(known) / frequency[word]))
+
+def word_features(films: Films) -> ItemFeatures:
+    """Describe each film by the words of its title alone, ``[num_items + 1, WORD_DIM]``."""
+    return _features(_words(films))
+
+
+def attribute_features(films: Films) -> ItemFeatures:
+    """Describe each film by its genres and its decade, ``[num_items + 1, genres + decades]``."""
+    return _features(_genres(films), _decades(films))
+
+
+def _features(*parts: NDArray[np.float32]) -> ItemFeatures:
     values = unit_rows(np.concatenate([unit_rows(part) for part in parts], axis=1))
     return ItemFeatures(values, (values != 0).any(axis=1))
+
+
+def _genres(films: Films) -> NDArray[np.float32]:
+    """Return the genres as 0/1, sorted by name, so that the same films give the same features everywhere."""
+    places = _positions(genre for film in films if film is not None for genre in film.genres)
+    found = np.zeros((len(films), len(places)), np.float32)
+    for row, film in enumerate(films):
+        if film is not None:
+            found[row, [places[genre] for genre in film.genres]] = 1.0
+    return found
+
+
+def _decades(films: Films) -> NDArray[np.float32]:
+    """Return the decades as 0/1, sorted."""
+    places = _positions(_decade(film) for film in films if film is not None and film.year is not None)
+    found = np.zeros((len(films), len(places)), np.float32)
+    for row, film in enumerate(films):
+        if film is not None and film.year is not None:
+            found[row, places[_decade(film)]] = 1.0
+    return found
+
+
+def _words(films: Films) -> NDArray[np.float32]:
+    """Return the words of titles, hashed (CRC-32) with a sign, times their inverse document frequency."""
+    words = [[] if film is None else words_of(film.title) for film in films]
+    frequency = Counter(word for each in words for word in each)
+    known = sum(film is not None for film in films)
+    found = np.zeros((len(films), WORD_DIM), np.float32)
+    for row, each in enumerate(words):
+        for word in each:
+            code = crc32(word.encode())
+            sign = 1.0 if code >> 31 else -1.0
+            found[row, code % WORD_DIM] += sign * (1.0 + np.log(known / frequency[word]))
+    return found
 
 
 def _positions(names: Iterable[str]) -> dict[str, int]:

@@ -23,8 +23,9 @@ GROUPS = ("embedding", "backbone", f"{EXPERT}*", "router", "gate", "norms")
 KINDS = ("matching", "attention", "feature_attention", "item_attention")
 # The modalities that are there without being named, where a data set has features of them.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {"visual": {}, "text": {"file": TITLES}}
-# There by default with a table of items alone.
+# There by default with a table of items, and with films that have no features of one's own.
 ATTRIBUTES = "attributes"
+FILMS = ("ml-100k", "ml-1m")
 # The reference's expert of this name asks with the candidate's item vector, the others with its features.
 ITEM_ATTENTION = ("text",)
 # The reference's spellings, and what they are here.
@@ -56,7 +57,8 @@ class ModalitySettings(Section):
 
     file: str | None = Field(
         None,
-        description="features: a .npy, .pt or .safetensors file; titles: made from titles and genres; noise; "
+        description="features: a .npy, .pt or .safetensors file; titles: made from titles, and from genres and decade "
+        "unless these are a modality of their own, attributes; noise; "
         "null: those that the data set itself has under this name, if any. Default of text: titles",
     )
     encoder: str | None = Field(
@@ -127,11 +129,24 @@ def respelled(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_attributes(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a tree of settings in which a table of items has a modality of its attributes, unless it is named."""
-    data, named = tree.get("data"), tree.get("modalities", {})
-    if isinstance(data, Mapping) and data.get("item_file") is not None and isinstance(named, Mapping):
+    """Return a tree of settings in which items that have attributes have a modality of them, unless it is named.
+
+    A table of items has them. Films have them too: genres and decade. Their default modalities are those two, titles
+    and attributes, unless the file of a modality is given, or said to be none.
+    """
+    data, named = tree.get("data") or {}, tree.get("modalities", {})
+    if not (isinstance(data, Mapping) and isinstance(named, Mapping)):
+        return dict(tree)
+    films = data.get("data_file") is None and data.get("dataset", FILMS[0]) in (*FILMS, "catalogue")
+    if data.get("item_file") is not None or (films and not _own_features(named)):
         return {**tree, "modalities": {ATTRIBUTES: {}, **named}}
     return dict(tree)
+
+
+def _own_features(named: Mapping[str, Any]) -> bool:
+    """Whether modalities as given say anything of a file, or are all those of an earlier run's settings."""
+    files = [each.get("file", TITLES) for each in named.values() if isinstance(each, Mapping)]
+    return any(file != TITLES for file in files) or DEFAULTS.keys() <= named.keys()
 
 
 def _known_group(group: str) -> str:

@@ -161,8 +161,8 @@ def run(
         tracker.note(_headline(settings, dataset, state, folder, known))
         result = loop.run(state)
         tracker.finish(result, earlier + time.monotonic() - started)
-    report = write_report(folder)
-    tracker.note(f"report: {report}")
+    if deployed is not None:  # a simulation writes its own, with what needs no training beside it
+        tracker.note(f"report: {write_report(folder)}")
     return folder
 
 

@@ -130,10 +130,28 @@ def test_a_modality_needs_a_line(tmp_path: Path) -> None:
 
 def test_a_modality_that_is_null_is_gone() -> None:
     settings, _ = load_settings(["modalities.text=null", "modalities.audio.expert_parameters.width=3"])
-    assert list(settings.named_modalities) == ["visual", "audio"]
+    assert list(settings.named_modalities) == ["visual", "attributes", "audio"]
     assert settings.named_modalities["audio"].expert_parameters == {"width": 3}
     assert from_run_config(to_run_config(settings)) == settings
     assert load_settings(["text_file=null"])[0].named_modalities["text"].file is None
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ["visual", "text", "attributes"]),
+        (["ml-1m", "modalities.text.norm=false"], ["visual", "text", "attributes"]),
+        (["modalities.attributes=null"], ["visual", "text"]),
+        (["visual_file=pictures.npy"], ["visual", "text"]),
+        (["text_file=null"], ["visual", "text"]),
+        (["text_file=noise", "modalities.attributes.file=noise"], ["visual", "text", "attributes"]),
+        (["quick"], ["visual", "text"]),
+        (["data_file=clicks.csv"], ["visual", "text"]),
+        (["data_file=clicks.csv", "item_file=items.csv"], ["visual", "text", "attributes"]),
+    ],
+)
+def test_films_have_attributes_beside_titles(words: list[str], expected: list[str]) -> None:
+    assert list(load_settings(words)[0].named_modalities) == expected
 
 
 def test_the_references_spellings_are_understood(tmp_path: Path) -> None:

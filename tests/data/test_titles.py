@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data.titles import WORD_DIM, Film, split_year, title_features
+from data.titles import WORD_DIM, Film, attribute_features, split_year, title_features, word_features
 
 HEAT = Film("Heat", 1995, ("Action", "Crime"))
 CASINO = Film("Casino", 1995, ("Crime",))
@@ -42,6 +42,17 @@ def test_rows_by_hand() -> None:
     np.testing.assert_allclose(features.values[3, :5], [0, 0, third, third, 0], rtol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(features.values[1:4], axis=1), 1.0, rtol=1e-6)
     assert not features.values[[0, 4, 5]].any()
+
+
+def test_words_and_attributes_apart() -> None:
+    films = [None, HEAT, CASINO, ALIEN, None, NAMELESS]
+    words, attributes = word_features(films), attribute_features(films)
+    assert (words.dim, attributes.dim) == (WORD_DIM, 3 + 2)
+    assert words.present.tolist() == attributes.present.tolist() == [False, True, True, True, False, False]
+    half = np.sqrt(0.5)
+    np.testing.assert_allclose(attributes.values[1], [half**2, half**2, 0, 0, half], rtol=1e-6)
+    together = title_features(films).values * np.sqrt(3)
+    np.testing.assert_allclose(words.values, together[:, 5:], atol=1e-6)
 
 
 def test_films_of_one_genre_and_decade_are_closer() -> None:
