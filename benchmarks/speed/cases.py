@@ -72,7 +72,8 @@ def cases(engines: Sequence[str], data_dir: Path | None = None) -> list[Case]:
         folder = None if data_dir is None else (data_dir / name).resolve()
         if folder is not None and not folder.is_dir():
             raise FedMoEError(f"--data-dir: {folder} is no folder - name the folder that holds ml-1m and ml-100k")
-        words = f"{name} {_TIMED}" if folder is None else f"{name} data.data_dir={folder} {_TIMED}"
+        one_expert = f"{name} modalities.attributes=null {_TIMED}"
+        words = one_expert if folder is None else f"{one_expert} data.data_dir={folder}"
         found.append(Case(name, words, clients, tuple(engines)))
     ours = tuple(engine for engine in OURS if engine in engines)
     for users in USERS:
