@@ -93,7 +93,7 @@ class GuardSettings(Section):
 class FederationSettings(Section):
     """What the server does: rounds, cohorts, strategy and aggregation schedule."""
 
-    num_rounds: Count = Field(700, description="rounds")
+    num_rounds: Count = Field(300, description="rounds")
     client_fraction: Fraction = Field(0.05, description="share of the clients in a round")
     min_reply_fraction: Fraction = Field(
         0.5, description="a round fails, and leaves the model as it was, if a smaller share of its clients replied"
@@ -103,13 +103,13 @@ class FederationSettings(Section):
     )
     strategy: str = Field("fedadam", description="a strategy of Flower by name, or package.module:Class")
     strategy_parameters: dict[str, Any] = Field(
-        {"eta": 0.005, "tau": 1e-6}, description="arguments of the strategy; none where you name a strategy of your own"
+        {"eta": 0.0076, "tau": 1e-6}, description="arguments of the strategy; none where you name a strategy of your own"
     )
     server_schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="course of the strategy's server learning rate over the rounds"
     )
     warmup_rounds: CountOrZero = Field(
-        70, description="rounds at the start in which the groups of 'warmup' are aggregated"
+        30, description="rounds at the start in which the groups of 'warmup' are aggregated"
     )
     warmup: Groups = Field(GROUPS, description="groups aggregated during the warm-up, or 'all'")
     shared: Groups = Field(
@@ -119,11 +119,11 @@ class FederationSettings(Section):
     item_updates: Literal["auto", "dense"] = Field(
         "auto", description="what a client sends of the item table; auto: its touched rows where that is smaller"
     )
-    evaluate_every: CountOrZero = Field(35, description="rounds between evaluations; 0: only at the end")
+    evaluate_every: CountOrZero = Field(30, description="rounds between evaluations; 0: only at the end")
     evaluate_clients: CountOrZero = Field(0, description="clients of these evaluations, a fixed sample; 0: all")
     patience: CountOrZero = Field(10, description="evaluations without a better NDCG@10 before stopping; 0: never")
     checkpoint_every: CountOrZero | None = Field(
-        None, description="rounds between checkpoints; 0: only at the end; null: 70, and 1 in a deployment"
+        None, description="rounds between checkpoints; 0: only at the end; null: 30, and 1 in a deployment"
     )
     guards: GuardSettings = GuardSettings()
 

@@ -15,12 +15,16 @@ from numpy.typing import NDArray
 from fedmoe.section import Section
 from fedmoe.settings import FederationSettings, Settings
 
-PASSES = 35  # rounds that a client takes part in
+PASSES = 15  # rounds that a client takes part in, where there are ENOUGH; up to MOST_PASSES where there are fewer
+MOST_PASSES = 35
+ENOUGH = 300
 LEAST_COHORT = 47  # clients a round: the 5% of MovieLens-100K, for which the learning rates were chosen
 MOST_TRAININGS = 200_000  # of clients in all rounds: some five to ten minutes on two cores, without evaluations
 SAMPLE = 1_000  # users of an evaluation during training, where there are more than twice as many
-LONG = 700  # rounds for which the server's learning rate was chosen
+LONG = 700  # rounds from which on FedAdam's learning rate is RATE
+RATE = 0.005
 LARGEST_RATE = 0.05
+EVALUATIONS = 10
 FEW = 100  # fewer rounds than this train on all windows, twice, with content in the item vectors
 HOPELESS_PASSES = 5.0
 HOPELESS_WAY = 0.15  # sum of the server's learning rates: about how far a parameter can move
@@ -47,17 +51,17 @@ def with_defaults(settings: Settings, size: Size) -> Settings:
     rounds = federation.num_rounds
     chosen: dict[str, Any] = {
         "client_fraction": _fraction(rounds, size.users, federation.client_fraction),
-        "evaluate_every": max(1, rounds // 20 if rounds >= FEW else ceil(rounds / 6)),
+        "evaluate_every": max(1, rounds // EVALUATIONS if rounds >= FEW else ceil(rounds / 6)),
         "evaluate_clients": SAMPLE if size.users > 2 * SAMPLE else 0,
         "warmup_rounds": max(federation.warmup_rounds, rounds // 10),
     }
-    if rounds > LONG:
+    if rounds > ENOUGH:
         chosen["checkpoint_every"] = rounds // 10
     training: dict[str, Any] = {}
     model: dict[str, Any] = {}
     if federation.strategy == "fedadam" and settings.training.client == "plain" and not settings.privacy.on:
         default = FederationSettings().strategy_parameters
-        chosen["strategy_parameters"] = {**default, "eta": _rate(rounds, default["eta"])}
+        chosen["strategy_parameters"] = {**default, "eta": _rate(rounds)}
         if rounds < FEW:
             training = {"max_windows": 0, "local_epochs": 2}
             model = {"item_representation": "id+content"}
@@ -75,15 +79,16 @@ def _changed(section: Section, chosen: dict[str, Any]) -> Any:
 
 
 def _fraction(rounds: int, users: int, default: float) -> float:
-    """Return the share with which a client takes part in PASSES rounds, within the bounds on cohort and work."""
-    wanted = min(PASSES * users, max(MOST_TRAININGS, LEAST_COHORT * rounds)) / rounds
+    """Return the share with which a client takes part often enough, within the bounds on cohort and work."""
+    passes = min(MOST_PASSES, PASSES * max(1.0, ENOUGH / rounds))
+    wanted = min(passes * users, max(MOST_TRAININGS, LEAST_COHORT * rounds)) / rounds
     cohort = min(users, max(LEAST_COHORT, round(wanted)))
     return default if int(default * users) == cohort else cohort / users
 
 
-def _rate(rounds: int, default: float) -> float:
+def _rate(rounds: int) -> float:
     """Return FedAdam's learning rate: fewer steps must be larger ones, by the root of the rounds that are missing."""
-    return default if rounds >= LONG else min(LARGEST_RATE, float(f"{default * sqrt(LONG / rounds):.2g}"))
+    return RATE if rounds >= LONG else min(LARGEST_RATE, float(f"{RATE * sqrt(LONG / rounds):.2g}"))
 
 
 def passes(settings: Settings, size: Size) -> float:
@@ -117,7 +122,7 @@ def hopeless(settings: Settings) -> list[str]:
             f"{settings.training.local_epochs} train each client {each:.1f} times: hardly more than popularity comes "
             f"of fewer than {HOPELESS_PASSES:.0f} - raise num_rounds or client_fraction"
         )
-    eta, default = federation.strategy_parameters.get("eta"), _rate(federation.num_rounds, 0.005)
+    eta, default = federation.strategy_parameters.get("eta"), _rate(federation.num_rounds)
     if federation.strategy == "fedadam" and isinstance(eta, int | float) and eta < default:
         way = eta * federation.num_rounds * (0.5 if federation.server_schedule == "cosine" else 1.0)
         if way < HOPELESS_WAY:

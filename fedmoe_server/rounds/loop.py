@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from fedmoe_server.rounds.secure import SecureRounds
     from strategies.sums.layer import ExactSums
 
-CHECKPOINT_EVERY = 70  # rounds, unless the settings say otherwise
+CHECKPOINT_EVERY = 30  # rounds, unless the settings say otherwise
 LARGEST_NORM = 1e300  # JSON has no infinity
 T = TypeVar("T")
 

@@ -40,7 +40,7 @@ def test_few_rounds_are_of_all_clients_with_more_work_and_larger_steps() -> None
 
 def test_many_users_are_met_less_often_and_sampled() -> None:
     federation = planned(BEAUTY).federation
-    assert cohort_of(planned(BEAUTY), BEAUTY) == 286  # 200,000 trainings in 700 rounds
+    assert cohort_of(planned(BEAUTY), BEAUTY) == 667  # 200,000 trainings in 300 rounds
     assert federation.evaluate_clients == 1000
     # Training alone takes some five minutes; ranking 12,101 items for everybody, twice on two splits, takes longer.
     assert 600 < expected_seconds(planned(BEAUTY, "engine=vectorized", "hosts=2"), BEAUTY, 1) < 2400  # one core or two
@@ -50,7 +50,8 @@ def test_many_users_are_met_less_often_and_sampled() -> None:
 
 def test_long_runs_are_evaluated_as_often() -> None:
     federation = planned(ML_100K, "num_rounds=3200").federation
-    assert (federation.evaluate_every, federation.checkpoint_every, federation.warmup_rounds) == (160, 320, 320)
+    assert (federation.evaluate_every, federation.checkpoint_every, federation.warmup_rounds) == (320, 320, 320)
+    assert federation.strategy_parameters["eta"] == 0.005
 
 
 def test_what_was_given_stays() -> None:
@@ -82,8 +83,8 @@ def test_a_hopeless_run_is_told_why() -> None:
 
 def test_the_plan_says_clients_passes_time_and_bytes() -> None:
     lines = " ".join(plan_lines(planned(ML_100K, "hosts=1"), ML_100K, ["text"], 1_000_000))
-    assert "700 rounds of 47 of 943 clients, fedadam with learning rate 0.005; experts: text" in lines
-    assert "evaluated 20 times on 943 users" in lines and "on 1 idle cores" in lines and "33 GB to clients" in lines
+    assert "300 rounds of 47 of 943 clients, fedadam with learning rate 0.0076; experts: text" in lines
+    assert "evaluated 10 times on 943 users" in lines and "on 1 idle cores" in lines and "14 GB to clients" in lines
 
 
 @pytest.mark.parametrize(
