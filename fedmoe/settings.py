@@ -67,6 +67,7 @@ class ModelSettings(Section):
     memory_decay: NonNegative = Field(
         5.0, description="matching experts: later items with which an item's weight falls to 1/e; 0: it does not"
     )
+    memory_floor: NonNegative = Field(4.0, description="matching experts: weight of an item, plus exp(likeness)")
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -103,7 +104,8 @@ class FederationSettings(Section):
     )
     strategy: str = Field("fedadam", description="a strategy of Flower by name, or package.module:Class")
     strategy_parameters: dict[str, Any] = Field(
-        {"eta": 0.0076, "tau": 1e-6}, description="arguments of the strategy; none where you name a strategy of your own"
+        {"eta": 0.0076, "tau": 1e-6},
+        description="arguments of the strategy; none where you name a strategy of your own",
     )
     server_schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="course of the strategy's server learning rate over the rounds"

@@ -130,7 +130,7 @@ class AttentionExpert(Expert):
     key: nn.Linear
     value: nn.Linear
     output: nn.Module
-    heads, decay = 1, 0.0
+    heads, decay, floor = 1, 0.0, 0.0
 
     def queries(self, items: Tensor, vectors: Tensor) -> Tensor:
         """Ask with the items' features."""
@@ -147,22 +147,26 @@ class AttentionExpert(Expert):
         usable = usable_memory(candidates, memory, self.features.present)
         shown = self.features.values[memory.items]
         value = self.values(shown, vectors)
-        mixed, has_view = attend(queries, self.key(shown), value, usable, memory, self.heads, self.decay)
+        how = self.heads, self.decay, self.floor
+        mixed, has_view = attend(queries, self.key(shown), value, usable, memory, *how)
         return self.output(mixed), has_view
 
 
 class MatchingExpert(AttentionExpert):
     """Attention by likeness: recent items of the memory whose features are like the candidate's.
 
-    The weight of an item is a softmax of ``(W_q f_candidate + b) . (W_k f_item) / sqrt(A) - age / decay``, where W_q
-    and W_k begin as the same principal axes of the features, so that the product begins as ``SHARPNESS`` times their
-    cosine. The view is the so weighted mean of the item vectors themselves: the modality says which items of the memory
-    speak for the candidate, and what they say, all users have taught them.
+    The weight of an item is ``(exp(likeness) + floor) * exp(-age / decay)``, over the sum of all, with the likeness
+    ``(W_q f_candidate + b) . (W_k f_item) / sqrt(A)``. W_q and W_k begin as the same principal axes of the features, so
+    that it begins as ``SHARPNESS`` times their cosine. Without the floor what was met last hardly counts where older
+    items are alike.
+
+    The view is the so weighted mean of the item vectors themselves: the modality says which items of the memory speak
+    for the candidate, and what they say, all users have taught them.
     """
 
     def __init__(self, features: FixedFeatures, settings: ModelSettings) -> None:
         super().__init__(features)
-        size, self.decay = settings.attention_dim, settings.memory_decay
+        size, self.decay, self.floor = settings.attention_dim, settings.memory_decay, settings.memory_floor
         self.query = nn.Linear(features.dim, size)
         self.key = nn.Linear(features.dim, size, bias=False)  # a bias would be the same for all items
         with torch.no_grad():
@@ -217,13 +221,20 @@ EXPERTS = Kind(
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, usable: Tensor, memory: Memory, heads: int, decay: float = 0.0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    usable: Tensor,
+    memory: Memory,
+    heads: int,
+    decay: float = 0.0,
+    floor: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Multi-head attention of every candidate over every segment's memory; where nothing is usable, zero.
 
     query ``[B, N, A]``, key ``[B, C, A]``, value ``[B, C, D]``, usable bool ``[B, C, N]`` -> what was attended to
     ``[B, M, N, D]``, and where there was anything, bool ``[B, M, N]``. decay: an item's weight falls to 1/e with so
-    many later items; 0: never.
+    many later items; 0: never. floor: added to the exponential of every logit; 0: a softmax.
 
     The logits do not depend on the segment. So the exponentials are taken once, the numerator and (as one more
     column of ones) the denominator of the softmax are summed once a block, and a segment adds up its blocks. Items fade
@@ -231,13 +242,14 @@ def attend(
     """
     query, key, value = (_split_heads(tensor, heads) for tensor in (query, key, value))
     logits = key @ (query * query.shape[-1] ** -0.5).transpose(2, 3)  # [B, H, C, N]
+    functional.hardtanh_(logits.detach(), -_REACH, _REACH)  # behind autograd's back: the reach is not met
+    counted, kept = usable.unsqueeze(1).to(logits.dtype), 1.0  # kept: of an item's weight, a block later
     if decay:
         place = torch.arange(logits.shape[2], device=logits.device, dtype=logits.dtype) % memory.block
-        logits = logits + ((place - (memory.block - 1)) / decay).unsqueeze(1)
-    # In place and behind autograd's back: what exp turns into 0 has no gradient either, and the reach is not met.
-    functional.hardtanh_(logits.detach(), -_REACH, _REACH).masked_fill_(~usable.unsqueeze(1), -torch.inf)
-    kept = exp(-memory.block / decay) if decay else 1.0  # of an item's weight, a block later
-    summed = _sum_segments(logits.exp(), functional.pad(value, (0, 1), value=1.0), memory, kept)
+        counted = counted * ((place - (memory.block - 1)) / decay).exp().unsqueeze(1)
+        kept = exp(-memory.block / decay)
+    weights = (logits.exp() + floor if floor else logits.exp()) * counted
+    summed = _sum_segments(weights, functional.pad(value, (0, 1), value=1.0), memory, kept)
     numerator, total = torch.split(summed, [value.shape[-1], 1], dim=-1)
     attended = numerator * total.clamp_min(torch.finfo(value.dtype).tiny).reciprocal()  # [B, H, M, N, D / H]
     return attended.permute(0, 2, 3, 1, 4).flatten(3), total[:, 0, ..., 0] > 0

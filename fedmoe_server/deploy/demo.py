@@ -27,8 +27,8 @@ from fedmoe_server.report.run_folder import add_baseline, federated_metrics
 # A client has hundreds of users and trains on all of them, so few rounds do, and their plain mean is the new model. Its
 # update has a norm of 6 at first, and what secure aggregation cuts must be longer.
 SETTINGS = (
-    "ml-100k name=demo modalities.attributes=null num_rounds={rounds} client_fraction=1 min_clients={clients} evaluate_every=0 "
-    "warmup_rounds={rounds} warmup=all shared=all strategy=fedavg privacy.update_norm=20"
+    "ml-100k name=demo modalities.attributes=null num_rounds={rounds} client_fraction=1 min_clients={clients} "
+    "evaluate_every=0 warmup_rounds={rounds} warmup=all shared=all strategy=fedavg privacy.update_norm=20"
 )
 WATCHED = 5  # films shown of the user's history
 

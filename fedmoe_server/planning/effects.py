@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from fedmoe.settings import PrivacySettings, Settings
 
 _EXPERTS = (
-    *("experts", "fusion", "gate_init", "attention_dim", "memory_size", "memory_refresh", "memory_decay"),
+    *(
+        "experts",
+        "fusion",
+        "gate_init",
+        "attention_dim",
+        "memory_size",
+        "memory_refresh",
+        "memory_decay",
+        "memory_floor",
+    ),
     "norm_sequence",
 )
 

@@ -15,9 +15,9 @@ FEATURES = FixedFeatures(
 )
 
 
-def view_of(candidate: int, items: list[int], decay: float) -> torch.Tensor:
+def view_of(candidate: int, items: list[int], decay: float, floor: float = 0.0) -> torch.Tensor:
     """The view of an expert for which the vector of item i is (i, 0): its first entry."""
-    expert = MatchingExpert(FEATURES, ModelSettings(attention_dim=2, memory_decay=decay))
+    expert = MatchingExpert(FEATURES, ModelSettings(attention_dim=2, memory_decay=decay, memory_floor=floor))
     memory = Memory(torch.tensor([items]), torch.zeros(1, 1, dtype=torch.int64), len(items), 1)
     candidates = torch.tensor([[candidate]])
     vectors = torch.stack([memory.items, torch.zeros_like(memory.items)], dim=-1).float()
@@ -41,8 +41,15 @@ def test_recent_items_count() -> None:
     np.testing.assert_allclose(view_of(2, [1, 0, 3], decay=5.0), expected, rtol=1e-5)
 
 
+def test_with_a_floor_unlike_items_count_too_but_not_the_candidate() -> None:
+    # Item 4 is the candidate's opposite and the latest; the candidate itself, 2, does not count; 1 is at right angles.
+    weights = np.array([(1 + 3) * np.exp(-2 / 5), np.exp(-SHARPNESS) + 3])
+    expected = (weights @ [1, 4]) / weights.sum()
+    np.testing.assert_allclose(view_of(2, [1, 2, 4], decay=5.0, floor=3.0), expected, rtol=1e-5)
+
+
 def test_what_the_memory_says_trains_the_items() -> None:
-    expert = MatchingExpert(FEATURES, ModelSettings(attention_dim=2, memory_decay=5.0))
+    expert = MatchingExpert(FEATURES, ModelSettings(attention_dim=2, memory_decay=5.0, memory_floor=0.0))
     memory = Memory(torch.tensor([[1, 2]]), torch.zeros(1, 1, dtype=torch.int64), 2, 1)
     candidates, vectors = torch.tensor([[4]]), torch.ones(1, 2, 3, requires_grad=True)
     expert(candidates, expert.queries(candidates, torch.zeros(1, 1, 3)), memory, vectors)[0].sum().backward()
