@@ -3,6 +3,9 @@
 What a column holds is told by its content, or by ``data.item_columns``. Paths end as pictures do. Attributes are what
 many items have in common: numbers, and words or lists (``Drama|Crime``) whose parts occur three times on average. The
 rest is text. A column that is empty, or says the same of all items, says nothing and is left out.
+
+A table of interactions, which has a column of users, may hold what is known of the items too: each item counts once,
+and columns that differ between its rows are not of the item.
 """
 
 from __future__ import annotations
@@ -64,8 +67,11 @@ def read_items(path: Path, item_ids: Sequence[str], settings: DataSettings) -> I
 
     Raises FedMoEError if it cannot be read, has no column of ids, names an item twice, or is of other items.
     """
+    left_out: list[str] = []
     columns = read_columns(path)
     name = _id_column(path, columns, settings.item_column)
+    if settings.user_column in columns:
+        columns, left_out = _once_each(columns, name)
     rows = _rows_of(path, columns.pop(name), item_ids)
     columns = {other: [values[row] if row >= 0 else "" for row in rows] for other, values in columns.items()}
     if unknown := set(settings.item_columns) - set(columns):
@@ -85,12 +91,13 @@ def read_items(path: Path, item_ids: Sequence[str], settings: DataSettings) -> I
     none: list[Any] = [None] * len(item_ids)
     known = int((rows >= 0).sum())
     kinds = [f"{column}: {kind}" for column, kind in holds.items()]
+    differing = f"; columns that are not of the items: {', '.join(left_out)}" if left_out else ""
     return ItemTable(
         texts,
         [tuple(part for column in parts for part in column[row]) for row in range(len(item_ids))],
         pictures[0] if pictures else none,
         holds,
-        f"{path.name} has {known} of the {len(item_ids) - 1} items ({', '.join(kinds)})",
+        f"{path.name} has {known} of the {len(item_ids) - 1} items ({', '.join(kinds)}{differing})",
     )
 
 
@@ -148,6 +155,18 @@ def _id_column(path: Path, columns: Mapping[str, Any], wanted: str) -> str:
         f"{path}: has no column '{wanted}', 'item_id' or 'id'{nearest(wanted, columns)}; it has "
         f"{', '.join(columns)[:200]} - call the column of ids as data.item_column says"
     )
+
+
+def _once_each(columns: Mapping[str, list[str]], name: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Return a table's columns with one row for each item of the column ``name``, and the columns that are left out."""
+    first: dict[str, int] = {}
+    of_item = [first.setdefault(item, row) for row, item in enumerate(columns[name])]
+    same = {
+        other: all(cell == cells[row] for cell, row in zip(cells, of_item, strict=True))
+        for other, cells in columns.items()
+    }
+    kept = {other: [cells[row] for row in first.values()] for other, cells in columns.items() if same[other]}
+    return kept, [other for other in columns if not same[other]]
 
 
 def _rows_of(path: Path, ids: Sequence[str], item_ids: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -104,6 +104,25 @@ def test_a_wrong_table_is_one_clear_line(tmp_path: Path, table: str, complaint: 
         read_items(tmp_path / "items.csv", IDS, DataSettings())
 
 
+def test_a_table_of_interactions_says_of_items_what_does_not_differ(tmp_path: Path) -> None:
+    rows = [
+        ("u1", "i0", 5, "Heat", "Crime|Drama"),
+        ("u2", "i1", 3, "Alien", "Horror"),
+        ("u2", "i0", 4, "Heat", "Crime|Drama"),
+    ]
+    lines = ["who,item_id,rating,title,kinds", *(",".join(map(str, row)) for row in rows)]
+    (tmp_path / "all.csv").write_text("\n".join(lines) + "\n")
+    settings = DataSettings(
+        item_file=Path("x"), user_column="who", item_columns={"title": "text", "kinds": "attributes"}
+    )
+    found = read_items(tmp_path / "all.csv", ["", "i0", "i1"], settings)
+    assert found.texts == ["", "Heat", "Alien"]
+    assert found.attributes == [(), ("kinds=Crime", "kinds=Drama"), ("kinds=Horror",)]
+    assert "columns that are not of the items: who, rating" in found.reading
+    with pytest.raises(FedMoEError, match="item i0 is in row 1 and in row 3"):  # users are called otherwise
+        read_items(tmp_path / "all.csv", ["", "i0", "i1"], DataSettings())
+
+
 def test_an_unknown_column_is_named(shop: Path) -> None:
     with pytest.raises(FedMoEError, match=r"no column 'nam' - did you mean 'name'"):
         read_items(shop / "items.csv", IDS, DataSettings(item_file=Path("x"), item_columns={"nam": "text"}))
