@@ -79,6 +79,7 @@ def window_memory(context: Tensor, length: int, size: int, refresh: int) -> Memo
 
     The input at a position is met when its target is predicted, so a segment may use its first position's input.
     """
+    size = min(size, -(-context.shape[1] // refresh) * refresh)  # more than there is would be padding
     first = (context[:, -length:] > 0).long().argmax(dim=1, keepdim=True)  # [B, 1], position of the first item
     positions = torch.arange(length, device=context.device)
     segment = ((positions - first) // refresh).clamp_min(0)

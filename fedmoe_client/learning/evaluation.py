@@ -70,7 +70,8 @@ def scores_of(
 
     Raises ValueError if a score is not a number.
     """
-    scores = scorer(np.stack([_last(context, context_length) for context, _ in parts]), candidates)
+    length = min(context_length, max(len(context) for context, _ in parts))  # beyond it all is padding
+    scores = scorer(np.stack([_last(context, length) for context, _ in parts]), candidates)
     if np.isnan(scores).any():
         user = users[int(np.isnan(scores).any(axis=1).argmax())]
         raise ValueError(f"the model gives user {user} a score that is not a number")

@@ -76,10 +76,12 @@ def window_batches(
     """Yield one epoch of a user's windows, in random order, or of as many as ``max_windows`` allows.
 
     items: its training part, oldest first. Negatives are drawn from the items outside the training part alone: leaving
-    out the validation or the test item as well would tell which they are.
+    out the validation or the test item as well would tell which they are. What is padding in all windows of a batch is
+    cut off: a short history costs what it holds.
     """
     windows = packed_windows(items, model.max_seq_len, training.windows, rng)
-    context = with_earlier_items(windows, items, model.memory_size if model.mixture else 0)
+    earlier = model.memory_size if model.mixture else 0
+    context = with_earlier_items(windows, items, earlier)
     excluded = pool.excluded(items)
     order = _chosen(len(windows), training.max_windows, rng)
     for chosen in np.split(order, range(training.batch_size, len(order), training.batch_size)):
@@ -87,7 +89,16 @@ def window_batches(
         if training.loss != "softmax":
             drawn = pool.draw(rng, excluded, len(chosen) * training.num_negatives)
             negatives = _tensor(drawn.reshape(len(chosen), training.num_negatives), device)
-        yield WindowBatch(_tensor(context[chosen], device), _tensor(windows.targets[chosen], device), negatives)
+        before = _rounded(windows.starts[chosen], model.memory_refresh, earlier)
+        length = _rounded((windows.targets[chosen] > 0).sum(axis=1), model.memory_refresh, model.max_seq_len)
+        inputs = context[chosen][:, -length:]
+        used = np.concatenate([context[chosen][:, earlier - before : earlier], inputs], axis=1)
+        yield WindowBatch(_tensor(used, device), _tensor(windows.targets[chosen][:, -length:], device), negatives)
+
+
+def _rounded(counts: NDArray[np.int64], step: int, most: int) -> int:
+    """Return the largest of some counts, up to the next multiple of ``step``: few sizes make stacks of many clients."""
+    return min(-(-int(counts.max()) // step) * step, most)
 
 
 def _chosen(count: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -47,9 +47,9 @@ class Member:
     own: Mapping[str, Tensor]
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Windows of each of its steps."""
-        return tuple(len(batch.context) for batch in self.steps.batches)
+    def shape(self) -> tuple[tuple[int, ...], ...]:
+        """Windows, positions with earlier items, and positions of each of its steps."""
+        return tuple((*batch.context.shape, batch.targets.shape[1]) for batch in self.steps.batches)
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,12 @@ def stacks_of(members: Sequence[Member], windows: int) -> Iterator[list[Member]]
 
     Clients of a shape are shared out evenly: a small stack for the last few would cost nearly as much as a full one.
     """
-    by_shape: dict[tuple[int, ...], list[Member]] = defaultdict(list)
+    by_shape: dict[tuple[tuple[int, ...], ...], list[Member]] = defaultdict(list)
     for member in members:
         by_shape[member.shape].append(member)
     for shape, alike in sorted(by_shape.items()):
-        stacks = min(max(1, round(len(alike) * max(shape) / windows)), len(alike))
+        most = max(count for count, _, _ in shape)
+        stacks = min(max(1, round(len(alike) * most / windows)), len(alike))
         for number in range(stacks):
             yield alike[number * len(alike) // stacks : (number + 1) * len(alike) // stacks]
 

@@ -55,7 +55,7 @@ def test_the_context_ends_before_the_new_item() -> None:
         return np.zeros(candidates.shape, np.float32)
 
     new_item_ranks(scorer, data(), [1], 4)
-    assert seen == [[[0, 0, 2, 3]]]
+    assert seen == [[[2, 3]]]
     with pytest.raises(ValueError, match="gives user 1 a score that is not a number"):
         new_item_ranks(lambda contexts, candidates: np.full(candidates.shape, np.nan, np.float32), data(), [1], 4)
 

@@ -213,7 +213,8 @@ def test_what_cannot_be_stacked_is_said(words: str, shared: list[str], complaint
 
 def test_stacks_hold_clients_of_one_shape() -> None:
     def member(client: int, *windows: int) -> Member:
-        batches: list[Any] = [type("Batch", (), {"context": torch.zeros(count, 3)}) for count in windows]
+        ids = [(torch.zeros(count, 3), torch.zeros(count, 2)) for count in windows]
+        batches: list[Any] = [type("Batch", (), {"context": context, "targets": targets}) for context, targets in ids]
         return Member(client, LocalSteps(batches, 1, 0), {})
 
     members = [member(0, 2), member(1, 1), member(2, 2), member(3, 2), member(4, 9), member(5, 2, 1)]

@@ -76,10 +76,32 @@ def test_an_epoch_trains_every_target_once_and_never_on_a_later_item(
         for context, row in zip(part.context.numpy(), part.targets.numpy(), strict=True):
             place = {int(item): index for index, item in enumerate(items)}
             for position in np.flatnonzero(row):
-                before = context[: len(context) - size + position + 1]
+                before = context[: len(context) - part.targets.shape[1] + position + 1]
                 assert max(place[int(item)] for item in before if item) == place[int(row[position])] - 1
             targets += row[row > 0].tolist()
     assert sorted(targets) == sorted(items[1:].tolist())
+
+
+@pytest.mark.parametrize(
+    "words", ["", "mixture=false", "memory_floor=0 experts=attention", "max_seq_len=10 memory_size=9"]
+)
+def test_what_is_cut_off_was_padding(small, words: str) -> None:  # type: ignore[no-untyped-def]
+    settings, model, _ = small(*words.split(), "batch_size=1")
+    length, earlier = settings.model.max_seq_len, settings.model.memory_size * settings.model.mixture
+    cut = 0
+    for count in range(2, 17):
+        items = np.random.default_rng(count).permutation(60)[:count].astype(np.int32) + 1
+        windows = packed_windows(items, length)
+        whole = torch.from_numpy(with_earlier_items(windows, items, earlier).astype(np.int64))
+        for batch in batches(items, settings):
+            (place,) = np.flatnonzero(windows.targets[:, -1] == int(batch.targets[0, -1]))
+            found = model(batch.context, batch.targets.shape[1], batch.negatives).scores[0]
+            padded = model(whole[place, None], length, batch.negatives).scores[0, -len(found) :]
+            valid = batch.targets[0] > 0
+            assert int(valid.sum()) == (windows.targets[place] > 0).sum()
+            torch.testing.assert_close(found[valid], padded[valid], atol=1e-5, rtol=1e-5)
+            cut += whole.shape[1] - batch.context.shape[1]
+    assert cut > 0
 
 
 def test_an_epoch_has_at_most_so_many_windows_the_latest_and_others_each_time() -> None:
