@@ -269,6 +269,8 @@ def _sum_segments(weights: Tensor, value: Tensor, memory: Memory, kept: float) -
     batch, heads = weights.shape[:2]
     blocked = weights.view(batch, heads, -1, memory.block, weights.shape[-1])  # [B, H, blocks, R, N]
     blocks = blocked.transpose(3, 4) @ value.reshape(batch, heads, -1, memory.block, value.shape[-1])
+    if memory.segments == memory.blocks == 1:
+        return blocks
     each = blocks.unbind(dim=2)
     return torch.stack([_faded_sum(each[m : m + memory.blocks], kept) for m in range(memory.segments)], dim=2)
 
