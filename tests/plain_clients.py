@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from data.registry import load_dataset
-from data.sampling import training_part
+from data.sampling import Negatives, training_part
 from fedmoe.loading import load_settings
-from fedmoe_client.learning.optimizers import clip_gradients
-from fedmoe_client.learning.training import LocalSteps, draw_steps
+from fedmoe.settings import Settings
+from fedmoe_client.learning.additions import Proximal
+from fedmoe_client.learning.training import LocalSteps, Outcome, clip_gradients, draw_steps, train_steps
 from fedmoe_client.learning.workbench import Workbench
 from fedmoe_client.store.private import NamedArrays
 from model.losses import objective
+from model.residual_moe import ResidualMoE
 
 Gradients = Callable[[str, torch.nn.Parameter], torch.Tensor | float]
 
@@ -41,3 +45,17 @@ def local_sgd(
                 gradient = 0.0 if parameter.grad is None else parameter.grad
                 parameter -= bench.settings.training.learning_rate * (gradient + more(name, parameter))
     return bench.take(bench.names), steps
+
+
+def train_locally(
+    model: ResidualMoE,
+    items: NDArray[np.int32],
+    settings: Settings,
+    client: int,
+    server_round: int,
+    proximal: Proximal | None = None,
+) -> Outcome:
+    """Draw a user's steps and train the whole model in place: what all other ways of training must agree with."""
+    device = next(model.parameters()).device
+    steps = draw_steps(items, Negatives(model.num_items), settings, client, server_round, device)
+    return train_steps(model, steps, settings.training, server_round, [] if proximal is None else [proximal])

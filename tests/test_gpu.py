@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from plain_clients import train_locally
 
 import sim
 from data.registry import load_dataset
 from data.sampling import training_part
 from fedmoe.loading import load_settings
-from fedmoe_client.learning.training import train_locally
 from fedmoe_client.learning.workbench import Workbench
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")

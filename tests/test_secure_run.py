@@ -17,6 +17,7 @@ from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings
 from fedmoe.secure.phases import PHASES
 from fedmoe_client.store.folder import StateFolder
+from fedmoe_server.report.report import write_report
 from fedmoe_server.report.run_folder import RESULT
 
 USERS = 5
@@ -82,9 +83,8 @@ def test_a_secure_run_equals_the_simulation(tmp_path: Path) -> None:
     assert arrays_of(runs[0]) == arrays_of(runs[1])
     for split in ("validation", "test"):
         assert results(runs[0])[split] == results(runs[1])[split]
-    seen = [
-        (run / "report.md").read_text().partition("## What the server saw\n\n")[2].partition("\n")[0] for run in runs
-    ]
+    texts = [write_report(run).read_text() for run in runs]
+    seen = [text.partition("## What the server saw\n\n")[2].partition("\n")[0] for text in texts]
     assert seen[0].startswith("Secure aggregation: the server sees sums over at least 3 clients")
     assert seen[1] == ""
     kinds = {message.metadata.message_type for message in secure.sent}

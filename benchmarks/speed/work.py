@@ -13,14 +13,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from data.dataset import Dataset
 from data.registry import load_dataset
 from data.sampling import training_part
 from fedmoe.loading import settings_from
 from fedmoe.settings import Settings
-from fedmoe_client.learning.optimizers import make_optimizer
-from fedmoe_client.learning.training import draw_steps
+from fedmoe_client.learning.training import decayed, draw_steps, optimizer_over
 from model.build import build_model
 from model.losses import WindowBatch, objective
 from model.residual_moe import ResidualMoE
@@ -60,8 +61,14 @@ def client_windows(dataset: Dataset, settings: Settings, server_round: int, clie
 def joined(batches: Sequence[WindowBatch]) -> WindowBatch:
     """Return several batches as one."""
     negatives = [batch.negatives for batch in batches if batch.negatives is not None]
-    context, targets = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("context", "targets"))
+    context, targets = (_padded([getattr(batch, name) for batch in batches]) for name in ("context", "targets"))
     return WindowBatch(context, targets, torch.cat(negatives) if negatives else None)
+
+
+def _padded(ids: Sequence[Tensor]) -> Tensor:
+    """Return ids ``[B, ...]`` of several batches as one, as wide as the widest, with padding on the left."""
+    width = max(each.shape[1] for each in ids)
+    return torch.cat([functional.pad(each, (width - each.shape[1], 0)) for each in ids])
 
 
 def parts(batch: WindowBatch, size: int) -> Iterator[WindowBatch]:
@@ -93,7 +100,9 @@ def main() -> None:
 
 def train(model: ResidualMoE, settings: Settings, windows: WindowBatch, size: int) -> tuple[float, float]:
     """Make one pass over windows in batches of ``size``; return when it began and ended."""
-    optimizer = make_optimizer(model, settings.training, settings.training.learning_rate)
+    optimizer = optimizer_over(
+        dict(model.named_parameters()), decayed(model), settings.training, settings.training.learning_rate
+    )
     model.train()
     begun = time.time()
     for batch in parts(windows, size):

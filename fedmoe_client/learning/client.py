@@ -29,6 +29,7 @@ from torch import Tensor
 from data.sampling import generator, training_part
 from fedmoe import wire
 from fedmoe_client.app import received
+from fedmoe_client.learning.additions import Addition, Proximal
 from fedmoe_client.learning.evaluation import Histories
 from fedmoe_client.learning.own_client import (
     TABLE,
@@ -41,10 +42,8 @@ from fedmoe_client.learning.own_client import (
 )
 from fedmoe_client.learning.private_reply import ASKED, SUM_BITS, noise_stream, private_reply
 from fedmoe_client.learning.training import (
-    Addition,
     LocalSteps,
     Outcome,
-    Proximal,
     draw_steps,
     load,
     renumbered,

@@ -24,8 +24,9 @@ from fedmoe.components import Kind
 from fedmoe.errors import FedMoEError
 from fedmoe.metrics import catalogue_metrics
 from fedmoe.settings import Settings
+from fedmoe_client.learning.additions import Addition
 from fedmoe_client.learning.private_reply import ASKED
-from fedmoe_client.learning.training import Addition, LocalSteps, Outcome, warmed_up
+from fedmoe_client.learning.training import LocalSteps, Outcome, warmed_up
 from fedmoe_client.store.private import NamedArrays
 
 TABLE = "items.ids.weight"

@@ -5,19 +5,21 @@ Shapes: B windows, L positions, P earlier items for the experts' memory, n negat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import sqrt
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from data.sampling import Negatives, PackedWindows, generator, packed_windows
 from fedmoe.settings import ModelSettings, Settings, TrainingSettings
-from fedmoe_client.learning.optimizers import clip_gradients, decayed, optimizer_over
+from fedmoe_client.learning.additions import Addition
 from model.losses import Losses, WindowBatch, WindowScores, objective, step_report
 from model.residual_moe import ResidualMoE
 
@@ -154,54 +156,12 @@ def load(parameters: Mapping[str, Tensor], arrays: Mapping[str, NDArray[np.float
             parameters[name].copy_(torch.from_numpy(array))
 
 
-class Addition:
-    """What a training has beside the loss: a term of it, and a word on the gradients before each step."""
-
-    def term(self) -> Tensor | None:
-        """Return a scalar that is added to the loss, or None."""
-        return None
-
-    def step(self) -> None:
-        """Change the clipped gradients before the optimiser's step."""
-
-
-@dataclass(frozen=True)
-class Proximal(Addition):
-    """FedProx (Li et al., MLSys 2020): ``mu / 2 * ||w - w_server||^2`` over the shared parameters."""
-
-    mu: float
-    parameters: Sequence[Tensor]
-    server: list[Tensor]
-
-    def term(self) -> Tensor:
-        """Return the scalar that is added to the loss."""
-        distances = [(own - server).square().sum() for own, server in zip(self.parameters, self.server, strict=True)]
-        return 0.5 * self.mu * torch.stack(distances).sum()
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What a client reports of its training: its weight in the mean, and means over its steps by name."""
 
     weight: int
     metrics: dict[str, float]
-
-
-def train_locally(
-    model: ResidualMoE,
-    items: NDArray[np.int32],
-    settings: Settings,
-    client: int,
-    server_round: int,
-    proximal: Proximal | None = None,
-) -> Outcome:
-    """Draw a user's steps and train the whole model in place: what all other ways of training must agree with.
-
-    Raises FloatingPointError if the loss is not finite.
-    """
-    device = next(model.parameters()).device
-    steps = draw_steps(items, Negatives(model.num_items), settings, client, server_round, device)
-    return train_steps(model, steps, settings.training, server_round, [] if proximal is None else [proximal])
 
 
 def train_steps(
@@ -235,11 +195,7 @@ def train_steps(
 
 
 def seed_dropout(seed: int, device: torch.device) -> None:
-    """Seed the generator that dropout draws from on a device.
-
-    ``torch.manual_seed`` does it too, but for every kind of device; where there is none of a kind it writes down each
-    time from where it was called.
-    """
+    """Seed the generator that dropout draws from on a device; ``torch.manual_seed`` looks at every kind of device."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
@@ -250,6 +206,79 @@ def warmed_up(training: TrainingSettings, server_round: int) -> float:
     if server_round >= training.learning_rate_warmup_rounds:
         return training.learning_rate
     return training.learning_rate * server_round / training.learning_rate_warmup_rounds
+
+
+class LocalSGD:
+    """Torch's SGD by its function: the class imports, at its first use, two seconds and 70 MB of ``torch.compile``."""
+
+    def __init__(self, groups: Sequence[tuple[Sequence[Tensor], float]], learning_rate: float, momentum: float) -> None:
+        """groups: parameters, and how much they decay."""
+        self._groups: list[tuple[list[Tensor], float, list[Tensor | None]]] = [
+            (list(parameters), decay, [None] * len(parameters)) for parameters, decay in groups
+        ]
+        self._learning_rate, self._momentum = learning_rate, momentum
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameters, _, _ in self._groups:
+            for each in parameters:
+                each.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Take a step along the gradients; a parameter without one stays."""
+        for parameters, decay, velocities in self._groups:
+            places = [place for place, each in enumerate(parameters) if each.grad is not None]
+            moving = [velocities[place] for place in places]
+            sgd(
+                [parameters[place] for place in places],
+                [grad for place in places if (grad := parameters[place].grad) is not None],
+                moving,
+                weight_decay=decay,
+                momentum=self._momentum,
+                lr=self._learning_rate,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+            )
+            for place, velocity in zip(places, moving, strict=True):
+                velocities[place] = velocity
+
+
+Optimizer = LocalSGD | torch.optim.Optimizer
+
+
+@lru_cache(maxsize=1)
+def decayed(model: ResidualMoE) -> set[str]:
+    """Return the names of the parameters that decay: matrices. An item row would move without being trained."""
+    embeddings = {id(parameter) for parameter in model.items.parameters()}
+    return {name for name, each in model.named_parameters() if each.dim() > 1 and id(each) not in embeddings}
+
+
+def optimizer_over(
+    parameters: Mapping[str, Tensor], decay: Collection[str], training: TrainingSettings, learning_rate: float
+) -> Optimizer:
+    """Return a new optimiser of named parameters, of which those in ``decay`` are decayed."""
+    matrices = [each for name, each in parameters.items() if name in decay]
+    others = [each for name, each in parameters.items() if name not in decay]
+    if training.optimizer == "sgd":
+        return LocalSGD([(matrices, training.weight_decay), (others, 0.0)], learning_rate, training.momentum)
+    adam = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
+    groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return adam(groups, lr=learning_rate)
+
+
+def clip_gradients(parameters: Mapping[str, Tensor], training: TrainingSettings) -> float:
+    """Clip the gate's gradient, then the whole gradient's norm; return the gate's gradient as it was."""
+    gate = parameters.get("gate.value")
+    gate_gradient = 0.0
+    if gate is not None and gate.grad is not None:
+        gate_gradient = float(gate.grad)
+        if training.clip_gate:
+            gate.grad.clamp_(-training.clip_gate, training.clip_gate)
+    if training.clip_norm:
+        nn.utils.clip_grad_norm_(parameters.values(), training.clip_norm)
+    return gate_gradient
 
 
 def _report(model: ResidualMoE, losses: Losses, scores: WindowScores, gate_gradient: float) -> dict[str, float]:

@@ -21,10 +21,12 @@ from torch.func import vmap
 from fedmoe.settings import Settings, TrainingSettings
 from fedmoe.wire import NamedArrays, packed_size
 from fedmoe_client.learning.client import ROWS, travels_as_rows
-from fedmoe_client.learning.optimizers import Optimizer, decayed, optimizer_over
 from fedmoe_client.learning.own_client import TABLE
 from fedmoe_client.learning.training import (
     LocalSteps,
+    Optimizer,
+    decayed,
+    optimizer_over,
     renumbered,
     seed_dropout,
     touched_items,

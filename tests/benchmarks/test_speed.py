@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from plain_clients import train_locally
 
 from benchmarks.runs import Kept
 from benchmarks.speed import __main__ as speed
@@ -24,7 +25,6 @@ from benchmarks.speed.process import EngineFailed, Result, memory_of, peak_memor
 from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings, settings_from
-from fedmoe_client.learning.training import train_locally
 from model.build import build_model
 from model.losses import WindowBatch
 from model.losses import objective as real_objective

@@ -11,13 +11,15 @@ from flwr.app import RecordDict
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from plain_clients import train_locally
 
 from data.registry import load_dataset
 from data.sampling import training_part
 from fedmoe.loading import load_settings
 from fedmoe.modalities import GROUPS
+from fedmoe_client.learning.additions import Proximal
 from fedmoe_client.learning.client import ROWS, TABLE, FedMoEClient, in_table, travels_as_rows
-from fedmoe_client.learning.training import Proximal, renumbered, touched_items, train_locally
+from fedmoe_client.learning.training import renumbered, touched_items
 from fedmoe_client.learning.workbench import Workbench
 from fedmoe_client.store.private import InContext
 from model.losses import WindowBatch

@@ -10,14 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from plain_clients import train_locally
 
 from data.sampling import Negatives, packed_windows
 from fedmoe.loading import load_settings
 from fedmoe.settings import Settings, TrainingSettings
-from fedmoe_client.learning.optimizers import clip_gradients, make_optimizer
+from fedmoe_client.learning.additions import Proximal
 from fedmoe_client.learning.training import (
-    Proximal,
-    train_locally,
+    clip_gradients,
+    decayed,
+    optimizer_over,
     warmed_up,
     weight_of,
     window_batches,
@@ -211,7 +213,7 @@ def test_an_item_row_without_gradient_does_not_move(small, optimizer: str) -> No
     before = model.items.ids.weight.detach().clone()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    make_optimizer(model, training, 0.1).step()
+    optimizer_over(dict(model.named_parameters()), decayed(model), training, 0.1).step()
     assert torch.equal(model.items.ids.weight, before)
 
 

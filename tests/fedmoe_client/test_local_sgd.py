@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from fedmoe_client.learning.optimizers import LocalSGD
+from fedmoe_client.learning.training import LocalSGD
 
 
 @pytest.mark.parametrize(("decay", "momentum"), [(0.0, 0.0), (0.1, 0.0), (0.1, 0.9)])
@@ -34,7 +34,7 @@ def test_it_is_torchs_to_the_bit(decay: float, momentum: float) -> None:
 
 def test_training_does_not_import_the_compiler() -> None:
     program = (
-        "import sys, torch; from fedmoe_client.learning.optimizers import LocalSGD; "
+        "import sys, torch; from fedmoe_client.learning.training import LocalSGD; "
         "p = torch.nn.Parameter(torch.ones(2)); p.sum().backward(); LocalSGD([([p], 0.1)], 0.1, 0.9).step(); "
         "sys.exit('torch._dynamo' in sys.modules)"
     )
