@@ -13,6 +13,7 @@ from data.sampling import Interactions, NewItems, generator
 from fedmoe.data_settings import KeepOrDrop
 from fedmoe.errors import FedMoEError
 
+_SORTED = 0.95  # of the steps of all histories
 _LAST_SECOND = 1e10  # the year 2286
 
 
@@ -123,6 +124,17 @@ def time_span(times: NDArray[Any] | None) -> list[str]:
         return []
     first, last = (datetime.fromtimestamp(float(each), UTC).date() for each in (times.min(), times.max()))
     return [f"{first} to {last}"]
+
+
+def sorted_by_item(interactions: Interactions) -> list[str]:
+    """Return a note if nearly all histories ascend by item, as files do that were sorted by user and item."""
+    starts = np.isin(np.arange(1, len(interactions.items)), interactions.offsets[1:-1])
+    steps = np.diff(interactions.items)[~starts]
+    if not len(steps) or (steps >= 0).mean() < _SORTED:
+        return []
+    return [
+        "items ascend by id in nearly all histories, which is hardly their order in time: the next one is easy to tell"
+    ]
 
 
 def without_short_users(interactions: Interactions, min_items: int) -> tuple[Interactions, int]:

@@ -19,7 +19,16 @@ from data import dataset as folders
 from data import movielens
 from data.dataset import Dataset, nobody
 from data.features import ItemFeatures, find_id_file, load_features, noise, principal_components
-from data.interactions import Codes, Events, from_events, rows_to_keep, time_span, withheld, without_short_users
+from data.interactions import (
+    Codes,
+    Events,
+    from_events,
+    rows_to_keep,
+    sorted_by_item,
+    time_span,
+    withheld,
+    without_short_users,
+)
 from data.items.encoded import encoded, picture_stamp
 from data.own_data import own_data, sources_of
 from data.sampling import generator
@@ -251,6 +260,8 @@ def _kept(data: DataSettings, source: str, events: Events) -> Dataset:
     interactions, dropped = from_events(users, items, times, data.min_items)
     if dropped:
         notes.append(f"{dropped} users with fewer than {data.min_items} items left out")
+    if times is None:
+        notes += sorted_by_item(interactions)
     size = f"{interactions.num_users} users, {interactions.num_items} items, {len(interactions.items)} interactions"
     reading = "; ".join([f"{source} read as {events.form}: {size}", *time_span(times), *notes])
     name = Path(source.removesuffix(".gz")).stem

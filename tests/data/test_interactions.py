@@ -14,6 +14,7 @@ from data.interactions import (
     id_order,
     offsets_of,
     rows_to_keep,
+    sorted_by_item,
     time_span,
     withheld,
     without_short_users,
@@ -143,6 +144,13 @@ def test_duplicates_and_repeats_are_counted_and_dropped_as_asked() -> None:
 def test_the_span_of_times_is_told_where_they_are_seconds() -> None:
     assert time_span(np.array([881250949, 893286638])) == ["1997-12-04 to 1998-04-22"]
     assert time_span(np.array([1, 2])) == time_span(None) == []
+
+
+@pytest.mark.parametrize(("second", "told"), [([2, 3, 7], True), ([3, 2, 7], False)])
+def test_a_file_that_is_sorted_by_item_is_told(second: list[int], told: bool) -> None:
+    items, ids = np.array([5, 6, 7, *second], np.int32), np.array(["", *"abcdefg"])
+    found = sorted_by_item(Interactions(items, np.array([0, 3, 6]), np.array(["u", "v"]), ids))
+    assert [note[:16] for note in found] == ["items ascend by "] * told
 
 
 def test_new_items_leave_all_histories_and_their_last_interaction_is_kept_as_a_case() -> None:
