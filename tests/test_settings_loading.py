@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedmoe.errors import FedMoEError
 from fedmoe.help import TOPICS, help_text
-from fedmoe.loading import CONFIGS, from_run_config, leaves, load_points, load_settings, to_run_config
+from fedmoe.loading import CONFIGS, from_run_config, leaves, load_points, load_settings, located, to_run_config
 from fedmoe.modalities import GROUPS
 from fedmoe.settings import Settings
 
@@ -228,3 +228,19 @@ def test_help_fits_a_screen_a_topic_and_covers_every_setting() -> None:
 )
 def test_a_run_is_called_after_its_data(words: list[str], name: str) -> None:
     assert load_points(words)[0][""].name == name
+
+
+def test_paths_mean_the_same_in_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a Ray cluster that is joined works in folders of its own
+    for name in ("clicks.csv", "audio.npy"):
+        Path(name).touch()
+    words = [
+        "data_file=clicks.csv",
+        "modalities.audio.file=audio.npy",
+        "modalities.visual.file=inside.npy",
+        "data_dir=.",
+    ]
+    found = located(load_settings(words)[0])
+    assert (found.data.data_file, found.data.data_dir) == (tmp_path / "clicks.csv", tmp_path)
+    files = {name: own.file for name, own in found.named_modalities.items()}
+    assert files == {"visual": "inside.npy", "text": "titles", "audio": str(tmp_path / "audio.npy")}

@@ -188,6 +188,15 @@ def test_default_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert default_cache() == tmp_path / "c" / ".cache" / "fedmoe"
 
 
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("no folder")
+    for name in ("FEDMOE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(FedMoEError, match=str(tmp_path / "home")):
+        load_dataset(small())
+
+
 def test_errors_name_what_to_correct(films: Path, tmp_path: Path) -> None:
     with pytest.raises(FedMoEError, match=r"data.data_dir: .*nowhere is no folder"):
         load_dataset(tiny(tmp_path / "nowhere"), tmp_path)

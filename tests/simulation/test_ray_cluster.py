@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,6 +99,14 @@ def test_a_long_folder_for_temporary_files_is_not_ray_s(
     assert (given["_temp_dir"] is not None) == moved
     longest = f"{given['_temp_dir'] or os.environ['TMPDIR'] + '/ray'}/session_2026-11-29_14-41-59_916268_4194304"
     assert len(f"{longest}/sockets/plasma_store") <= 107
+
+
+def test_clients_have_the_priority_of_what_started_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(ray, "init", lambda **words: asked.update(words))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert start_ray()
+    assert asked["_system_config"] == {"worker_niceness": 0}
 
 
 def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
