@@ -38,6 +38,10 @@ SPELLINGS = {
     "model.semantic_expert": "modalities.text.expert",
 }
 GONE = (("federation", "decoy_rows"),)
+# Sections that only a run writes down all at once, with every key; keys that runs of earlier versions lack, and what
+# they did.
+WRITTEN = {"data", "model", "training", "federation", "privacy", "evaluation", "simulation", "deployment"}
+NEW = (("model", "memory_floor", 0.0),)
 _NAMES = {"semantic": "text"}
 _GROUPS = {"visual_expert": "experts.visual", "semantic_expert": "experts.text", "experts.semantic": "experts.text"}
 _RESERVED = ("sequence", "entropy")  # the backbone's norm and share, and a metric of the router
@@ -110,12 +114,16 @@ Modalities = Annotated[
 def respelled(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return a tree of settings with the reference's spellings of a modality's keys replaced by ours.
 
-    A setting of earlier versions that is gone, and was off, is left out: files of earlier runs can be read.
+    A setting of earlier versions that is gone, and was off, is left out, and one that is new has the value that does
+    what they did: files of earlier runs can be read, and mean the same.
     """
     tree = dict(tree)
     for section, key in GONE:
         if isinstance(tree.get(section), dict) and not tree[section].get(key):
             tree[section] = {other: kept for other, kept in tree[section].items() if other != key}
+    for section, key, before in NEW if tree.keys() >= WRITTEN else ():
+        if isinstance(tree[section], dict):
+            tree[section] = {key: before, **tree[section]}
     for old, new in SPELLINGS.items():
         section, key = old.split(".")
         _, name, field = new.split(".")

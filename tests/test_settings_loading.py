@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from fedmoe.errors import FedMoEError
 from fedmoe.help import TOPICS, help_text
-from fedmoe.loading import CONFIGS, from_run_config, leaves, load_points, load_settings, located, to_run_config
+from fedmoe.loading import (
+    CONFIGS,
+    from_run_config,
+    leaves,
+    load_points,
+    load_settings,
+    located,
+    settings_from,
+    to_run_config,
+)
 from fedmoe.modalities import GROUPS
 from fedmoe.settings import Settings
 
@@ -244,3 +253,12 @@ def test_paths_mean_the_same_in_every_process(tmp_path: Path, monkeypatch: pytes
     assert (found.data.data_file, found.data.data_dir) == (tmp_path / "clicks.csv", tmp_path)
     files = {name: own.file for name, own in found.named_modalities.items()}
     assert files == {"visual": "inside.npy", "text": "titles", "audio": str(tmp_path / "audio.npy")}
+
+
+def test_what_an_earlier_version_wrote_down_means_what_it_did() -> None:
+    written = load_settings(["ml-100k", "modalities.attributes=null"])[0].model_dump(mode="json")
+    assert settings_from(written).model.memory_floor == 4.0
+    del written["model"]["memory_floor"], written["modalities"]["attributes"]
+    found = settings_from(written)
+    assert found.model.memory_floor == 0.0
+    assert list(found.named_modalities) == ["visual", "text"]
