@@ -128,8 +128,9 @@ def time_span(times: NDArray[Any] | None) -> list[str]:
 
 def sorted_by_item(interactions: Interactions) -> list[str]:
     """Return a note if nearly all histories ascend by item, as files do that were sorted by user and item."""
-    starts = np.isin(np.arange(1, len(interactions.items)), interactions.offsets[1:-1])
-    steps = np.diff(interactions.items)[~starts]
+    within = np.ones(len(interactions.items) - 1, bool)
+    within[interactions.offsets[1:-1] - 1] = False  # from one user's last item to the next one's first
+    steps = np.diff(interactions.items)[within]
     if not len(steps) or (steps >= 0).mean() < _SORTED:
         return []
     return [

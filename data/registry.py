@@ -36,7 +36,7 @@ from data.synthetic import synthetic
 from data.titles import Films, attribute_features, film_of, read_item_list, title_features, word_features
 from fedmoe.data_settings import DataSettings
 from fedmoe.errors import FedMoEError
-from fedmoe.modalities import ATTRIBUTES, DEFAULTS, NOISE, TITLES
+from fedmoe.modalities import ATTRIBUTES, DEFAULTS, FILMS, NOISE, TITLES
 from fedmoe.settings import Settings
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def catalogue_from_list(path: Path, settings: Settings) -> Dataset:
 def _sources(settings: Settings, cache: Path) -> dict[str, Path]:
     """Return the files that the data set is made of, by what they are."""
     data, sources = settings.data, {}
-    if data.dataset == "ml-100k" or data.dataset == "ml-1m":
+    if data.dataset in FILMS:
         sources["events"], sources["films"] = movielens.find_files(
             cast(movielens.Name, data.dataset), data.data_dir, cache
         )

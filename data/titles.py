@@ -90,16 +90,22 @@ def _decades(films: Films) -> NDArray[np.float32]:
 
 
 def _words(films: Films) -> NDArray[np.float32]:
-    """Return the words of titles, hashed (CRC-32) with a sign, times their inverse document frequency."""
     words = [[] if film is None else words_of(film.title) for film in films]
+    return hashed_words(words, WORD_DIM, sum(film is not None for film in films))
+
+
+def hashed_words(words: Sequence[Sequence[str]], buckets: int, known: int) -> NDArray[np.float32]:
+    """Return ``[items, buckets]``: each item's words, hashed (CRC-32) with a sign, by inverse document frequency.
+
+    known: items of which a text is known.
+    """
     frequency = Counter(word for each in words for word in each)
-    known = sum(film is not None for film in films)
-    found = np.zeros((len(films), WORD_DIM), np.float32)
+    found = np.zeros((len(words), buckets), np.float32)
     for row, each in enumerate(words):
         for word in each:
             code = crc32(word.encode())
             sign = 1.0 if code >> 31 else -1.0
-            found[row, code % WORD_DIM] += sign * (1.0 + np.log(known / frequency[word]))
+            found[row, code % buckets] += sign * (1.0 + np.log(known / frequency[word]))
     return found
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.titles import unit_rows, words_of
+from data.titles import hashed_words, unit_rows, words_of
 
 BUCKETS = 512  # of hashed words
 MOST_ATTRIBUTES = 1000  # the commonest ones
@@ -26,15 +25,7 @@ def words(texts: Sequence[str]) -> NDArray[np.float32]:
     With ``data.feature_dim`` principal components of them this is latent semantic analysis (Deerwester et al. 1990).
     """
     found = [words_of(text) for text in texts]
-    frequency = Counter(word for each in found for word in each)
-    known = sum(map(bool, found))
-    values = np.zeros((len(texts), BUCKETS), np.float32)
-    for row, each in enumerate(found):
-        for word in each:
-            code = crc32(word.encode())
-            sign = 1.0 if code >> 31 else -1.0
-            values[row, code % BUCKETS] += sign * (1.0 + np.log(known / frequency[word]))
-    return unit_rows(values)
+    return unit_rows(hashed_words(found, BUCKETS, sum(map(bool, found))))
 
 
 def attributes(own: Sequence[Sequence[str]]) -> NDArray[np.float32]:

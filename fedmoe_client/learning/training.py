@@ -91,11 +91,11 @@ def window_batches(
         if training.loss != "softmax":
             drawn = pool.draw(rng, excluded, len(chosen) * training.num_negatives)
             negatives = _tensor(drawn.reshape(len(chosen), training.num_negatives), device)
+        whole, targets = context[chosen], windows.targets[chosen]
         before = _rounded(windows.starts[chosen], model.memory_refresh, earlier)
-        length = _rounded((windows.targets[chosen] > 0).sum(axis=1), model.memory_refresh, model.max_seq_len)
-        inputs = context[chosen][:, -length:]
-        used = np.concatenate([context[chosen][:, earlier - before : earlier], inputs], axis=1)
-        yield WindowBatch(_tensor(used, device), _tensor(windows.targets[chosen][:, -length:], device), negatives)
+        length = _rounded((targets > 0).sum(axis=1), model.memory_refresh, model.max_seq_len)
+        used = np.concatenate([whole[:, earlier - before : earlier], whole[:, -length:]], axis=1)
+        yield WindowBatch(_tensor(used, device), _tensor(targets[:, -length:], device), negatives)
 
 
 def _rounded(counts: NDArray[np.int64], step: int, most: int) -> int:
