@@ -121,7 +121,7 @@ def respelled(tree: Mapping[str, Any]) -> dict[str, Any]:
     for section, key in GONE:
         if isinstance(tree.get(section), dict) and not tree[section].get(key):
             tree[section] = {other: kept for other, kept in tree[section].items() if other != key}
-    for section, key, before in NEW if tree.keys() >= WRITTEN else ():
+    for section, key, before in NEW if _written_by_a_run(tree) else ():
         if isinstance(tree[section], dict):
             tree[section] = {key: before, **tree[section]}
     for old, new in SPELLINGS.items():
@@ -136,6 +136,10 @@ def respelled(tree: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def _written_by_a_run(tree: Mapping[str, Any]) -> bool:
+    return tree.keys() >= WRITTEN
+
+
 def with_attributes(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return a tree of settings in which items that have attributes have a modality of them, unless it is named.
 
@@ -146,15 +150,14 @@ def with_attributes(tree: Mapping[str, Any]) -> dict[str, Any]:
     if not (isinstance(data, Mapping) and isinstance(named, Mapping)):
         return dict(tree)
     films = data.get("data_file") is None and data.get("dataset", FILMS[0]) in (*FILMS, "catalogue")
-    if data.get("item_file") is not None or (films and not _own_features(named)):
+    if data.get("item_file") is not None or (films and not (_own_features(named) or _written_by_a_run(tree))):
         return {**tree, "modalities": {ATTRIBUTES: {}, **named}}
     return dict(tree)
 
 
 def _own_features(named: Mapping[str, Any]) -> bool:
-    """Whether modalities as given say anything of a file, or are all those of an earlier run's settings."""
-    files = [each.get("file", TITLES) for each in named.values() if isinstance(each, Mapping)]
-    return any(file != TITLES for file in files) or DEFAULTS.keys() <= named.keys()
+    """Whether modalities as given say anything of a file."""
+    return any(each.get("file", TITLES) != TITLES for each in named.values() if isinstance(each, Mapping))
 
 
 def _known_group(group: str) -> str:

@@ -151,6 +151,7 @@ def test_a_modality_that_is_null_is_gone() -> None:
         ([], ["visual", "text", "attributes"]),
         (["ml-1m", "modalities.text.norm=false"], ["visual", "text", "attributes"]),
         (["modalities.attributes=null"], ["visual", "text"]),
+        (["modalities.visual.norm=false", "modalities.text.norm=false"], ["visual", "text", "attributes"]),
         (["visual_file=pictures.npy"], ["visual", "text"]),
         (["text_file=null"], ["visual", "text"]),
         (["text_file=noise", "modalities.attributes.file=noise"], ["visual", "text", "attributes"]),
