@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from decimal import Context, Decimal
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from scipy.stats import chisquare, kstest, norm
 
 from fedmoe.errors import FedMoEError
-from fedmoe.sums.noise import LARGEST_DEVIATION, _exponential, discrete_gaussian
+from fedmoe.sums.noise import LARGEST_DEVIATION, WHOLE, _alias_table, chances, discrete_gaussian
 
 
 def stream(number: int = 0) -> np.random.Generator:
@@ -39,10 +42,26 @@ def test_large_variances_look_like_a_gaussian() -> None:
     assert drawn.dtype == np.int64 and len(drawn) == 100_000
 
 
-def test_chances_of_an_exponential() -> None:
-    numerators = np.repeat([0, 1, 3, 10], 50_000)
-    came = _exponential(numerators, 3, stream()).reshape(4, -1).mean(axis=1)
-    np.testing.assert_allclose(came, np.exp(-np.array([0, 1, 3, 10]) / 3), atol=0.01)
+@pytest.mark.parametrize("variance", [1, 30, 5000])
+def test_the_table_gives_each_number_its_chance(variance: int) -> None:
+    """To within 2^-63 of all chances together, added up in whole numbers."""
+    limits, others = _alias_table(variance)
+    size, half = len(limits), chances(variance)
+    found = [0] * size
+    for place, (limit, other) in enumerate(zip(limits.tolist(), others.tolist(), strict=True)):
+        own = 2**64 if other == place else limit
+        found[place] += own
+        found[other] += 2**64 - own
+    wanted = [half[abs(place - size // 2)] for place in range(size)]
+    whole = sum(wanted)
+    apart = sum(abs(Fraction(got, size << 64) - Fraction(want, whole)) for got, want in zip(found, wanted, strict=True))
+    assert apart < Fraction(1, 2**63)
+
+
+def test_chances_are_right_to_thirty_digits() -> None:
+    for number, chance in enumerate(chances(7)):
+        exact = Decimal(WHOLE) * Context(prec=100).exp(Decimal(-number * number) / 14)
+        assert abs(chance - exact) < max(2, exact * Decimal("1e-26"))
 
 
 def test_draws_follow_the_stream_and_none_is_possible() -> None:
