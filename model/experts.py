@@ -18,82 +18,16 @@ size, H heads, D hidden size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import reduce
-from math import exp
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedmoe.components import Kind
 from fedmoe.settings import ModelSettings
+from model.attention import Memory, Mixture, attend, mixed, usable_memory
 from model.sasrec import Dropout, FixedFeatures, principal_axes
 
-# Subtracting the highest logit, as a softmax does, would let later items touch the last digits of earlier scores.
-# Logits beyond 60 do not come up in training, and exp(60), about 1e26, can still be summed in float32.
-_REACH = 60.0
 SHARPNESS = 6.0  # of a matching expert before training: logit of an item whose features are the candidate's own
-
-
-@dataclass(frozen=True)
-class Memory:
-    """items: the context's ids ``[B, C]``, oldest first, 0 = padding, with C = K + (M - 1) * R.
-
-    segment: int ``[B, L]``, the segment of each position; block: R, the items of a block; blocks: K / R, the blocks
-    that a segment sees.
-    """
-
-    items: Tensor
-    segment: Tensor
-    block: int
-    blocks: int
-
-    @property
-    def segments(self) -> int:
-        """M, the number of segments."""
-        return int(self.items.shape[1]) // self.block - self.blocks + 1
-
-    def visible(self) -> Tensor:
-        """Return bool ``[M, C]``: the context items that each segment sees, padding included."""
-        block_of_item = torch.arange(self.items.shape[1], device=self.items.device) // self.block
-        behind = block_of_item - torch.arange(self.segments, device=self.items.device).unsqueeze(1)
-        return (behind >= 0) & (behind < self.blocks)
-
-    def by_position(self, values: Tensor) -> Tensor:
-        """Return ``[B, L, N]``: each position's row of values ``[B, M, N]``."""
-        if self.segments == self.segment.shape[1] == 1:  # ranking; a gather would tie an exported program to one N
-            return values
-        # A product with rows of 0 and 1 is exact, and its gradient, unlike a gather's, is one more product.
-        chosen = self.segment.unsqueeze(-1) == torch.arange(self.segments, device=self.segment.device)  # [B, L, M]
-        return chosen.to(values.dtype) @ values
-
-
-def window_memory(context: Tensor, length: int, size: int, refresh: int) -> Memory:
-    """Return the memory of training windows; size (K) must be a multiple of refresh (R).
-
-    context: ``[B, P + L]`` item ids, left-padded with 0: the last ``length`` (L) are the window's inputs, those before
-    are the user's earlier items (P may be 0). Segments are counted from a window's first item, not from its padding,
-    so that a short history has memories as fresh as a long one's.
-
-    The input at a position is met when its target is predicted, so a segment may use its first position's input.
-    """
-    size = min(size, -(-context.shape[1] // refresh) * refresh)  # more than there is would be padding
-    first = (context[:, -length:] > 0).long().argmax(dim=1, keepdim=True)  # [B, 1], position of the first item
-    positions = torch.arange(length, device=context.device)
-    segment = ((positions - first) // refresh).clamp_min(0)
-    ahead = (-(-length // refresh) - 1) * refresh
-    padded = functional.pad(context, (size, ahead))
-    oldest = context.shape[1] - length + first + 1  # in ``padded``: K - 1 items before the window's first
-    items = padded.gather(1, oldest + torch.arange(size + ahead, device=context.device))
-    return Memory(items, segment, refresh, size // refresh)
-
-
-def latest_memory(context: Tensor, size: int) -> Memory:
-    """Return the memory for ranking what follows ``context`` ``[B, C]``: its latest ``size`` items, one segment."""
-    recent = context[:, -size:]
-    return Memory(recent, torch.zeros_like(recent[:, :1]), recent.shape[1], 1)
 
 
 class Expert(nn.Module, ABC):
@@ -123,6 +57,10 @@ class Expert(nn.Module, ABC):
         queries: the candidates', ``[B, N, A]``; vectors: the memory's item vectors, ``[B, C, D]``.
         """
 
+    def mixture(self, candidates: Tensor, queries: Tensor, memory: Memory, vectors: Tensor) -> Mixture | None:
+        """Return the same as ``forward`` as what it is made of; None where that would not be quicker, or is unknown."""
+        return None
+
 
 class AttentionExpert(Expert):
     """An expert by attention: keys and values are made of what the memory's items show in the modality."""
@@ -145,12 +83,24 @@ class AttentionExpert(Expert):
 
     def forward(self, candidates: Tensor, queries: Tensor, memory: Memory, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Attend over the items of the memory that have the modality."""
+        query, key, value, usable = self._parts(candidates, queries, memory, vectors)
+        attended, has_view = attend(query, key, value, usable, memory, self.heads, self.decay, self.floor)
+        return self.output(attended), has_view
+
+    def mixture(self, candidates: Tensor, queries: Tensor, memory: Memory, vectors: Tensor) -> Mixture | None:
+        """Return the shares of a short memory of one segment, where nothing comes after the attention."""
+        short = memory.segments == 1 and 2 * memory.items.shape[1] <= vectors.shape[-1]
+        if not short or self.heads > 1 or not isinstance(self.output, nn.Identity):
+            return None
+        return mixed(*self._parts(candidates, queries, memory, vectors), self.decay, self.floor)
+
+    def _parts(
+        self, candidates: Tensor, queries: Tensor, memory: Memory, vectors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return queries, keys, values, and which items of the memory can be attended to."""
         usable = usable_memory(candidates, memory, self.features.present)
         shown = self.features.values[memory.items]
-        value = self.values(shown, vectors)
-        how = self.heads, self.decay, self.floor
-        mixed, has_view = attend(queries, self.key(shown), value, usable, memory, *how)
-        return self.output(mixed), has_view
+        return queries, self.key(shown), self.values(shown, vectors), usable
 
 
 class MatchingExpert(AttentionExpert):
@@ -219,72 +169,3 @@ EXPERTS = Kind(
     Expert,  # type: ignore[type-abstract]  # the base is only asked for its subclasses
     {"matching": MatchingExpert, "feature_attention": FeatureAttention, "item_attention": ItemAttention},
 )
-
-
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    usable: Tensor,
-    memory: Memory,
-    heads: int,
-    decay: float = 0.0,
-    floor: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Multi-head attention of every candidate over every segment's memory; where nothing is usable, zero.
-
-    query ``[B, N, A]``, key ``[B, C, A]``, value ``[B, C, D]``, usable bool ``[B, C, N]`` -> what was attended to
-    ``[B, M, N, D]``, and where there was anything, bool ``[B, M, N]``. decay: an item's weight falls to 1/e with so
-    many later items; 0: never. floor: added to the exponential of every logit; 0: a softmax.
-
-    The logits do not depend on the segment. So the exponentials are taken once, the numerator and (as one more
-    column of ones) the denominator of the softmax are summed once a block, and a segment adds up its blocks. Items fade
-    towards the end of their block, and blocks in the sum.
-    """
-    query, key, value = (_split_heads(tensor, heads) for tensor in (query, key, value))
-    logits = key @ (query * query.shape[-1] ** -0.5).transpose(2, 3)  # [B, H, C, N]
-    functional.hardtanh_(logits.detach(), -_REACH, _REACH)  # behind autograd's back: the reach is not met
-    counted, kept = usable.unsqueeze(1).to(logits.dtype), 1.0  # kept: of an item's weight, a block later
-    if decay:
-        place = torch.arange(logits.shape[2], device=logits.device, dtype=logits.dtype) % memory.block
-        counted = counted * ((place - (memory.block - 1)) / decay).exp().unsqueeze(1)
-        kept = exp(-memory.block / decay)
-    weights = (logits.exp() + floor if floor else logits.exp()) * counted
-    summed = _sum_segments(weights, functional.pad(value, (0, 1), value=1.0), memory, kept)
-    numerator, total = torch.split(summed, [value.shape[-1], 1], dim=-1)
-    attended = numerator * total.clamp_min(torch.finfo(value.dtype).tiny).reciprocal()  # [B, H, M, N, D / H]
-    return attended.permute(0, 2, 3, 1, 4).flatten(3), total[:, 0, ..., 0] > 0
-
-
-def _split_heads(tensor: Tensor, heads: int) -> Tensor:
-    """``[B, X, A]`` -> ``[B, H, X, A / H]``."""
-    return tensor.view(*tensor.shape[:2], heads, -1).transpose(1, 2)
-
-
-def _sum_segments(weights: Tensor, value: Tensor, memory: Memory, kept: float) -> Tensor:
-    """Return ``sum_c weights_cn * value_c`` over each segment's memory: ``[B, H, M, N, D / H + 1]``.
-
-    weights ``[B, H, C, N]``, value ``[B, H, C, D / H + 1]``; kept: what is left of a block's sum a block later.
-    """
-    batch, heads = weights.shape[:2]
-    blocked = weights.view(batch, heads, -1, memory.block, weights.shape[-1])  # [B, H, blocks, R, N]
-    blocks = blocked.transpose(3, 4) @ value.reshape(batch, heads, -1, memory.block, value.shape[-1])
-    if memory.segments == memory.blocks == 1:
-        return blocks
-    each = blocks.unbind(dim=2)
-    return torch.stack([_faded_sum(each[m : m + memory.blocks], kept) for m in range(memory.segments)], dim=2)
-
-
-def _faded_sum(blocks: Sequence[Tensor], kept: float) -> Tensor:
-    """Return ``... + kept^2 * blocks[-3] + kept * blocks[-2] + blocks[-1]``; there is at least one."""
-    return reduce(lambda total, block: torch.add(block, total, alpha=kept), blocks)
-
-
-def usable_memory(candidates: Tensor, memory: Memory, present: Tensor) -> Tensor:
-    """Return bool ``[B, C, N]``: both have the modality, and the context item is no padding and not the candidate.
-
-    candidates: item ids ``[B, N]``; present: bool ``[V + 1]``, false at padding.
-    """
-    other: Tensor = candidates.unsqueeze(1) != memory.items.unsqueeze(2)
-    usable: Tensor = other & present[memory.items].unsqueeze(2) & present[candidates].unsqueeze(1)
-    return usable

@@ -16,20 +16,18 @@ Shapes: B windows, L positions, N candidates, M segments, E experts, D hidden si
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import reduce
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedmoe.modalities import EXPERT
 from fedmoe.settings import ModelSettings
-from model.experts import EXPERTS, Expert, Memory, latest_memory, window_memory
+from model.attention import Memory, latest_memory, window_memory
+from model.experts import EXPERTS, Expert
+from model.fusion import agreement_of, dot_scores, representation_scores, score_level_scores, sequence_scores
 from model.sasrec import BACKBONES, Dropout, FixedFeatures, ItemVectors
-
-Score = Literal["dot", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -46,12 +44,14 @@ class Modality:
 class Views:
     """What the experts say of the candidates of each segment.
 
-    views: each expert's, ``[B, M, N, D]`` (normalised); weights: the router's ``[B, M, N, E']``, where the backbone
+    views: each expert's, ``[B, M, N, D]`` (normalised), where they were put together; agreement ``[B, M, N, E]``: dot
+    products of the views with their candidates' vectors; weights: the router's ``[B, M, N, E']``, where the backbone
     competes its own share first; available bool, of the shape of weights; power ``[B, E]``: mean square of an entry of
     each expert's output before it is normalised, 0 for an expert that says nothing.
     """
 
     views: tuple[Tensor, ...]
+    agreement: Tensor
     weights: Tensor
     available: Tensor
     power: Tensor
@@ -59,16 +59,21 @@ class Views:
 
 @dataclass(frozen=True)
 class ItemSide:
-    """What the model makes of items alone, whoever uses it: vectors ``[..., D]``, queries ``[..., A]`` by expert."""
+    """What the model makes of items alone, whoever uses it.
+
+    vectors ``[..., D]``; queries ``[..., A]`` by expert; logits ``[..., E]``: the router's, if it has a choice.
+    """
 
     vectors: Tensor
     queries: Mapping[str, Tensor]
+    logits: Tensor | None
 
     def for_each(self, contexts: int) -> ItemSide:
         """Return a view ``[contexts, ..., D]``: the same items for each context, without a copy."""
         return ItemSide(
             self.vectors.expand(contexts, -1, -1),
             {name: queries.expand(contexts, -1, -1) for name, queries in self.queries.items()},
+            None if self.logits is None else self.logits.expand(contexts, -1, -1),
         )
 
 
@@ -97,18 +102,29 @@ class ItemRouter(nn.Module):
             nn.Linear(half, experts),
         )
 
-    def forward(self, vectors: Tensor, available: Tensor) -> Tensor:
-        """Return the weights ``[B, M, N, E]`` for item vectors ``[B, N, D]``.
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return the logits ``[..., E]`` for item vectors ``[..., D]``."""
+        logits: Tensor = self.layers(vectors)
+        return logits
 
-        available: bool ``[B, M, N, E]``; an expert without a view of the candidate gets 0 and the others sum to 1.
-        Where no expert has one, all weights are 0.
-        """
-        if available.shape[-1] == 1:  # a softmax over one expert is 1, and has no gradient
-            return available.to(vectors.dtype)
-        logits = self.layers(vectors).unsqueeze(1).expand(available.shape)
-        weights = logits.masked_fill(~available, -1e9).softmax(dim=-1)
-        kept: Tensor = weights * available
-        return kept
+
+def router_weights(logits: Tensor | None, available: Tensor) -> Tensor:
+    """Return the weights ``[B, M, N, E]`` of the experts, by logits ``[B, N, E]``.
+
+    available: bool ``[B, M, N, E]``; an expert without a view of the candidate gets 0 and the others sum to 1. Where no
+    expert has one, all weights are 0. Without logits there is one expert, of weight 1.
+    """
+    if logits is None:
+        return available.to(torch.get_default_dtype())
+    # With the experts first in memory, as ``stacked`` puts them, a softmax over so few runs along the candidates.
+    there = available.movedim(-1, 0)
+    asked = logits.movedim(-1, 0).unsqueeze(2).expand(there.shape)
+    return (asked.masked_fill(~there, -1e9).softmax(dim=0) * there).movedim(0, -1)
+
+
+def stacked(each: Sequence[Tensor]) -> Tensor:
+    """Return ``[..., E]`` of E tensors, which stay one after the other in memory."""
+    return torch.stack(tuple(each)).movedim(0, -1)
 
 
 class Gate(nn.Module):
@@ -184,106 +200,63 @@ class ResidualMoE(nn.Module):
         for name, expert in self.experts.items():
             assert isinstance(expert, Expert)
             queries[name] = expert.queries(items, vectors)
-        return ItemSide(vectors, queries)
+        return self.routed(ItemSide(vectors, queries, None))
+
+    def routed(self, side: ItemSide) -> ItemSide:
+        """Return the items' side with this model's router, where that has a choice."""
+        # A softmax over one expert is 1, and has no gradient.
+        chooses = self.router is not None and len(self.experts) + self.competes > 1
+        return replace(side, logits=self.router(side.vectors)) if chooses and self.router is not None else side
 
     def states(self, inputs: Tensor) -> Tensor:
         """Return ``LN(seq)`` ``[B, L, D]`` of inputs ``[B, L]``."""
         normalised: Tensor = self.norms["sequence"](self.backbone(self.items(inputs), inputs > 0))
         return normalised
 
-    def expert_views(self, candidates: Tensor, side: ItemSide, memory: Memory) -> Views:
-        """Return the experts' views of candidates ``[B, N]``, whose side this is, and the router's weights."""
-        assert self.router is not None
-        met = self.items(memory.items)
-        views, available, power = [], [], []
+    def expert_views(self, candidates: Tensor, side: ItemSide, memory: Memory, together: bool = True) -> Views:
+        """Return what the experts say of candidates ``[B, N]``, whose side this is, and the router's weights.
+
+        together: put the views together; those of a mixture need not be, which is quicker with a short memory.
+        """
+        met, vectors = self.items(memory.items), side.vectors
+        views, agreement, available, power = [], [], [], []
         for name, expert in self.experts.items():
-            view, has_view = expert(candidates, side.queries[name], memory, met)
-            power.append(view.detach().square().mean(dim=(1, 2, 3)))
-            views.append(self.norms[name](view))
+            assert isinstance(expert, Expert)
+            about = candidates, side.queries[name], memory, met
+            mixture = None if together else expert.mixture(*about)
+            if mixture is None:
+                view, has_view = expert(*about)
+                power.append(view.detach().square().mean(dim=(1, 2, 3)))
+                views.append(self.norms[name](view))
+                agreement.append(agreement_of(views[-1], vectors))
+            else:
+                has_view = mixture.available.unsqueeze(1)
+                agreed, strength = mixture.agreement(vectors, self.norms[name])
+                agreement.append(agreed.unsqueeze(1))
+                power.append(strength)
             available.append(has_view)
         if self.competes:
             available.insert(0, torch.ones_like(available[0]))
-        stacked = torch.stack(available, dim=-1)
-        return Views(tuple(views), self.router(side.vectors, stacked), stacked, torch.stack(power, dim=-1))
+        there = stacked(available)
+        return Views(tuple(views), stacked(agreement), router_weights(side.logits, there), there, stacked(power))
 
     def _score(self, states: Tensor, candidates: Tensor, side: ItemSide, memory: Memory) -> Scored:
         s, vectors = self.settings, side.vectors
         if self.router is None:
             return Scored(sequence_scores(states, vectors, s.score), None)
-        said = self.expert_views(candidates, side, memory)
-        if self.gate is None:
-            share, weights = said.weights[..., 0], said.weights[..., 1:]
-            scores = representation_scores(states, vectors, said.views, weights, share, memory, s.score)
+        products = s.score == "dot" and s.fusion != "score"  # all that is asked of a view is its agreement
+        said = self.expert_views(candidates, side, memory, together=not products)
+        share, weights = (said.weights[..., 0], said.weights[..., 1:]) if self.competes else (None, said.weights)
+        if self.gate is not None:
+            weights = self.gate.value * weights
+        if products:
+            scores = dot_scores(states, vectors, said.agreement, weights, share, memory)
         elif s.fusion == "score":
-            weights = self.gate.value * said.weights
             scores = score_level_scores(states, vectors, said.views, weights, memory, s.score)
         else:
-            weights = self.gate.value * said.weights
-            scores = representation_scores(states, vectors, said.views, weights, None, memory, s.score)
+            scores = representation_scores(states, vectors, said.views, weights, share, memory, s.score)
         return Scored(scores, said)
 
 
 def _norm(dim: int, on: bool) -> nn.Module:
     return nn.LayerNorm(dim) if on else nn.Identity()
-
-
-def mixed_view(views: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Return ``sum_e w_e * view_e`` ``[B, M, N, D]`` of E views ``[B, M, N, D]`` and weights ``[B, M, N, E]``."""
-    return reduce(torch.add, [weights[..., e, None] * view for e, view in enumerate(views)])
-
-
-def sequence_scores(states: Tensor, vectors: Tensor, score: Score) -> Tensor:
-    """Return SASRec's own scores ``[B, L, N]`` of states ``[B, L, D]`` and item vectors ``[B, N, D]``."""
-    return _scored(states @ vectors.transpose(1, 2), states.square().sum(dim=-1, keepdim=True), vectors, score)
-
-
-def representation_scores(
-    states: Tensor,
-    vectors: Tensor,
-    views: Sequence[Tensor],
-    weights: Tensor,
-    share: Tensor | None,
-    memory: Memory,
-    score: Score,
-) -> Tensor:
-    """Return the scores ``[B, L, N]`` of ``final = share * states + sum_e weights_e * views_e``.
-
-    states ``[B, L, D]``, vectors ``[B, N, D]``, views: E of ``[B, M, N, D]``, weights ``[B, M, N, E]`` (times the
-    gate, where there is one), share ``[B, M, N]`` or None for 1.
-    """
-    products = states @ vectors.transpose(1, 2)
-    shares = 1.0 if share is None else memory.by_position(share)
-    agreement = torch.stack([(view * vectors.unsqueeze(1)).sum(dim=-1) for view in views], dim=-1)  # [B, M, N, E]
-    dot = shares * products + memory.by_position((weights * agreement).sum(dim=-1))
-    if score == "dot":
-        return dot
-    auxiliary = mixed_view(views, weights)
-    every = auxiliary.transpose(1, 2) @ states.unsqueeze(1).transpose(2, 3)  # [B, N, M, L]
-    crossed = torch.take_along_dim(every, memory.segment[:, None, None], dim=2).squeeze(2).transpose(1, 2)
-    states_squared = states.square().sum(dim=-1, keepdim=True)
-    own_squared = memory.by_position(auxiliary.square().sum(dim=-1))
-    squared = shares * shares * states_squared + 2 * shares * crossed + own_squared
-    return _scored(dot, squared, vectors, score)
-
-
-def score_level_scores(
-    states: Tensor, vectors: Tensor, views: Sequence[Tensor], weights: Tensor, memory: Memory, score: Score
-) -> Tensor:
-    """Return the scores ``[B, L, N]`` of score-level fusion.
-
-    views: E of ``[B, M, N, D]``, weights ``[B, M, N, E]``: the router's times the gate.
-    """
-    dim, own = vectors.shape[-1], vectors.unsqueeze(1)
-    cosines = torch.stack([functional.cosine_similarity(view, own, dim=-1) for view in views], dim=-1)
-    auxiliary = (weights * cosines).sum(dim=-1) * dim**0.5
-    scores: Tensor = sequence_scores(states, vectors, score) + memory.by_position(auxiliary)
-    return scores
-
-
-def _scored(dot: Tensor, squared_norm: Tensor, vectors: Tensor, score: Score) -> Tensor:
-    """Turn dot products ``[B, L, N]`` into scores; squared_norm: of what was multiplied with ``vectors``."""
-    if score == "dot":
-        return dot
-    norms = squared_norm.clamp_min(1e-12).sqrt() * vectors.norm(dim=-1).clamp_min(1e-6).unsqueeze(1)
-    scaled: Tensor = vectors.shape[-1] ** 0.5 * dot / norms
-    return scaled

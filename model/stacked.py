@@ -98,11 +98,11 @@ class StackedLayerNorm(nn.Module):
 
     def __init__(self, layer: nn.LayerNorm) -> None:
         super().__init__()
-        self._shape, self._epsilon = layer.normalized_shape, layer.eps
+        self._shape, self.eps = layer.normalized_shape, layer.eps
 
     def forward(self, inputs: Tensor) -> Tensor:
         """``[C * W, ..., D]`` -> the same shape."""
-        normalised = functional.layer_norm(inputs, self._shape, eps=self._epsilon)
+        normalised = functional.layer_norm(inputs, self._shape, eps=self.eps)
         grouped = normalised.view(self.weight.shape[0], -1, inputs.shape[-1])
         return torch.addcmul(self.bias.unsqueeze(1), grouped, self.weight.unsqueeze(1)).view(inputs.shape)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedmoe.settings import ModelSettings
-from model.experts import window_memory
+from model.attention import window_memory
 from model.losses import load_balance_loss
 from model.residual_moe import Modality, ResidualMoE
 from model.sasrec import FixedFeatures

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fedmoe.settings import ModelSettings
-from model.experts import Expert, Memory, attend, usable_memory
+from model.attention import Memory, attend, usable_memory
+from model.experts import Expert
 from model.sasrec import FixedFeatures
 
 

@@ -3,8 +3,8 @@
 Canonne, Kamath and Steinke: The discrete Gaussian for differential privacy (NeurIPS 2020). Their sampler tries
 exponentials one by one; here numbers are drawn from a table of the chances by the alias method (Walker 1977, Vose
 1991), which takes two random integers a number whatever the variance. The chances are whole numbers of 2^-160, and a
-draw compares integers of 64 bits: a run of 10^10 numbers can be told from an exact one with a chance below 2^-30. A draw
-beyond ``FAR`` deviations, whose chance is below 2^-100, never comes.
+draw compares integers of 64 bits: a run of 10^10 numbers can be told from an exact one with a chance below 2^-30. What
+lies beyond ``FAR`` deviations, with a chance below 2^-100, never comes.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import cast
@@ -54,7 +54,7 @@ class Workbench:
         self.own_client = own_client(settings)
         self.list_length = list_length(settings)
         self.received: tuple[bytes, list[NDArray[np.float32]]] | None = None
-        self._catalogue_side: tuple[list[NDArray[np.float32]], ItemSide] | None = None
+        self._catalogue_sides: dict[str, tuple[list[NDArray[np.float32]], ItemSide]] = {}
 
     def _names_in(self, groups: tuple[str, ...]) -> list[str]:
         wanted = {name for group in selected(groups, self.groups) for name in self.groups[group]}
@@ -109,14 +109,30 @@ class Workbench:
     def catalogue_side(self, loaded: Mapping[str, NDArray[np.float32]]) -> ItemSide:
         """Return what the model makes of all items alone, with these arrays, which it has just loaded.
 
-        It is computed for the first of the clients that get the very same arrays.
+        It is computed for the first of the clients that get the very same arrays. Where the router is private, its part
+        is computed for each client.
         """
-        arrays = [loaded[name] for name in self._item_names]
-        if self._catalogue_side is None or any(
-            a is not b for a, b in zip(arrays, self._catalogue_side[0], strict=True)
-        ):
-            self._catalogue_side = arrays, catalogue_side(self.model)
-        return self._catalogue_side[1]
+        side = self._kept("items", loaded, self._item_names, lambda: catalogue_side(self.model))
+        return self._kept("router", loaded, [*self._item_names, *self.groups["router"]], lambda: self._routed(side))
+
+    def _routed(self, side: ItemSide) -> ItemSide:
+        with torch.inference_mode():
+            return self.model.routed(side)
+
+    def _kept(
+        self,
+        what: str,
+        loaded: Mapping[str, NDArray[np.float32]],
+        names: Sequence[str],
+        computed: Callable[[], ItemSide],
+    ) -> ItemSide:
+        """Return a side that was computed from the very same arrays of these names, or else compute and keep it."""
+        arrays = [loaded[name] for name in names]
+        before, side = self._catalogue_sides.get(what, ([], None))
+        if side is None or any(a is not b for a, b in zip(arrays, before, strict=True)):
+            side = computed()
+            self._catalogue_sides[what] = arrays, side
+        return side
 
     @cached_property
     def _item_names(self) -> list[str]:

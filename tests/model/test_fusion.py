@@ -11,8 +11,8 @@ import math
 import pytest
 import torch
 
-from model.experts import Memory
-from model.residual_moe import mixed_view, representation_scores, score_level_scores, sequence_scores
+from model.attention import Memory
+from model.fusion import mixed_view, representation_scores, score_level_scores, sequence_scores
 
 STATES = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
 VECTORS = torch.tensor([[[1.0, 1.0], [2.0, 0.0]]])

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import ModelSettings
+from model.attention import Memory, attend, latest_memory, usable_memory, window_memory
 from model.build import parameter_names
-from model.experts import Memory, attend, latest_memory, usable_memory, window_memory
 from model.losses import bpr_loss, gbce_loss, load_balance_loss, softmax_loss
-from model.residual_moe import ItemRouter
+from model.residual_moe import ItemRouter, router_weights
 from model.sasrec import SASRec, attention_mask
 from model.verify import small_model
 
@@ -79,9 +79,8 @@ def test_usable_memory_by_hand() -> None:
 
 
 def test_router_masks_what_is_not_available() -> None:
-    router = ItemRouter(4, 2, 0.0)
     available = torch.tensor([[[[True, True], [True, False], [False, False]]]])
-    weights = router(torch.randn(1, 3, 4), available)
+    weights = router_weights(ItemRouter(4, 2, 0.0)(torch.randn(1, 3, 4)), available)
     assert weights.shape == (1, 1, 3, 2)
     assert weights[0, 0, 0].sum().item() == pytest.approx(1.0)
     assert weights[0, 0, 1].tolist() == [1.0, 0.0]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fedmoe.settings import ModelSettings
 from model import verify
+from model.attention import window_memory
 from model.build import parameter_names
-from model.experts import window_memory
 from model.residual_moe import Modality, ResidualMoE
 from model.sasrec import CONTENT_LENGTH, FixedFeatures
 from model.verify import ITEMS, LENGTH, small_batch, small_model
@@ -121,6 +121,31 @@ def test_ranking_is_the_same_with_the_catalogue_at_hand(fusion: str) -> None:
     catalogue = model.item_side(torch.arange(model.num_items + 1))
     found = model.rank_catalogue(context, catalogue).gather(1, candidates)
     torch.testing.assert_close(found, model.rank_scores(context, candidates), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norms", [True, False])
+def test_a_mixture_says_what_the_view_put_together_says(norms: bool) -> None:
+    """Agreement, power and gradients; some candidates and items lack the modality, one user has met nothing."""
+    model = small_model(norms, item_representation="id+content", memory_refresh=8)
+    context, candidates = small_batch()
+    context[1] = 0
+    memory = window_memory(context, LENGTH, model.settings.memory_size, model.settings.memory_refresh)
+    assert memory.segments == 1
+    said = [model.expert_views(candidates, model.item_side(candidates), memory, together) for together in (True, False)]
+    assert said[0].views and not said[1].views
+    assert torch.equal(said[0].available, said[1].available)
+    assert (said[0].available.any(dim=-1)).any() and not said[0].available[1].any()
+    there = said[0].available
+    torch.testing.assert_close(said[0].agreement[there], said[1].agreement[there], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(said[0].power, said[1].power, atol=1e-6, rtol=1e-4)
+    gradients = []
+    for each in said:
+        model.zero_grad()
+        (each.weights * each.agreement).square().sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-4, rtol=1e-3, msg=name)
 
 
 def test_candidate_is_masked_out_of_its_own_memory() -> None:
