@@ -140,7 +140,8 @@ class SecureSum:
         taken = self._taken(answers, problem)
         self._enough("agreed on the survivors", len(taken), self._ring.plan.quorum)
         dropped = tuple(sorted(self._sharing - self._added))
-        signatures = {client: agreement.signature for client, agreement in taken.items()}
+        enough = sorted(taken)[: self._ring.plan.quorum]  # every client checks each of them
+        signatures = {client: taken[client].signature for client in enough}
         return Unmasking(self._session, survivors.survivors, dropped, signatures)
 
     def sum(self, answers: Iterable[Revealed]) -> Words:
