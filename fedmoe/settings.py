@@ -62,7 +62,9 @@ class ModelSettings(Section):
     attention_dim: Count = Field(64, description="width of the experts' queries and keys (at most 128)", le=128)
     memory_size: Count = Field(50, description="items an expert attends over, the latest ones met")
     memory_refresh: Count = Field(
-        10, description="training: positions that share one memory, of what was met up to the first of them"
+        10,
+        description="training: positions that share one memory, of what was met up to the first of them; at most a "
+        "fifth of a window",
     )
     memory_decay: NonNegative = Field(
         5.0, description="matching experts: later items with which an item's weight falls to 1/e; 0: it does not"

@@ -17,6 +17,7 @@ from torch.nn import functional
 # Subtracting the highest logit, as a softmax does, would let later items touch the last digits of earlier scores.
 # Logits beyond 60 do not come up in training, and exp(60), about 1e26, can still be summed in float32.
 _REACH = 60.0
+SEGMENTS = 5  # of a window, at least, if it has as many positions
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,17 @@ class Mixture:
         return each if len(each) == 1 else each.repeat_interleave(len(self.values) // len(each), dim=0)
 
 
+def refresh_of(length: int, most: int) -> int:
+    """Return how many positions share one memory in windows of ``length``: ``most``, and fewer in short ones.
+
+    The first memory of a history holds one item. Were it the only one of a short history, its experts would have
+    nothing else to learn from.
+    """
+    return min(most, -(-length // SEGMENTS))
+
+
 def window_memory(context: Tensor, length: int, size: int, refresh: int) -> Memory:
-    """Return the memory of training windows; size (K) must be a multiple of refresh (R).
+    """Return the memory of training windows, of at most ``size`` items (K), a multiple of refresh (R).
 
     context: ``[B, P + L]`` item ids, left-padded with 0: the last ``length`` (L) are the window's inputs, those before
     are the user's earlier items (P may be 0). Segments are counted from a window's first item, not from its padding,
@@ -98,6 +108,7 @@ def window_memory(context: Tensor, length: int, size: int, refresh: int) -> Memo
 
     The input at a position is met when its target is predicted, so a segment may use its first position's input.
     """
+    size -= size % refresh
     size = min(size, -(-context.shape[1] // refresh) * refresh)  # more than there is would be padding
     first = (context[:, -length:] > 0).long().argmax(dim=1, keepdim=True)  # [B, 1], position of the first item
     positions = torch.arange(length, device=context.device)

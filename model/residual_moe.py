@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from fedmoe.modalities import EXPERT
 from fedmoe.settings import ModelSettings
-from model.attention import Memory, latest_memory, window_memory
+from model.attention import Memory, latest_memory, refresh_of, window_memory
 from model.experts import EXPERTS, Expert
 from model.fusion import agreement_of, dot_scores, representation_scores, score_level_scores, sequence_scores
 from model.sasrec import BACKBONES, Dropout, FixedFeatures, ItemVectors
@@ -175,9 +175,13 @@ class ResidualMoE(nn.Module):
         context: item ids ``[B, P + L]``: the window's L = length inputs, and before them P earlier items for the
         experts' memory. candidates: item ids ``[B, N]``, the same for all positions.
         """
+        states, side = self.states(context[:, -length:]), self.item_side(candidates)
+        return self._score(states, candidates, side, self.memory(context, length))
+
+    def memory(self, context: Tensor, length: int) -> Memory:
+        """Return the experts' memory at the positions of windows, see ``forward``."""
         s = self.settings
-        memory = window_memory(context, length, s.memory_size, s.memory_refresh)
-        return self._score(self.states(context[:, -length:]), candidates, self.item_side(candidates), memory)
+        return window_memory(context, length, s.memory_size, refresh_of(length, s.memory_refresh))
 
     def rank_scores(self, context: Tensor, candidates: Tensor) -> Tensor:
         """Return the scores ``[B, N]`` of candidates ``[B, N]`` as the item that follows ``context`` ``[B, C]``."""

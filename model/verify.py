@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fedmoe.settings import ModelSettings
-from model.attention import window_memory
 from model.losses import load_balance_loss
 from model.residual_moe import Modality, ResidualMoE
 from model.sasrec import FixedFeatures
@@ -105,7 +104,7 @@ def fusion_is_residual() -> bool:
     model = small_model()
     assert model.gate is not None
     states, vectors = model.states(context[:, -LENGTH:]), model.items(candidates)
-    memory = window_memory(context, LENGTH, model.settings.memory_size, model.settings.memory_refresh)
+    memory = model.memory(context, LENGTH)
     said = model.expert_views(candidates, model.item_side(candidates), memory)
     expected = torch.zeros(2, LENGTH, candidates.shape[1])
     for user, position in product(range(2), range(LENGTH)):

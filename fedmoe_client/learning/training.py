@@ -20,6 +20,7 @@ from torch.optim.sgd import sgd
 from data.sampling import Negatives, PackedWindows, generator, packed_windows
 from fedmoe.settings import ModelSettings, Settings, TrainingSettings
 from fedmoe_client.learning.additions import Addition
+from model.attention import refresh_of
 from model.losses import Losses, WindowBatch, WindowScores, objective, step_report
 from model.residual_moe import ResidualMoE
 
@@ -92,15 +93,16 @@ def window_batches(
             drawn = pool.draw(rng, excluded, len(chosen) * training.num_negatives)
             negatives = _tensor(drawn.reshape(len(chosen), training.num_negatives), device)
         whole, targets = context[chosen], windows.targets[chosen]
-        before = _rounded(windows.starts[chosen], model.memory_refresh, earlier)
-        length = _rounded((targets > 0).sum(axis=1), model.memory_refresh, model.max_seq_len)
+        before = _rounded(int(windows.starts[chosen].max()), model.memory_refresh, earlier)
+        longest = int((targets > 0).sum(axis=1).max())
+        length = _rounded(longest, refresh_of(longest, model.memory_refresh), model.max_seq_len)
         used = np.concatenate([whole[:, earlier - before : earlier], whole[:, -length:]], axis=1)
         yield WindowBatch(_tensor(used, device), _tensor(targets[:, -length:], device), negatives)
 
 
-def _rounded(counts: NDArray[np.int64], step: int, most: int) -> int:
-    """Return the largest of some counts, up to the next multiple of ``step``: few sizes make stacks of many clients."""
-    return min(-(-int(counts.max()) // step) * step, most)
+def _rounded(count: int, step: int, most: int) -> int:
+    """Return a count, up to the next multiple of ``step``: few sizes make stacks of many clients."""
+    return min(-(-count // step) * step, most)
 
 
 def _chosen(count: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:

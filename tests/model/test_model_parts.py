@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import ModelSettings
-from model.attention import Memory, attend, latest_memory, usable_memory, window_memory
+from model.attention import Memory, attend, latest_memory, refresh_of, usable_memory, window_memory
 from model.build import parameter_names
 from model.losses import bpr_loss, gbce_loss, load_balance_loss, softmax_loss
 from model.residual_moe import ItemRouter, router_weights
@@ -27,6 +27,12 @@ def test_memory_of_a_window_by_hand() -> None:
     seen = [memory.items[0, row].tolist() for row in memory.visible()]
     assert seen == [[2, 3, 4, 5], [4, 5, 6, 7]]
     assert memory.segment.tolist() == [[0, 0, 1, 1]]
+
+
+def test_short_windows_have_five_memories() -> None:
+    assert [refresh_of(length, 10) for length in (1, 5, 6, 10, 11, 25, 50, 200)] == [1, 1, 2, 2, 3, 5, 10, 10]
+    memory = window_memory(torch.arange(1, 11).unsqueeze(0), length=10, size=10, refresh=3)
+    assert (memory.segments, memory.block * memory.blocks) == (4, 9)  # of the ten items a multiple of three
 
 
 def test_segments_of_a_short_history_start_at_its_first_item() -> None:

@@ -53,7 +53,7 @@ def long_way(model: ResidualMoE, context: Tensor, candidates: Tensor) -> Tensor:
     """Scores by the formulas of the reference, one position and one candidate at a time."""
     a = model.settings
     states, vectors = model.states(context[:, -LENGTH:]), model.items(candidates)
-    memory = window_memory(context, LENGTH, a.memory_size, a.memory_refresh)
+    memory = model.memory(context, LENGTH)
     said = model.expert_views(candidates, model.item_side(candidates), memory)
     scores = torch.zeros(len(context), LENGTH, candidates.shape[1])
     for b in range(len(context)):
