@@ -124,7 +124,9 @@ class FederationSettings(Section):
         "auto", description="what a client sends of the item table; auto: its touched rows where that is smaller"
     )
     evaluate_every: CountOrZero = Field(30, description="rounds between evaluations; 0: only at the end")
-    evaluate_clients: CountOrZero = Field(0, description="clients of these evaluations, a fixed sample; 0: all")
+    evaluate_clients: CountOrZero = Field(
+        0, description="clients whose validation items are ranked, a fixed sample; 0: all"
+    )
     patience: CountOrZero = Field(10, description="evaluations without a better NDCG@10 before stopping; 0: never")
     checkpoint_every: CountOrZero | None = Field(
         None, description="rounds between checkpoints; 0: only at the end; null: 30, and 1 in a deployment"

@@ -57,7 +57,6 @@ def _found(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "federation.shared", f"all {federation.num_rounds} rounds belong to the warm-up; lower warmup_rounds"
     if federation.evaluate_every == 0:
         yield "federation.patience", "evaluate_every is 0: there is nothing to be patient with"
-        yield "federation.evaluate_clients", "evaluate_every is 0: the evaluation at the end is of all clients"
     if evaluation.protocol == "full":
         yield "evaluation.num_candidates", "protocol full ranks among all items; set protocol to sampled"
     if settings.simulation.engine != "vectorized":

@@ -73,7 +73,7 @@ def plan_lines(settings: Settings, size: Size, modalities: list[str], model_byte
         f"  a client trains {trained_windows(settings, size):.1f} windows a round (its history has "
         f"{size.windows.mean():.1f}, local epochs {training.local_epochs}): {passes(settings, size):.1f} passes over "
         "the data",
-        f"  evaluated {times} times on {min(evaluated, size.users)} users, at the end on all",
+        f"  evaluated {times} times on {min(evaluated, size.users)} users, on test items at the end, on all",
         f"  about {duration(seconds)} on {_cores(settings)} idle cores with engine {settings.simulation.engine}; "
         f"{trainings * model_bytes / 1e9:.2g} GB to clients, at most as much back",
     ]
@@ -87,7 +87,7 @@ def expected_seconds(settings: Settings, size: Size, experts: int) -> float:
     work = model.max_seq_len / 50 * model.dim / 64 * parts
     windows = federation.num_rounds * cohort * trained_windows(settings, size)
     times = federation.num_rounds // federation.evaluate_every if federation.evaluate_every else 0
-    rankings = 2 * times * (federation.evaluate_clients or size.users) + 4 * size.users
+    rankings = 2 * (times + 1) * (federation.evaluate_clients or size.users) + 2 * size.users
     among = size.items if settings.evaluation.protocol == "full" else settings.evaluation.num_candidates
     spent = windows * WINDOW_MS[settings.simulation.engine] * work + rankings * RANKING_MS * (0.5 + among / 8000)
     return START_SECONDS + (spent / _cores(settings) + federation.num_rounds * ROUND_MS) / 1000

@@ -208,10 +208,12 @@ def seen_by_the_server(run_dir: Path) -> str:
 
 def averaged(result: Result) -> str:
     """Return whom the figures of a run's end are means over, in words."""
+    asked = {"test": result.final_clients, "validation": result.sampled or result.final_clients}
     if not result.final_failures or result.final_clients is None:
-        return "all users"
-    failed = {split: sum(each.stage == split for each in result.final_failures) for split in ("test", "validation")}
-    counted = [f"{result.final_clients - count} of {result.final_clients} ({split})" for split, count in failed.items()]
+        sample = f", on validation over a sample of {result.sampled}" if result.sampled else ""
+        return f"all users{sample}"
+    failed = {split: sum(each.stage == split for each in result.final_failures) for split in asked}
+    counted = [f"{(asked[split] or 0) - count} of {asked[split]} ({split})" for split, count in failed.items()]
     return f"the users of those clients that answered, {' and '.join(counted)}"
 
 

@@ -236,12 +236,12 @@ class ServerLoop:
         return replace(outcome, problem=too_few(what, outcome, least)), aggregated
 
     def _sample(self) -> list[int] | None:
-        """Return the clients of the evaluations during training, None for all."""
+        """Return the clients whose validation items are ranked, None for all."""
         size = self.settings.federation.evaluate_clients
         return fixed_sample(self.settings.seed, self._client_ids().values(), size)
 
     def _finish(self, state: LoopState) -> Result:
-        """Restore the best model, with the strategy as it was by then, and evaluate it on all clients, on all splits.
+        """Restore the best model, with the strategy as it was by then, and evaluate it: on test, on all clients.
 
         The best round's schedule decides which parameters the clients take from the server: a best model from the
         warm-up comes back whole. Of groups that were private then only the server's copy is restored.
@@ -251,10 +251,11 @@ class ServerLoop:
             load_state_arrays(self.strategy, state.best.strategy)
         metrics: dict[str, Metrics] = {}
         ranks: list[ClientRank] = []
-        outcomes: list[Exchange] = []
-        for split in ("validation", "test", NEW) if self.new_cases else ("validation", "test"):
-            self.tracker.stage(f"{split} items ranked by the model of round {best_round} on all clients")
-            clients = self.new_cases if split == NEW else None
+        outcomes: dict[str, Exchange] = {}
+        asked = {"validation": self._sample(), "test": None, **({NEW: self.new_cases} if self.new_cases else {})}
+        for split, clients in asked.items():
+            whom = "all clients" if clients is None else f"{len(clients)} clients"
+            self.tracker.stage(f"{split} items ranked by the model of round {best_round} on {whom}")
             outcome, metrics[split] = self._evaluate(best_round, arrays, split, clients)
             if outcome.problem is not None:
                 raise FedMoEError(outcome.problem)
@@ -262,9 +263,10 @@ class ServerLoop:
                 self.tracker.note(f"{split}: {len(failed)} of {outcome.sent} clients failed - {list_failures(failed)}")
             if self.sums is None:  # else the one reply is a mean
                 ranks += ranks_of(split, outcome.replies, self._client_ids())
-            outcomes.append(outcome)
+            outcomes[split] = outcome
         write_client_ranks(self.tracker.run_dir, ranks)
-        traffic = [(r.bytes_down, r.bytes_up) for r in state.history] + [(o.bytes_down, o.bytes_up) for o in outcomes]
+        final = list(outcomes.values())
+        traffic = [(r.bytes_down, r.bytes_up) for r in state.history] + [(o.bytes_down, o.bytes_up) for o in final]
         return Result(
             status="completed",
             stopped_early=state.round < self.settings.federation.num_rounds,
@@ -275,10 +277,11 @@ class ServerLoop:
             new=split_global(metrics[NEW]) if NEW in metrics else {},
             bytes_down=sum(down for down, _ in traffic),
             bytes_up=sum(up for _, up in traffic),
-            failed_replies=sum(len(r.failed) for r in state.history) + sum(len(o.failures) for o in outcomes),
+            failed_replies=sum(len(r.failed) for r in state.history) + sum(len(o.failures) for o in final),
             failed_rounds=tuple(record.round for record in state.history if record.failure),
-            final_clients=outcomes[0].sent,
-            final_failures=tuple(failure for outcome in outcomes for failure in outcome.failures),
+            final_clients=outcomes["test"].sent,
+            sampled=None if asked["validation"] is None else outcomes["validation"].sent,
+            final_failures=tuple(failure for outcome in final for failure in outcome.failures),
         )
 
     def _clipped(self) -> tuple[Clipped, ...]:

@@ -187,6 +187,7 @@ class Result(_Value):
         failed_replies: number of failed answers over all rounds and the final evaluation.
         failed_rounds: rounds that left the model as it was.
         final_clients: clients that were asked in the final evaluation, None where it is not known.
+        sampled: how many of them were asked for their validation items, None: all.
         final_failures: those that gave no answer to it: they are not in the means.
         seconds: duration of the whole run, the parts before a resume included; None if it is not known.
         baselines: what the run folder held to compare with.
@@ -205,6 +206,7 @@ class Result(_Value):
     failed_replies: int = 0
     failed_rounds: tuple[int, ...] = ()
     final_clients: int | None = None
+    sampled: int | None = None
     final_failures: tuple[Failure, ...] = ()
     seconds: float | None = None
     baselines: Mapping[str, Any] | None = None

@@ -45,7 +45,7 @@ def test_report_names_those_that_failed_at_the_end(fakes: Any, tmp_path: Path) -
     grid = fakes.FakeGrid()
     failing = {(3, "test"), (4, "test"), (4, "validation")}
     grid.fail = lambda client, stage, round_: "OSError" if (client, grid.sent[-1][3]) in failing else None
-    settings = fakes.make_settings(client_fraction=1.0, evaluate_every=0)
+    settings = fakes.make_settings(client_fraction=1.0, evaluate_every=0, evaluate_clients=0)
     loop = fakes.make_loop(grid, tmp_path, settings)
     result = loop.run(LoopState(fakes.model_arrays()))
     loop.tracker.finish(result, 1.0)

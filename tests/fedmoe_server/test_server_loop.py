@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import FedAvg
 from fedmoe.errors import FedMoEError
 from fedmoe.wire import packed_bytes, to_record, unpack
 from fedmoe_server.report.report import write_report
+from fedmoe_server.report.run_folder import averaged
 from fedmoe_server.rounds.checkpoints import find_checkpoint, load_checkpoint
 from fedmoe_server.rounds.record import LoopState, Result
 from strategies import state_arrays
@@ -79,16 +80,19 @@ def test_traffic_is_counted_per_client(fakes: Any, tmp_path: Path) -> None:
     assert 5 * shared < record["bytes_up"] < 5 * (shared + 300)
 
 
-def test_evaluation_uses_one_fixed_sample_and_at_the_end_everybody(fakes: Any, tmp_path: Path) -> None:
+def test_validation_uses_one_fixed_sample_and_test_everybody(fakes: Any, tmp_path: Path) -> None:
     grid = fakes.FakeGrid()
-    run(fakes, grid, tmp_path)
+    result = run(fakes, grid, tmp_path)
     samples = {
-        round_: sorted(c for stage, c, r, split in grid.sent[:-20] if stage == "evaluate" and r == round_)
+        round_: sorted(c for stage, c, r, split in grid.sent[:-14] if stage == "evaluate" and r == round_)
         for round_ in (2, 4, 6)
     }
     assert len(samples[2]) == 4 and samples[2] == samples[4] == samples[6]
-    final = [(split, client) for stage, client, _, split in grid.sent[-20:] if stage == "evaluate"]
-    assert sorted(final) == sorted((split, client) for split in ("validation", "test") for client in range(10))
+    final = [(split, client) for stage, client, _, split in grid.sent[-14:] if stage == "evaluate"]
+    wanted = {"validation": samples[2], "test": range(10)}
+    assert sorted(final) == sorted((split, client) for split, clients in wanted.items() for client in clients)
+    assert (result.final_clients, result.sampled) == (10, 4)
+    assert averaged(result) == "all users, on validation over a sample of 4"
 
 
 def test_the_sample_changes_by_one_when_a_client_leaves(fakes: Any, tmp_path: Path) -> None:
