@@ -125,7 +125,7 @@ class FederationSettings(Section):
     )
     evaluate_every: CountOrZero = Field(30, description="rounds between evaluations; 0: only at the end")
     evaluate_clients: CountOrZero = Field(
-        0, description="clients whose validation items are ranked, a fixed sample; 0: all"
+        0, description="clients whose validation items are ranked, always the same; 0: all"
     )
     patience: CountOrZero = Field(10, description="evaluations without a better NDCG@10 before stopping; 0: never")
     checkpoint_every: CountOrZero | None = Field(
