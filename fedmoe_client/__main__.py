@@ -214,5 +214,11 @@ def _count(word: str) -> int:
 
 COMMANDS: dict[str, Command] = {"enrol": enrol, "up": up, "down": down, "recommend": recommend, "forget": forget}
 
+
+def command() -> int:
+    """Run this process's own command line."""
+    return main(parser(), COMMANDS, sys.argv[1:])
+
+
 if __name__ == "__main__":
-    sys.exit(main(parser(), COMMANDS, sys.argv[1:]))
+    sys.exit(command())

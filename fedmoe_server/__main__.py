@@ -231,5 +231,11 @@ COMMANDS: dict[str, Command] = {
     "down": down,
 }
 
+
+def command() -> int:
+    """Run this process's own command line."""
+    return main(parser(), COMMANDS, sys.argv[1:])
+
+
 if __name__ == "__main__":
-    sys.exit(main(parser(), COMMANDS, sys.argv[1:]))
+    sys.exit(command())
