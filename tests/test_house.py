@@ -18,7 +18,9 @@ import sim
 from fedmoe_server.rounds.loop import ServerLoop
 
 ROOT = Path(__file__).parents[1]
-OWN = {"fedmoe", "model", "data", "strategies", "fedmoe_client", "fedmoe_server", "simulation", "sim", "benchmarks"}
+OWN = {"fedmoe", "fedmoe_api", "model", "data", "strategies", "fedmoe_client", "fedmoe_server", "simulation", "sim"} | {
+    "benchmarks"
+}
 FRAMEWORKS = {"flwr", "ray", "torch"}
 ALLOWED = {
     "fedmoe": set(),
@@ -28,9 +30,11 @@ ALLOWED = {
     "fedmoe_client": {"fedmoe", "flwr", "torch", "model", "data"},
     "fedmoe_server": {"fedmoe", "flwr", "torch", "model", "data", "strategies"},
     "simulation": {"fedmoe", "flwr", "ray"},
+    "fedmoe_api": {"fedmoe", "fedmoe_client", "fedmoe_server", "simulation", "flwr", "torch", "model", "data"},
 }
-# Inside functions alone: torch reads its files and runs encoders, and packed arrays travel in a record of Flower's.
-LAZY = {"data": {"torch"}, "fedmoe": {"flwr"}}
+# Inside functions alone: torch reads its files and runs encoders, and packed arrays travel in a record of Flower's; for
+# types alone: the names of the API, which ``fedmoe`` finds by name when somebody asks for them.
+LAZY = {"data": {"torch"}, "fedmoe": {"flwr", "fedmoe_api"}}
 
 FOLDERS = [*ALLOWED, "benchmarks", "configs", "examples"]
 FILES = 14  # of Python in one folder, without __init__.py
