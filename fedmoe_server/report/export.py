@@ -121,7 +121,8 @@ def _save_tables(model: ResidualMoE, dataset: Dataset, folder: Path, with_users:
     for row, history in zip(latest, histories, strict=True):
         row[length - len(history[-length:]) :] = history[-length:]
     with torch.inference_mode():
-        pieces = [model.states(piece)[:, -1] for piece in torch.from_numpy(latest).split(USERS_AT_ONCE)]
+        starts = range(0, len(latest), USERS_AT_ONCE)
+        pieces = [model.states(torch.from_numpy(latest[at : at + USERS_AT_ONCE]))[:, -1] for at in starts]
     columns = {"user": known.user_ids.tolist(), "history": histories, "vector": list(torch.cat(pieces).numpy())}
     parquet.write_table(pa.table(columns), folder / USERS)
 

@@ -152,7 +152,7 @@ class WandB(RunTracker):
 
     needs = "wandb"
 
-    def __init__(self, run: Tracked, project: str = "fedmoe", mode: str = "offline") -> None:
+    def __init__(self, run: Tracked, project: str = "fedmoe", mode: Any = "offline") -> None:
         import wandb
 
         self._run = wandb.init(
@@ -161,7 +161,7 @@ class WandB(RunTracker):
             id=run.folder.name,  # the same on a resume
             resume="allow",
             config=run.flat_settings,
-            mode=mode,  # type: ignore[arg-type]  # wandb says which there are
+            mode=mode,
             dir=str(run.folder),
             reinit="create_new",
         )
