@@ -115,7 +115,7 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _named(key: str, value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {inner: _named(f"{key}.{inner}", each) for inner, each in value.items()}
+        return {_named(key, inner): _named(f"{key}.{inner}", each) for inner, each in value.items()}
     if isinstance(value, list | tuple):
         return [_named(key, each) for each in value]
     if not isinstance(value, type):

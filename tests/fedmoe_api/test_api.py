@@ -177,6 +177,8 @@ def test_settings_of_python_are_those_of_the_command_line() -> None:
         "modalities.audio": {"file": "a.npy", "expert": name},
         "metrics": {"mine": name},
     }
+    assert dict(_flat({"tracking": [Own, "csv"]})) == {"tracking": [name, "csv"]}
+    assert dict(_flat({"tracking": {Own: {"every": 2}}})) == {"tracking": {name: {"every": 2}}}
     settings, _ = load_settings(["quick"], {"model.dim": 64, "gating_init": 0.25, "strategy": "fedavg"})
     words, _ = load_settings(["quick", "model.dim=64", "--gating_init", "0.25", "strategy=fedavg"])
     assert settings == words
