@@ -18,10 +18,6 @@ from fedmoe.errors import FedMoEError, nearest
 from fedmoe.loading import load_settings, settings_from
 from fedmoe.settings import EvaluationSettings, Settings
 from fedmoe_client.learning.evaluation import Scorer, ranks
-from fedmoe_client.learning.workbench import Workbench
-from fedmoe_server.rounds.checkpoints import Checkpoint, find_checkpoint, load_checkpoint
-from fedmoe_server.rounds.record import list_arrays
-from model.build import arrays_of
 
 Ranks = NDArray[np.float64]
 """A rank from 1 for each user, ``[users]``."""
@@ -103,18 +99,6 @@ class Kept:
             raise FedMoEError(f"{self._path}: '{key}' is of other settings: choose another --folder")
         found: dict[str, Any] = self._lines[key]["result"]
         return found
-
-
-def load_chosen(run_dir: Path, settings: Settings, dataset: Dataset) -> tuple[Workbench, Checkpoint]:
-    """Return the model that a finished run has chosen, in a workbench of its settings, and the run's last checkpoint.
-
-    Raises FedMoEError if the run has no checkpoint, or it is damaged or of another model.
-    """
-    bench = Workbench(settings, dataset)
-    checkpoint = load_checkpoint(find_checkpoint(run_dir), list_arrays(arrays_of(bench.model)))
-    arrays, _ = checkpoint.state.chosen()
-    bench.load({name: array.numpy() for name, array in arrays.items()})
-    return bench, checkpoint
 
 
 def context_length(settings: Settings) -> int:

@@ -1,12 +1,42 @@
-"""The settings of where clients are executed: by an engine of a simulation, or on machines of their own."""
+"""The settings of how a run is executed: engine or real clients, what guards refuse, and who keeps its numbers."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from fedmoe.errors import nearest
 from fedmoe.section import Count, CountOrZero, NonNegative, Positive, Section
+
+TRACKERS = ("tensorboard", "csv", "mlflow", "wandb")
+
+
+def _with_arguments(given: Any) -> Any:
+    """Return a tracker's name, or a list of names, as a mapping of each to its arguments, of which there are none."""
+    named = given.split(",") if isinstance(given, str) else given or ()
+    found = {name: arguments or {} for name, arguments in named.items()} if isinstance(named, dict) else None
+    if found is None and isinstance(named, list | tuple):
+        found = {str(name).strip(): {} for name in named}
+    for name in found or {}:
+        if name not in TRACKERS and ":" not in name:
+            raise ValueError(
+                f"'{name}' must be {', '.join(TRACKERS)}, or package.module:Class{nearest(name, TRACKERS)}"
+            )
+    return named if found is None else found
+
+
+Tracking = Annotated[dict[str, dict[str, Any]], BeforeValidator(_with_arguments)]
+
+
+class GuardSettings(Section):
+    """What a reply may be, and how many rounds may fail."""
+
+    max_examples: Count = Field(100_000, description="a reply that claims more examples is refused")
+    norm_multiple: NonNegative = Field(
+        3.0, description="an update longer than so many times the round's median is scaled down to that; 0: never"
+    )
+    max_failed_rounds: Count = Field(3, description="failed rounds in a row that end the run")
 
 
 class SimulationSettings(Section):

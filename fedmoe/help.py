@@ -10,7 +10,7 @@ from fedmoe.loading import ALIASES, CONFIGS, leaves
 from fedmoe.settings import Settings
 
 TOPICS = {
-    "run": "name, seed and folder of the run",
+    "run": "name, seed, folder and trackers of the run",
     "data": "histories and item features",
     "modalities": "features, norm and expert of each modality of the items; modalities.NAME=null removes one",
     "model": "backbone, experts, router, gate, fusion",
@@ -25,13 +25,13 @@ TOPICS = {
 OVERVIEW = """\
 Train SASRec with a residual mixture of experts, one for each modality of the items, every user being a client.
 
-  python sim.py                                        MovieLens-100K with the default settings
-  python sim.py CONFIG                                 a YAML file, or one of: {configs}
-  python sim.py [CONFIG] key=value --num_rounds 50     settings on top; a key may be shortened to its last part
-  python sim.py SWEEP                                  runs side by side: {sweeps}
-  python sim.py ... --dry-run                          read and check everything, show the plan, train nothing
-  python sim.py --resume runs/FOLDER                   go on from a run's last checkpoint
-  python sim.py --help TOPIC                           the settings of one topic:
+  {program}                                        MovieLens-100K with the default settings
+  {program} CONFIG                                 a YAML file, or one of: {configs}
+  {program} [CONFIG] key=value --num_rounds 50     settings on top; a key may be shortened to its last part
+  {program} SWEEP                                  runs side by side: {sweeps}
+  {program} ... --dry-run                          read and check everything, show the plan, train nothing
+  {program} --resume runs/FOLDER                   go on from a run's last checkpoint
+  {program} --help TOPIC                           the settings of one topic:
 
 {topics}
 
@@ -40,13 +40,14 @@ A run leaves its settings, metrics, checkpoints, plots and report.md in runs/<ti
 something for you to put right."""
 
 
-def help_text(topics: list[str]) -> str:
-    """Return the overview, or the settings of the topics named."""
+def help_text(topics: list[str], program: str = "python sim.py") -> str:
+    """Return the overview, or the settings of the topics named. program: what the command is called by."""
     if unknown := [topic for topic in topics if topic not in TOPICS]:
         raise FedMoEError(f"no help on '{unknown[0]}'{nearest(unknown[0], TOPICS)} Topics: {', '.join(TOPICS)}")
     if topics:
         return "\n\n".join(_topic(topic) for topic in topics)
     return OVERVIEW.format(
+        program=program,
         configs=", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("sweep-"))),
         sweeps=", ".join(sorted(path.stem for path in CONFIGS.glob("sweep-*.yaml"))),
         topics="\n".join(f"    {topic:<12}{text}" for topic, text in TOPICS.items()),
@@ -79,6 +80,8 @@ def _topic(topic: str) -> str:
 
 
 def _default(value: Any) -> str:
+    if isinstance(value, dict) and value and not any(value.values()):  # names without arguments
+        value = list(value)
     if isinstance(value, tuple | list):
         return "[" + ", ".join(map(str, value)) + "]"
     if isinstance(value, bool) or value is None:

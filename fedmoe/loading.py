@@ -41,15 +41,19 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_settings(words: Sequence[str]) -> tuple[Settings, list[str]]:
+def load_settings(words: Sequence[str], values: Mapping[str, Any] | None = None) -> tuple[Settings, list[str]]:
     """Return the settings that the words of a command line describe, and warnings to print.
 
     words: at most one YAML file first (a path, or the name of a file in ``configs/``), then ``key=value``,
     ``--key value`` or ``--key=value``. A key is a full one (``model.dim``), or its last part where that is unique.
+    values: further settings by such keys.
 
     Raises FedMoEError that lists every wrong key and value.
     """
     tree, problems, warnings = _tree_of(words)
+    for key, value in (values or {}).items():
+        if path := _full_key(key, problems):
+            _set(tree, path, value)
     return _validated(tree, problems), warnings
 
 
@@ -246,7 +250,7 @@ def _matches(key: str, known: list[str]) -> list[str]:
 
 def _nearest_key(key: str, known: list[str]) -> str:
     by_leaf = {name.split(".")[-1]: name for name in known} | {alias: alias for alias in ALIASES}
-    return nearest(key, known) or nearest(key.split(".")[-1], by_leaf) or ": python sim.py --help lists the keys"
+    return nearest(key, known) or nearest(key.split(".")[-1], by_leaf) or ": --help lists the keys"
 
 
 def parse_value(text: str) -> Any:

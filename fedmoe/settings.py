@@ -13,7 +13,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from fedmoe.data_settings import DataSettings, named_after_data
 from fedmoe.execution_settings import DeploymentSettings as DeploymentSettings
+from fedmoe.execution_settings import GuardSettings as GuardSettings
 from fedmoe.execution_settings import SimulationSettings as SimulationSettings
+from fedmoe.execution_settings import Tracking as Tracking
 from fedmoe.learning_settings import EvaluationSettings as EvaluationSettings
 from fedmoe.learning_settings import TrainingSettings as TrainingSettings
 from fedmoe.modalities import (
@@ -81,16 +83,6 @@ class ModelSettings(Section):
                 f"memory_size ({self.memory_size}) must be a multiple of memory_refresh ({self.memory_refresh})"
             )
         return self
-
-
-class GuardSettings(Section):
-    """What a reply may be, and how many rounds may fail."""
-
-    max_examples: Count = Field(100_000, description="a reply that claims more examples is refused")
-    norm_multiple: NonNegative = Field(
-        3.0, description="an update longer than so many times the round's median is scaled down to that; 0: never"
-    )
-    max_failed_rounds: Count = Field(3, description="failed rounds in a row that end the run")
 
 
 class FederationSettings(Section):
@@ -244,6 +236,11 @@ class Settings(Section):
     )
     seed: CountOrZero = Field(42, description="seed of everything random")
     save_dir: Path = Field(Path("runs"), description="folder that holds the run folders")
+    tracking: Tracking = Field(
+        {"tensorboard": {}},
+        description="trackers: tensorboard, csv, mlflow, wandb, or package.module:Class; a list of them, or a mapping "
+        "of each to its arguments",
+    )
     data: DataSettings = DataSettings()
     modalities: Modalities = Field(
         {}, description="name of a modality: its settings; null: none", validate_default=True

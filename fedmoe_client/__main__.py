@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from fedmoe.deployment.flower_part import require_flower
 from fedmoe.deployment.front_door import Command, main, parser_of
 from fedmoe.deployment.keys import make_key_pair, public_half, read_public_key, read_roster
 from fedmoe.deployment.ports import free_port, parse_address, require_free
@@ -100,6 +101,7 @@ def enrol(given: argparse.Namespace, extra: list[str]) -> int:
 
 def up(given: argparse.Namespace, extra: list[str]) -> int:
     """Start the client; return when it is connected, or with ``--foreground`` when it has been stopped."""
+    require_flower()
     folder = ClientFolder(given.dir)
     parse_address(given.server)
     if not folder.key.exists():
@@ -214,5 +216,11 @@ def _count(word: str) -> int:
 
 COMMANDS: dict[str, Command] = {"enrol": enrol, "up": up, "down": down, "recommend": recommend, "forget": forget}
 
+
+def command() -> int:
+    """Run this process's own command line."""
+    return main(parser(), COMMANDS, sys.argv[1:])
+
+
 if __name__ == "__main__":
-    sys.exit(main(parser(), COMMANDS, sys.argv[1:]))
+    sys.exit(command())

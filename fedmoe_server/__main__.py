@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from fedmoe.deployment.flower_part import require_flower
 from fedmoe.deployment.folder import write_json
 from fedmoe.deployment.front_door import Command, main, parser_of
 from fedmoe.deployment.keys import read_public_key
@@ -90,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
 
 def up(given: argparse.Namespace, extra: list[str]) -> int:
     """Start the server; return when it is ready, or with ``--foreground`` when it has been stopped."""
+    require_flower()
     folder, addresses = ServerFolder(given.dir), Addresses(given.address, given.control)
     clients, control = parse_address(addresses.clients), parse_address(addresses.control)
     require_stopped(folder, "server")
@@ -231,5 +233,11 @@ COMMANDS: dict[str, Command] = {
     "down": down,
 }
 
+
+def command() -> int:
+    """Run this process's own command line."""
+    return main(parser(), COMMANDS, sys.argv[1:])
+
+
 if __name__ == "__main__":
-    sys.exit(main(parser(), COMMANDS, sys.argv[1:]))
+    sys.exit(command())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
@@ -52,6 +52,7 @@ from fedmoe_server.rounds.checkpoints import (
 )
 from fedmoe_server.rounds.clients import ClientDirectory
 from fedmoe_server.rounds.exchange import KnownClients
+from fedmoe_server.rounds.halting import Callback, Paused
 from fedmoe_server.rounds.loop import ServerLoop
 from fedmoe_server.rounds.record import LoopState, list_arrays
 from fedmoe_server.rounds.strategy import layered_strategy
@@ -85,6 +86,7 @@ def run(
     resume: Path | None,
     console: Console | None = None,
     deployed: Deployed | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Path:
     """Run, or go on with, a federation and return its run folder.
 
@@ -95,9 +97,11 @@ def run(
         resume: a checkpoint, or a run folder whose latest checkpoint is meant.
         console: where to show progress; None: standard output.
         deployed: that the clients are real ones; None: they are simulated.
+        callbacks: called with each round's record, see ``rounds.halting``.
 
     Raises:
         FedMoEError: something the user can put right; ``result.json`` then says "failed" if the run had begun.
+        Paused: a callback, or Ctrl-C in a simulation, has asked for it.
     """
     started = time.monotonic()
     source = find_checkpoint(resume) if resume is not None and not stopped_early(resume) else None
@@ -151,7 +155,7 @@ def run(
     deadline = None if deployed is None else settings.deployment.round_deadline or None
     cases = () if dataset.new is None else tuple(dataset.new.users.tolist())
     clients = grid, strategy, aggregation, settings, directory
-    loop = ServerLoop(*clients, tracker, store, deadline, ledger, cases, sums, secure)
+    loop = ServerLoop(*clients, tracker, store, deadline, ledger, cases, sums, secure, callbacks, deployed is None)
     with _quiet_flower(), _failure_recorded(tracker):
         known = str(dataset.interactions.num_users) if deployed is None else "the connected"
         if dataset.reading and deployed is not None:  # a simulation's plan has shown it
@@ -223,7 +227,7 @@ def _failure_recorded(tracker: Tracker) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, SystemExit | HTTPError):  # a signal, or the server is gone: the run itself did not fail
+        if isinstance(error, SystemExit | HTTPError | Paused):  # a signal, or the server is gone: it did not fail
             tracker.close()
             raise
         reason = str(error) if isinstance(error, FedMoEError) else f"{type(error).__name__}: {error}".rstrip(": ")

@@ -1,6 +1,6 @@
 """Everything of Flower that is not public: the one module to revisit when the pinned Flower version moves.
 
-Written for Flower 1.39. All other modules of this package import from ``flwr.app``, ``flwr.clientapp`` and
+Written for Flower 1.39 to 1.42. All other modules of this package import from ``flwr.app``, ``flwr.clientapp`` and
 ``flwr.serverapp`` only.
 """
 

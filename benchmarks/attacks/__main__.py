@@ -19,11 +19,12 @@ from matplotlib.figure import Figure
 
 from benchmarks.attacks.leaks import leak
 from benchmarks.attacks.runs import ATTACKS, DEFENCES, LEAKS, SHORT, Outcome, meets, outcome, settings_of
-from benchmarks.runs import Kept, check_names, exit_status, job, load_chosen
+from benchmarks.runs import Kept, check_names, exit_status, job
 from benchmarks.tables import bars, write_page
 from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
+from fedmoe_api.chosen import load_chosen
 from fedmoe_server.report.report import table
 from model.build import arrays_of
 

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.attacks.clients import Attack
-from benchmarks.runs import Kept, changed, context_length, load_chosen, ranks_of, slug, strategy
+from benchmarks.runs import Kept, changed, context_length, ranks_of, slug, strategy
 from data.registry import load_dataset
 from data.sampling import Interactions, generator
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import to_run_config
 from fedmoe.settings import EvaluationSettings, Settings
+from fedmoe_api.chosen import load_chosen
 from fedmoe_client.learning.evaluation import Histories, Scorer, catalogue_scorer, ranks
 from fedmoe_server.app import app as server_app
 from fedmoe_server.report.run_folder import new_run_dir

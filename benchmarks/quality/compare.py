@@ -19,15 +19,16 @@ import numpy as np
 
 from benchmarks.quality.central import CentralPlan, passes, train_centrally
 from benchmarks.quality.figures import comparison_table, draw, main_table, slice_table, slices_of
-from benchmarks.runs import Kept, Ranks, changed, check_names, job, load_chosen, ranks_of, slug
+from benchmarks.runs import Kept, Ranks, changed, check_names, job, ranks_of, slug
 from benchmarks.tables import write_page
 from data.dataset import Dataset
 from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import EvaluationSettings, Settings
+from fedmoe_api.chosen import load_chosen
+from fedmoe_api.simulation import federate
 from fedmoe_client.learning.evaluation import catalogue_scorer, popularity_scorer
 from fedmoe_server.report.client_ranks import read_client_ranks
-from sim import simulate
 
 SAMPLED = EvaluationSettings(protocol="sampled", num_candidates=100)
 _SASREC = {"model.mixture": False, "model.item_representation": "id"}
@@ -155,7 +156,7 @@ def _trained(kind: str, settings: Settings, dataset: Dataset) -> dict[str, Ranks
         plan = CentralPlan(passes(settings))
         scorer = catalogue_scorer(train_centrally(settings, dataset, plan, partial(print, flush=True))[0])
     else:
-        run_dir = simulate(settings)
+        run_dir = federate(settings)
         scorer = catalogue_scorer(load_chosen(run_dir, settings, dataset)[0].model)
         personal = [rank.personal for rank in read_client_ranks(run_dir) if rank.split == "test"]
     return {

@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 
 from benchmarks.quality.compare import noisy
 from benchmarks.quality.figures import gain, hit_rate, paired_p
-from benchmarks.runs import Kept, Ranks, changed, check_names, context_length, job, load_chosen, ranks_of, slug
+from benchmarks.runs import Kept, Ranks, changed, check_names, context_length, job, ranks_of, slug
 from benchmarks.tables import write_page
 from data.dataset import Dataset
 from data.registry import load_dataset
 from fedmoe.settings import Settings
+from fedmoe_api.chosen import load_chosen
+from fedmoe_api.simulation import federate
 from fedmoe_client.learning.evaluation import Scorer, catalogue_scorer, popularity_scorer
 from fedmoe_client.learning.new_items import NEIGHBOURS, neighbours_scorer, new_item_ranks
 from fedmoe_server.report.report import table
-from sim import simulate
 
 _CONTENT = {"model.item_representation": "id+content"}
 MODEL, NOISE = "mixture, id+content", "mixture, id+content, noise"
@@ -92,7 +93,7 @@ def _scorer(name: str, settings: Settings, dataset: Dataset) -> Scorer:
         return popularity_scorer(dataset.interactions)
     if name == NEIGHBOURS:
         return neighbours_scorer(dataset)
-    return catalogue_scorer(load_chosen(simulate(settings), settings, dataset)[0].model)
+    return catalogue_scorer(load_chosen(federate(settings), settings, dataset)[0].model)
 
 
 def _without(items: NDArray[np.int32], scorer: Scorer) -> Scorer:

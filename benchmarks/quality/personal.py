@@ -17,21 +17,18 @@ import numpy as np
 import torch
 
 from benchmarks.quality.figures import Rows, Slices, compared, slices_of
-from benchmarks.runs import Ranks, load_chosen, ranks_of
+from benchmarks.runs import Ranks, ranks_of
 from data.dataset import Dataset
 from data.registry import load_dataset
 from data.sampling import generator
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import settings_of_run
 from fedmoe.settings import Settings
+from fedmoe_api.chosen import load_chosen, private_names, private_parameters
 from fedmoe_client.learning.evaluation import catalogue_scorer, model_scorer
-from fedmoe_client.store.private import InContext, NamedArrays
+from fedmoe_client.store.private import NamedArrays
 from fedmoe_server.report.report import table
 from fedmoe_server.report.run_folder import federated_metrics
-from fedmoe_server.rounds.strategy import aggregation_schedule
-from model.build import parameter_names
-from simulation.flower_runtime import records_from_bytes
-from simulation.ray.client_files import CLIENTS_FILE, open_clients, read_clients
 
 SERVER, OWN, MEAN, OTHER = "the server's", "the user's own", "the mean of all", "another user's"
 PAIRS = ((OWN, SERVER), (MEAN, SERVER), (OTHER, SERVER), (OWN, MEAN), (OWN, OTHER))
@@ -98,7 +95,7 @@ def ranks_of_run(run_dir: Path, settings: Settings, dataset: Dataset) -> dict[st
     if checkpoint.clients is None:
         raise FedMoEError(f"{run_dir} holds no private state: name a simulated run, with the engine ray or vectorized")
     _, best_round = checkpoint.state.chosen()
-    private = aggregation_schedule(settings, parameter_names(bench.model)).private_names(best_round)
+    private = private_names(bench, checkpoint)
     kept = private_parameters(checkpoint.clients, len(users), private)
     if not kept:
         raise FedMoEError(
@@ -125,17 +122,3 @@ def ranks_of_run(run_dir: Path, settings: Settings, dataset: Dataset) -> dict[st
         MEAN: with_private(dict.fromkeys(kept, mean)),
         OTHER: with_private({user: kept[other] for user, other in others.items()}),
     }
-
-
-def private_parameters(folder: Path, users: int, names: Sequence[str]) -> dict[int, NamedArrays]:
-    """Return what clients keep under these names, by the client's number; without those that lack any.
-
-    folder: the clients' private state in a checkpoint.
-    """
-    kept = {}
-    with open_clients(folder / CLIENTS_FILE) as file:
-        for client, state in read_clients(file, users):
-            own = InContext(records_from_bytes(state)).load()
-            if names and all(name in own for name in names):
-                kept[client] = {name: own[name] for name in names}
-    return kept

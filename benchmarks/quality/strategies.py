@@ -15,10 +15,10 @@ from typing import Any
 from benchmarks.runs import changed, check_names, job, strategy
 from benchmarks.tables import page_text, replaced
 from fedmoe.settings import Settings
+from fedmoe_api.simulation import federate
 from fedmoe_server.report.report import table
 from fedmoe_server.report.run_folder import read_result
 from fedmoe_server.rounds.record import Result
-from sim import simulate
 
 PAGE = Path(__file__).parents[2] / "docs" / "strategies.md"
 ROUNDS = 20
@@ -70,7 +70,7 @@ def run(given: argparse.Namespace) -> None:
     rows = []
     for name in given.only:
         print(f"== {name}", flush=True)
-        run_dir = simulate(changed(base, ROWS[name]))
+        run_dir = federate(changed(base, ROWS[name]))
         rows.append(row(name, read_result(run_dir)))
     made = table_of(rows, base)
     print(made)

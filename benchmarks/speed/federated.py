@@ -10,10 +10,10 @@ from benchmarks.speed.work import Report, given_plan
 from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import to_run_config
+from fedmoe_api.simulation import execute
 from fedmoe_server.app import app
 from fedmoe_server.rounds.loop import ServerLoop
 from fedmoe_server.rounds.record import LoopState, RoundRecord, list_failures
-from sim import execute
 
 
 class _EnoughError(Exception):

@@ -22,9 +22,13 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fedmoe.errors import FedMoEError
+
+LINE = "1.39."  # of Flower's releases: the last one whose nodes speak gRPC
 PROGRAMS = {
     "flower-superlink": "flwr.superlink.cli:flower_superlink",
     "flower-supernode": "flwr.supernode.cli:flower_supernode",
@@ -41,8 +45,15 @@ BEAT = "FEDMOE_BEAT"  # the file that a part touches for as long as its main thr
 CONTROL_SECRET = "FEDMOE_CONTROL_SECRET"  # the file of the control port's secret; none: it is open
 
 
+def require_flower() -> None:
+    """Raise FedMoEError unless Flower is of the line that this module mends; simulations run with later ones too."""
+    if not (found := version("flwr")).startswith(LINE):
+        raise FedMoEError(f"real clients need Flower {LINE}x, and {found} is installed: pip install 'fedmoe[deploy]'")
+
+
 def part_command(program: str, *words: str) -> list[str]:
-    """Return the command that starts one of ``PROGRAMS`` as a part."""
+    """Return the command that starts one of ``PROGRAMS`` as a part. Raises FedMoEError as ``require_flower`` does."""
+    require_flower()
     return [sys.executable, "-P", "-m", "fedmoe.deployment.flower_part", program, *words]
 
 

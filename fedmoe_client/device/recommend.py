@@ -71,19 +71,24 @@ def recommendations(state_dir: Path, top: int, history: Path | None = None, user
     started = time.perf_counter()
     store = StateFolder.existing(state_dir)
     bench, private, names = _own_model(store)
-    dataset = bench.dataset
     name, seen, notes = _history(store, bench, private, history, user)
     users = of_user(latest_private(private), number_of(name))  # where it is one of a silo
     bench.load({parameter: array for parameter, array in users.items() if parameter in names})
+    items = best_items(bench, seen, top)
+    return Recommendations(name, items, time.perf_counter() - started, notes)
+
+
+def best_items(bench: Workbench, seen: NDArray[np.int32], top: int) -> list[Recommendation]:
+    """Return the items that a user is most likely to want after those that it has met, oldest first."""
+    dataset = bench.dataset
     candidates = np.setdiff1d(np.arange(1, dataset.interactions.num_items + 1), seen)
     scores = _scores(bench, seen, candidates)
     best = np.argsort(-scores, kind="stable")[:top]
     titles, ids = dataset.titles, dataset.interactions.item_ids
-    items = [
+    return [
         Recommendation(str(ids[item]), "" if titles is None else titles[item], float(score))
         for item, score in zip(candidates[best].tolist(), scores[best].tolist(), strict=True)
     ]
-    return Recommendations(name, items, time.perf_counter() - started, notes)
 
 
 def _scores(bench: Workbench, seen: NDArray[np.int32], candidates: NDArray[np.int64]) -> NDArray[np.float32]:

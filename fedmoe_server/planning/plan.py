@@ -30,12 +30,14 @@ def plan(settings: Settings, check: Callable[[Settings], None]) -> Settings:
     Raises FedMoEError for what would end the run.
     """
     # Torch and Flower take seconds to import: not for --help, nor for a misspelt key.
+    from fedmoe_server.report.trackers import check_trackers
     from model.build import initial_arrays
     from strategies import build_strategy
 
     useless = without_effect(settings)
     settings = located(settings)
     check(settings)
+    check_trackers(settings)
     build_strategy(settings.federation.strategy, settings.federation.strategy_parameters)
     dataset = load_dataset(settings)
     size = size_of(settings, dataset)

@@ -1,8 +1,9 @@
 """``python -m fedmoe_server export RUN_FOLDER``: the global model of a run, for use outside of the federation.
 
 ``model.safetensors`` (the server's arrays of the best round), ``settings.yaml``, ``item_ids.txt`` (line k is the id of
-item k), ``model.pt2`` (the ranking as a ``torch.export`` program, where the model can be exported) and a card,
-``README.md``. Private parameters are with the clients: of these the server's own copy is exported.
+item k), ``model.pt2`` (the ranking as a ``torch.export`` program, where the model can be exported), ``items.parquet``
+and, of simulated clients, ``users.parquet``, and a card as Hugging Face has them, ``README.md``. Private parameters are
+with the clients: of these the server's own copy is exported.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.numpy import save
 from torch import Tensor, nn
 
+from data.dataset import Dataset
 from data.registry import load_dataset
 from fedmoe.errors import FedMoEError
 from fedmoe.files import write_folder
 from fedmoe.loading import read_yaml, settings_from
 from fedmoe_server.report.model_card import model_card
-from fedmoe_server.report.run_folder import SETTINGS
+from fedmoe_server.report.run_folder import SETTINGS, is_simulated
 from fedmoe_server.rounds.checkpoints import find_checkpoint, load_checkpoint
 from fedmoe_server.rounds.record import list_arrays
 from model.build import arrays_of, build_model
@@ -27,6 +30,8 @@ from model.residual_moe import ResidualMoE
 from model.version import model_version
 
 WEIGHTS, PROGRAM, ITEM_IDS, CARD = "model.safetensors", "model.pt2", "item_ids.txt", "README.md"
+ITEMS, USERS = "items.parquet", "users.parquet"
+USERS_AT_ONCE = 256
 TOLERANCE = 1e-4  # of scores, between the program and the model it was made from
 
 
@@ -70,10 +75,12 @@ def export(run_dir: Path, out: Path) -> Export:
     def fill(folder: Path) -> None:
         nonlocal problem
         # Written by Python, since safetensors reports a full disk as an error of its own kind.
-        (folder / WEIGHTS).write_bytes(save(arrays_of(model), metadata={**marks, "round": str(number)}))
+        metadata = {"format": "pt", **marks, "round": str(number)}
+        (folder / WEIGHTS).write_bytes(save(arrays_of(model), metadata=metadata))
         (folder / SETTINGS).write_bytes((run_dir / SETTINGS).read_bytes())
         ids = dataset.interactions.item_ids[1:].tolist()
         (folder / ITEM_IDS).write_text("".join(f"{item}\n" for item in ids), encoding="utf-8")
+        _save_tables(model, dataset, folder, with_users=is_simulated(run_dir))
         problem = _save_program(model, folder / PROGRAM)
         card = model_card(run_dir, folder, settings, dataset, marks, problem)
         (folder / CARD).write_text(card, encoding="utf-8")
@@ -89,6 +96,35 @@ def _load_best(run_dir: Path, model: ResidualMoE) -> int:
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(arrays[name].numpy()))
     return number
+
+
+def _save_tables(model: ResidualMoE, dataset: Dataset, folder: Path, with_users: bool) -> None:
+    """Write what the model makes of each item alone, and of each user of a simulation after its whole history."""
+    import pyarrow as pa  # a moment that other commands need not take
+    from pyarrow import parquet
+
+    known, titles = dataset.interactions, dataset.titles
+    with torch.inference_mode():
+        vectors = model.items(torch.arange(1, known.num_items + 1)).numpy()
+    columns = {
+        "item": np.arange(1, known.num_items + 1, dtype=np.int32),
+        "id": known.item_ids[1:].tolist(),
+        "title": [""] * known.num_items if titles is None else titles[1:],
+        "vector": list(vectors),
+    }
+    parquet.write_table(pa.table(columns), folder / ITEMS)
+    if not with_users:
+        return
+    length = model.settings.max_seq_len
+    histories = [known.history(user) for user in range(known.num_users)]
+    latest = np.zeros((known.num_users, length), np.int64)
+    for row, history in zip(latest, histories, strict=True):
+        row[length - len(history[-length:]) :] = history[-length:]
+    with torch.inference_mode():
+        starts = range(0, len(latest), USERS_AT_ONCE)
+        pieces = [model.states(torch.from_numpy(latest[at : at + USERS_AT_ONCE]))[:, -1] for at in starts]
+    columns = {"user": known.user_ids.tolist(), "history": histories, "vector": list(torch.cat(pieces).numpy())}
+    parquet.write_table(pa.table(columns), folder / USERS)
 
 
 def _save_program(model: ResidualMoE, path: Path) -> str | None:

@@ -1,10 +1,13 @@
-"""The card of an exported model: what it is, how well it ranks, and how it is used."""
+"""The card of an exported model in Hugging Face's form: what it is, how well it ranks, and how it is used."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from data.dataset import Dataset
 from fedmoe.errors import FedMoEError
@@ -24,18 +27,30 @@ NO_PROGRAM = """
 There is no `torch.export` program: {}
 """
 USE = """
-`model.pt2` needs torch alone and has the item features in it; items are numbered by the lines of `item_ids.txt`, from
-1:
+`model.pt2` needs torch alone, has the item features and these parameters in it, and ranks on a device. With other
+parameters of the same names, such as those of a later round, it ranks by these:
 
 ```python
 import torch
+from pyarrow.parquet import read_table
+from safetensors.torch import load_file
 
 ranking = torch.export.load("model.pt2").module()
-context = torch.zeros(1, {}, dtype=torch.long)  # the latest items, oldest first, 0 on the left
-context[0, -2:] = torch.tensor([17, 4])
-scores = ranking(context, torch.arange(1, num_items + 1).unsqueeze(0))  # [1, num_items]
+ranking.load_state_dict({{f"model.{{k}}": v for k, v in load_file("model.safetensors").items()}}, strict=False)
+items = read_table("items.parquet").to_pylist()
+history = {history}  # the items met, oldest first
+context = torch.tensor([([0] * {length} + history)[-{length}:]])
+new = torch.tensor([[item["item"] for item in items if item["item"] not in history]])
+best = new[0, ranking(context, new)[0].topk(10).indices]
+print([items[number - 1]["title"] or items[number - 1]["id"] for number in best.tolist()])
 ```
 """
+FIRST_USER = 'read_table("users.parquet").to_pylist()[0]["history"]'
+TABLES = """
+`items.parquet` has number, id, title and vector of each item{}. The product of the two vectors is the
+backbone's part of a score; what the experts add depends on user and item together.
+"""
+TAGS = ["recommendation", "sequential-recommendation", "federated-learning", "sasrec", "mixture-of-experts", "flower"]
 
 
 def model_card(
@@ -61,8 +76,13 @@ def model_card(
         for path in sorted(exported.iterdir())
     ]
     identity = "\n".join(f"* {name}: `{mark}`" for name, mark in marks.items())
-    use = USE.format(max(model.max_seq_len, model.memory_size))
+    users = (exported / "users.parquet").exists()
+    use = USE.format(length=max(model.max_seq_len, model.memory_size), history=FIRST_USER if users else "[4, 17]")
+    tables = TABLES.format(", `users.parquet` id, history and vector of each user" if users else "")
     return f"""\
+---
+{yaml.safe_dump(_front_matter(run_dir, settings, dataset), sort_keys=False, allow_unicode=True)}---
+
 # {settings.name}: global model of a federated run
 
 SASRec with {experts}, trained with {settings.federation.strategy} on {_learned_from(run_dir, dataset, result)}. \
@@ -79,11 +99,25 @@ SASRec with {experts}, trained with {settings.federation.strategy} on {_learned_
 ## Use
 
 `model.safetensors` holds the parameters by name, for `model.build.build_model` with `settings.yaml`.
-{use if problem is None else ""}
+{use if problem is None else ""}{tables}
 ## Identity
 
 {identity}
 """
+
+
+def _front_matter(run_dir: Path, settings: Settings, dataset: Dataset) -> dict[str, Any]:
+    """Return what Hugging Face reads of a card, with the figures that have been measured."""
+    figures = read_result(run_dir).test.get("global", {})
+    found = [{"type": name, "value": figures[name]} for name in METRICS if figures.get(name) is not None]
+    data = {"type": dataset.name, "name": dataset.name, "split": "test"}
+    results = [{"task": {"type": "sequential-recommendation"}, "dataset": data, "metrics": found}] if found else []
+    return {
+        "library_name": "fedmoe",
+        "tags": TAGS,
+        "metrics": [each["type"] for each in found],
+        "model-index": [{"name": settings.name, "results": results}],
+    }
 
 
 def _learned_from(run_dir: Path, dataset: Dataset, result: Result) -> str:

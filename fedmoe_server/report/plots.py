@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from statistics import fmean
 
@@ -40,6 +41,24 @@ def draw_ranking(records: Records, baselines: Mapping[str, Splits], best_round: 
     if not values_of(records, "hr@10", "validation")[0]:
         return False
     figure, panels = _figure(2)
+    _ranking_panels(figure, panels, records, baselines, best_round)
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def overview(run: Run) -> Figure:
+    """Return the loss, HR@10 and NDCG@10 of a run side by side; what has not been measured stays empty."""
+    figure, (loss, *panels) = _figure(3)
+    if run.records:
+        _line(loss, *values_of(run.records, "loss"), BLUE, None)
+        _finish(loss, "Training loss", "mean loss of the round's clients (nats)", run.records)
+        _ranking_panels(figure, panels, run.records, run.baselines, run.result.best_round)
+    return figure
+
+
+def _ranking_panels(
+    figure: Figure, panels: Sequence[Axes], records: Records, baselines: Mapping[str, Splits], best_round: int | None
+) -> None:
     for axes, key, title in zip(panels, ("hr@10", "ndcg@10"), ("HR@10", "NDCG@10"), strict=True):
         rounds, values = values_of(records, key, "validation")
         _line(axes, rounds, values, BLUE, "with private parameters", marker="o")
@@ -54,8 +73,6 @@ def draw_ranking(records: Records, baselines: Mapping[str, Splits], best_round: 
         _finish(axes, f"Validation {title}", f"{title} (mean over users, 0 to 1)", records)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-    figure.savefig(path, dpi=120)
-    return True
 
 
 def draw_gate(records: Records, path: Path) -> bool:
@@ -115,8 +132,17 @@ def _smoothed(values: Sequence[float]) -> list[float]:
     return [fmean(values[max(0, end - SMOOTHED) : end]) for end in range(1, len(values) + 1)]
 
 
+class Picture(Figure):
+    """A figure that a notebook shows, whatever backend Matplotlib has there."""
+
+    def _repr_png_(self) -> bytes:
+        content = BytesIO()
+        self.savefig(content, format="png", dpi=90)
+        return content.getvalue()
+
+
 def _figure(panels: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(5.6 * panels, 3.8), layout="constrained")
+    figure = Picture(figsize=(5.6 * panels, 3.8), layout="constrained")
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 

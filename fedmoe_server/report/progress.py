@@ -67,8 +67,41 @@ class LiveProgress(Progress):
         self._bar.stop()
 
 
+class NotebookProgress(Progress):
+    """A bar in a cell's output, redrawn in place; evaluations and failures stay below it."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        super().__init__(console, total)
+        from IPython.display import HTML, display  # where there is a notebook there is IPython
+
+        self._html, self._now = HTML, "waiting for the first round"
+        self._handle = display(HTML(self._now), display_id=True)
+
+    def round(self, record: RoundRecord, seconds_left: float | None) -> None:
+        """Redraw with a round's numbers; an evaluation leaves a line below."""
+        self._now = (
+            f'<progress value="{record.round}" max="{self.total}"></progress> round {record.round}/{self.total}, '
+            f"loss {number(record.train.get('loss'), 4)}"
+        )
+        self._show(_left(seconds_left))
+        super().round(record, None)
+
+    def stage(self, text: str) -> None:
+        """Show what happens now beside the bar."""
+        self._show(text)
+
+    def stop(self) -> None:
+        """Leave the bar as it is, without the time left."""
+        self._show("")
+
+    def _show(self, more: str) -> None:
+        self._handle.update(self._html(f"{self._now} {more}"))
+
+
 def progress_for(console: Console, total: int, every_round: bool = False) -> Progress:
-    """Return a live display for a terminal, plain lines for a file or a pipe."""
+    """Return a live display for a terminal or a notebook, plain lines for a file or a pipe."""
+    if console.is_jupyter:
+        return NotebookProgress(console, total)
     return LiveProgress(console, total) if console.is_terminal else Progress(console, total, every_round)
 
 

@@ -1,4 +1,4 @@
-"""What a run writes down while it runs: settings, one line a round, TensorBoard events, the terminal, the result."""
+"""What a run writes down while it runs: settings, one line a round, trackers, the terminal, the result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import yaml
 from rich.console import Console
@@ -15,7 +15,8 @@ from fedmoe.errors import FedMoEError
 from fedmoe.files import write_file
 from fedmoe.settings import Settings
 from fedmoe_server.report.progress import Progress, duration, number, progress_for
-from fedmoe_server.report.run_folder import METRICS, RESULT, SETTINGS, TENSORBOARD, baselines_of, write_document
+from fedmoe_server.report.run_folder import METRICS, RESULT, SETTINGS, baselines_of, write_document
+from fedmoe_server.report.trackers import Tracked, Trackers, row_of
 from fedmoe_server.rounds.record import Result, RoundRecord, list_failures
 
 RECENT_ROUNDS = 20
@@ -46,15 +47,16 @@ class Tracker:
         self.run_dir = run_dir
         self.total = settings.federation.num_rounds
         self._recent: list[float] = []
+        self._ended = Result()
         text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         write_file(run_dir / SETTINGS, text.encode())
         write_file(run_dir / METRICS, "".join(_line(record) for record in history).encode())
         try:
             (run_dir / RESULT).unlink(missing_ok=True)  # of the run before a resume: it is not the result of this one
             self._metrics: TextIO = (run_dir / METRICS).open("a", encoding="utf-8")
-            self._events = _event_writer(run_dir / TENSORBOARD, first_step=len(history) + 1)
         except OSError as error:
             raise FedMoEError(f"run folder {run_dir} cannot be written: {error}") from error
+        self._trackers = Trackers(Tracked(run_dir, settings, [row_of(record) for record in history]), self.note)
         self._progress: Progress = progress_for(console or Console(), self.total, every_round)
 
     def round(self, record: RoundRecord) -> None:
@@ -64,8 +66,7 @@ class Tracker:
             self._metrics.flush()
         except OSError as error:
             raise FedMoEError(f"{self.run_dir / METRICS} cannot be written: {error}") from error
-        for tag, value in _scalars(record).items():
-            self._events.add_scalar(tag, value, record.round)
+        self._trackers.round(row_of(record))
         self._recent = [*self._recent[1 - RECENT_ROUNDS :], record.seconds]
         if record.failure:
             self.note(f"round {record.round} failed, the model stays as it was: {record.failure}")
@@ -103,35 +104,16 @@ class Tracker:
 
     def close(self) -> None:
         """Close the files and leave the terminal as it was; may be called twice."""
+        self._trackers.end(self._ended)
         self._progress.stop()
         self._metrics.close()
-        self._events.close()
 
     def _end(self, result: Result) -> None:
         compared = replace(result, baselines=baselines_of(self.run_dir) or None)
         write_document(self.run_dir / RESULT, compared.to_json())
+        self._ended = result
         self.close()
 
 
 def _line(record: RoundRecord) -> str:
     return json.dumps(record.to_json(), allow_nan=False) + "\n"
-
-
-def _event_writer(folder: Path, first_step: int) -> Any:
-    # Imported here: everything else in this package, the report included, does without torch.
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer: Any = SummaryWriter  # torch leaves its signature untyped
-    # purge_step hides the events of rounds that a resume does again.
-    return writer(str(folder), purge_step=first_step if first_step > 1 else None, max_queue=1000)
-
-
-def _scalars(record: RoundRecord) -> dict[str, float]:
-    """Return TensorBoard tag -> value of one round; ``@`` is no letter of a tag."""
-    values = {f"train/{key}": value for key, value in record.train.items()}
-    values |= {f"validation/{key}": value for key, value in (record.validation or {}).items()}
-    values |= {f"round/{key}": getattr(record, key) for key in ("seconds", "bytes_down", "bytes_up", "clients")}
-    if record.privacy:
-        values["round/epsilon"] = record.privacy["epsilon"]
-    values["round/failed"] = len(record.failed)
-    return {tag.replace("@", "_at_"): float(value) for tag, value in values.items() if value is not None}

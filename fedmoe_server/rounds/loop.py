@@ -1,8 +1,7 @@
 """The round loop: train, aggregate, now and then evaluate, checkpoint, stop early; at the end the best model.
 
-Flower's ``Strategy.start`` knows neither checkpoints nor early stopping nor an evaluation every few rounds, so the
-loop is our own. It calls the strategy's methods and the grid's ``send_and_receive``. The same seed gives the same
-numbers: nothing here depends on the time of day, the order of arrival or the number of workers.
+Flower's ``Strategy.start`` knows neither checkpoints nor early stopping, so the loop is our own. The same seed gives
+the same numbers: nothing here depends on the time of day, the order of arrival or the number of workers.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from fedmoe_server.rounds.exchange import (
     selection_score,
     too_few,
 )
+from fedmoe_server.rounds.halting import Callback, Halt, Paused, halting
 from fedmoe_server.rounds.lists import metrics_of_lists
 from fedmoe_server.rounds.questions import WireGrid
 from fedmoe_server.rounds.record import (
@@ -70,6 +70,7 @@ class ServerLoop:
         ledger: what a private run has spent; it stops before it spends more than its budget.
         new_cases: the clients that rank a withheld item at the end.
         sums, secure: what adds replies up exactly, and what does so under masks; None: each is seen as it is.
+        callbacks, interruptible: what may end the run early, see ``halting``.
     """
 
     grid: Grid
@@ -84,18 +85,24 @@ class ServerLoop:
     new_cases: Sequence[int] = ()
     sums: ExactSums | None = None
     secure: SecureRounds | None = None
+    callbacks: Sequence[Callback] = ()
+    interruptible: bool = False
 
     def run(self, state: LoopState) -> Result:
         """Do the remaining rounds, then evaluate the best model on all clients.
 
         Raises FedMoEError: too many rounds failed one after the other, the final evaluation did, the strategy could not
-        aggregate, or nothing could be written.
+        aggregate, or nothing could be written. Raises Paused: a callback or Ctrl-C has asked for it.
         """
-        while not self._done(state):
-            self.tracker.round(self.one_round(state))
-            self._give_up_if_all_fail(state)
-            if self._checkpoint_due(state):
-                self.checkpoints.save(state, self.strategy, self.grid)
+        with halting(self.callbacks, self.interruptible) as asked:
+            halt = None
+            while not (halt or self._done(state)):
+                self.tracker.round(record := self.one_round(state))
+                self._give_up_if_all_fail(state)
+                if (halt := asked(record)) or self._checkpoint_due(state):
+                    self.checkpoints.save(state, self.strategy, self.grid)
+                if halt is Halt.PAUSE:
+                    raise Paused(f"paused after round {state.round}")
         if self.ledger is not None and self._last(state.round) and state.round < self.settings.federation.num_rounds:
             self.tracker.note(f"the privacy budget is spent after round {state.round}")
         if state.history and all(record.failure for record in state.history):

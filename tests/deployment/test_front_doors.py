@@ -134,7 +134,7 @@ def test_the_bundle_is_an_app_of_flower_and_its_keys_are_the_projects(tmp_path: 
     here = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     inside = {path.stem for path in app.iterdir()}
     for path in app.rglob("*.py"):
-        text = path.read_text(encoding="utf-8")
+        text = re.sub(r"^if TYPE_CHECKING:.*\n(?: .*\n)*", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
         imported = {name.split(".")[0] for name in re.findall(r"^\s*(?:from|import) ([\w.]+)", text, re.MULTILINE)}
         assert imported & here <= inside, path
 
@@ -169,3 +169,18 @@ def test_addresses_in_the_docs_are_the_defaults() -> None:
         assert name in server_door.COMMANDS
     for name in re.findall(r"python -m fedmoe_client (\w+)", text):
         assert name in client_door.COMMANDS
+
+
+@pytest.mark.parametrize(("installed", "fits"), [("1.39.0", True), ("1.39.7", True), ("1.42.0", False)])
+def test_a_flower_that_only_simulates_is_named_in_one_line(
+    installed: str,
+    fits: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("fedmoe.deployment.flower_part.version", lambda package: installed)
+    up = ("up", "--address", "no address", "--dir", tmp_path / "new")
+    assert server(*up) == client("up", "--server", "no address", "--dir", tmp_path / "new") == 2
+    told = f"real clients need Flower 1.39.x, and {installed} is installed: pip install 'fedmoe[deploy]'"
+    assert capsys.readouterr().err.count(told) == (0 if fits else 2)

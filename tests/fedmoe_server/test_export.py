@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import resource
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pyarrow.parquet import read_table
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from data.dataset import Dataset, load_catalogue
@@ -19,8 +24,10 @@ from fedmoe.deployment import front_door
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings
 from fedmoe.settings import Settings
+from fedmoe_client.device.recommend import best_items
+from fedmoe_client.learning.workbench import Workbench
 from fedmoe_server.__main__ import COMMANDS, parser
-from fedmoe_server.report.export import CARD, PROGRAM, WEIGHTS, export
+from fedmoe_server.report.export import CARD, ITEMS, PROGRAM, USERS, WEIGHTS, export
 from fedmoe_server.report.run_folder import CHECKPOINTS, RESULT, SETTINGS
 from fedmoe_server.rounds.checkpoints import CheckpointStore
 from fedmoe_server.rounds.record import LoopState, list_arrays
@@ -41,9 +48,9 @@ def catalogue(words: list[str]) -> int:
     return front_door.main(parser(), COMMANDS, ["catalogue", *words])
 
 
-def make_run(folder: Path, fakes: Any) -> tuple[Settings, Dataset, dict[str, np.ndarray]]:
+def make_run(folder: Path, fakes: Any, words: Sequence[str] = WORDS) -> tuple[Settings, Dataset, dict[str, np.ndarray]]:
     """Write what a completed run leaves behind; return the best arrays."""
-    settings, _ = load_settings(WORDS)
+    settings, _ = load_settings(words)
     dataset = load_dataset(settings)
     arrays = arrays_of(build_model(settings.model_copy(update={"seed": 9}), dataset))
     state = LoopState(list_arrays(arrays), round=3)
@@ -67,7 +74,8 @@ def test_the_best_model_is_exported_with_card_settings_and_program(
     assert "round 3" in printed.out
     assert printed.err == ""
     out = tmp_path / "run" / "export"
-    assert {path.name for path in out.iterdir()} == {WEIGHTS, PROGRAM, CARD, SETTINGS, "item_ids.txt"}
+    files = {WEIGHTS, PROGRAM, CARD, SETTINGS, "item_ids.txt", ITEMS, USERS}
+    assert {path.name for path in out.iterdir()} == files
     found = load_file(out / WEIGHTS)
     assert {name: array.tobytes() for name, array in found.items()} == {n: a.tobytes() for n, a in arrays.items()}
 
@@ -108,7 +116,58 @@ def test_the_card_of_a_deployment_speaks_of_its_clients(tmp_path: Path, fakes: A
     assert "on the histories of 12 clients, as many as were connected at the end, which kept them" in card
     assert f"{dataset.interactions.num_items} items of the catalogue" in card
     assert f"{dataset.interactions.num_users} users" not in card
+    assert not (tmp_path / "run" / "export" / USERS).exists()  # nobody's history is the server's to hand on
+    assert "history = [4, 17]" in card
     assert "means over the users of those clients that answered, 11 of 12 (test) and 12 of 12 (validation)" in card
+
+
+ELSEWHERE = """
+import json, sys
+{program}
+ours = {{"fedmoe", "model", "data", "strategies", "fedmoe_client", "fedmoe_server"}} & set(sys.modules)
+assert not ours, ours
+with torch.no_grad():
+    for parameter in ranking.parameters():
+        parameter.zero_()
+ranking.load_state_dict({{f"model.{{k}}": v for k, v in load_file("model.safetensors").items()}}, strict=False)
+lists = []
+for user in read_table("users.parquet").to_pylist():
+    history = user["history"]
+    context = torch.tensor([([0] * {length} + history)[-{length}:]])
+    new = torch.tensor([[item["item"] for item in items if item["item"] not in history]])
+    lists.append([items[number - 1]["id"] for number in new[0, ranking(context, new)[0].topk(10).indices].tolist()])
+print(json.dumps(lists))
+"""
+
+
+def test_plain_torch_ranks_as_we_do_by_the_cards_own_lines(tmp_path: Path, fakes: Any) -> None:
+    """In a process that cannot import us: the same ten best items for 100 users, by the parameters in safetensors."""
+    words = [word.replace("users=12", "users=100").replace("items=40", "items=300") for word in WORDS]
+    settings, dataset, arrays = make_run(tmp_path / "run", fakes, words)
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "run"), "--out", str(out)]) == 0
+    card = (out / CARD).read_text()
+    program = card.split("```python\n")[1].split("```")[0]
+    assert len([line for line in program.splitlines() if line]) <= 12
+    script = ELSEWHERE.format(program=program, length=settings.model.max_seq_len)
+    done = subprocess.run([sys.executable, "-I", "-c", script], cwd=out, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    printed, lists = done.stdout.splitlines()
+    bench = Workbench(settings, dataset)
+    bench.load(arrays)
+    histories = [dataset.interactions.history(user) for user in range(100)]
+    assert json.loads(lists) == [[item.item for item in best_items(bench, history, 10)] for history in histories]
+    assert printed == str(json.loads(lists)[0])
+
+    front = yaml.safe_load(card.split("---")[1])
+    (index,) = front["model-index"]
+    assert index["results"][0]["metrics"] == [{"type": "hr@10", "value": 0.25}, {"type": "ndcg@10", "value": 0.125}]
+    users, items = (read_table(out / name).to_pydict() for name in (USERS, ITEMS))
+    state = bench.model.states(torch.from_numpy(histories[7][-6:].astype(np.int64))[None])[0, -1]
+    np.testing.assert_allclose(users["vector"][7], state.detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(items["vector"][7], bench.model.items(torch.tensor([8]))[0].detach().numpy(), atol=1e-6)
+    assert items["id"] == dataset.interactions.item_ids[1:].tolist()
+    assert safe_open(out / WEIGHTS, "pt").metadata()["format"] == "pt"
 
 
 def test_a_model_that_cannot_be_exported_is_written_all_the_same(
