@@ -31,6 +31,7 @@ Serve a federation of real clients over gRPC with TLS. What follows -- goes to F
   python -m fedmoe_server run CONFIG [key=value ...]                    run a federation, follow it to its end
   python -m fedmoe_server run --resume RUN_FOLDER                       go on from a run's last checkpoint
   python -m fedmoe_server status [--watch]                              the run, who is missing, what failed and why
+  python -m fedmoe_server page                                          all that in a browser, and for Prometheus
   python -m fedmoe_server runs                                          all runs that were submitted
   python -m fedmoe_server follow [RUN]                                  follow a run from its beginning to its end
   python -m fedmoe_server stop [RUN]                                    stop a run
@@ -53,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     up_parser.add_argument("--certificate", type=Path, help="server's certificate, if you bring your own")
     up_parser.add_argument("--key", type=Path, help="private key of --certificate")
     up_parser.add_argument("--foreground", action="store_true", help="stay in the foreground (systemd, containers)")
+    up_parser.add_argument("--page", metavar="HOST:PORT", help="keep the page of 'page' running at this address")
     admit_parser = commands.add_parser("admit", help="register clients' public keys")
     admit_parser.add_argument("keys", nargs="+", type=Path, metavar="CLIENT.pub", help="public keys of clients")
     run_parser = commands.add_parser("run", help="run a federation (options after -- go to flwr run)")
@@ -65,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("runs", help="list the runs that were submitted")
     status_parser = commands.add_parser("status", help="show the run, the clients, what failed, traffic and disk")
     status_parser.add_argument("--watch", action="store_true", help="show it again every few seconds, until Ctrl-C")
+    page_parser = commands.add_parser("page", help="show the runs in a browser, live, and to Prometheus (/metrics)")
+    page_parser.add_argument("--address", default="127.0.0.1:9093", help="of this machine (default: %(default)s)")
     commands.add_parser("clients", help="list the admitted clients")
     catalogue_parser = commands.add_parser("catalogue", help="write what clients need to know of the items")
     catalogue_parser.add_argument("words", nargs="*", metavar="CONFIG|key=value", help="settings, as of sim.py")
@@ -97,8 +101,12 @@ def up(given: argparse.Namespace, extra: list[str]) -> int:
     end_leftovers(folder)
     require_free(*clients, "--address")
     require_free(*control, "--control")
+    if given.page:
+        from fedmoe_server.monitor.page import own_address
+
+        own_address(given.page, "--page")
     if given.foreground:
-        _serve(folder, addresses, _certificates(folder, given, clients[0], control[0]), extra)
+        _serve(folder, addresses, _certificates(folder, given, clients[0], control[0]), given.page, extra)
         return 0
     words = ["up", "--foreground", *sys.argv[2:]]
     start_in_background(folder, "fedmoe_server", words, lambda: listens(*clients) and listens(*control))
@@ -146,6 +154,14 @@ def operate(given: argparse.Namespace, extra: list[str]) -> int:
 
     command: Command = getattr(operate, given.command)
     return command(given, extra)
+
+
+def page(given: argparse.Namespace, extra: list[str]) -> int:
+    """Serve the page until Ctrl-C."""
+    from fedmoe_server.monitor.page import serve
+
+    serve(ServerFolder(given.dir), given.address, lambda where: print(f"{where} and {where}metrics", flush=True))
+    return 0
 
 
 def down(given: argparse.Namespace, extra: list[str]) -> int:
@@ -198,7 +214,9 @@ def export(given: argparse.Namespace, extra: list[str]) -> int:
     return 0
 
 
-def _serve(folder: ServerFolder, addresses: Addresses, certificates: Certificates, extra: list[str]) -> None:
+def _serve(
+    folder: ServerFolder, addresses: Addresses, certificates: Certificates, page: str | None, extra: list[str]
+) -> None:
     folder.clear_apps()
     folder.remember(addresses, certificates)
     if not folder.clients.exists():
@@ -206,7 +224,9 @@ def _serve(folder: ServerFolder, addresses: Addresses, certificates: Certificate
     command = superlink_command(folder, addresses, certificates, extra)
     link = Program("superlink", command, beats=True)
     tasks = superexec(folder, link, parse_address(addresses.control), certificates.authority)
-    Supervisor(folder, [link, tasks], folder.environment(os.environ)).run()
+    own = [sys.executable, "-P", "-m", "fedmoe_server", "page", "--address", str(page), "--dir", str(folder.path)]
+    shown = [Program("page", own)] if page else []
+    Supervisor(folder, [link, tasks, *shown], folder.environment(os.environ)).run()
 
 
 def _certificates(folder: ServerFolder, given: argparse.Namespace, *hosts: str) -> Certificates:
@@ -226,6 +246,7 @@ COMMANDS: dict[str, Command] = {
     "clients": clients,
     "catalogue": catalogue,
     **dict.fromkeys(("run", "follow", "stop", "runs", "status"), operate),
+    "page": page,
     "export": export,
     "demo": demo,
     "down": down,
