@@ -27,6 +27,8 @@ Serve a federation of real clients over gRPC with TLS. What follows -- goes to F
   python -m fedmoe_server demo                                          all of it on this machine, in minutes
   python -m fedmoe_server up [--address HOST:PORT] [--name HOST] ...     start the server in the background
   python -m fedmoe_server admit CLIENT.pub ...                          register clients' public keys
+  python -m fedmoe_server clients                                       the admitted clients, and the revoked ones
+  python -m fedmoe_server revoke CLIENT ...                             no longer let clients in, also in mid run
   python -m fedmoe_server catalogue CONFIG --out FOLDER                 what clients need to know of the items
   python -m fedmoe_server run CONFIG [key=value ...]                    run a federation, follow it to its end
   python -m fedmoe_server run --resume RUN_FOLDER                       go on from a run's last checkpoint
@@ -57,6 +59,8 @@ def parser() -> argparse.ArgumentParser:
     up_parser.add_argument("--page", metavar="HOST:PORT", help="keep the page of 'page' running at this address")
     admit_parser = commands.add_parser("admit", help="register clients' public keys")
     admit_parser.add_argument("keys", nargs="+", type=Path, metavar="CLIENT.pub", help="public keys of clients")
+    revoke_parser = commands.add_parser("revoke", help="no longer let clients in, from this moment on")
+    revoke_parser.add_argument("clients", nargs="+", type=int, metavar="CLIENT", help="numbers, as 'clients' has them")
     run_parser = commands.add_parser("run", help="run a federation (options after -- go to flwr run)")
     run_parser.add_argument("words", nargs="*", metavar="CONFIG|key=value", help="settings, as of sim.py")
     run_parser.add_argument("--resume", type=Path, metavar="RUN_FOLDER", help="go on from a run's last checkpoint")
@@ -69,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     status_parser.add_argument("--watch", action="store_true", help="show it again every few seconds, until Ctrl-C")
     page_parser = commands.add_parser("page", help="show the runs in a browser, live, and to Prometheus (/metrics)")
     page_parser.add_argument("--address", default="127.0.0.1:9093", help="of this machine (default: %(default)s)")
-    commands.add_parser("clients", help="list the admitted clients")
+    commands.add_parser("clients", help="list the admitted clients, and those that were revoked")
     catalogue_parser = commands.add_parser("catalogue", help="write what clients need to know of the items")
     catalogue_parser.add_argument("words", nargs="*", metavar="CONFIG|key=value", help="settings, as of sim.py")
     catalogue_parser.add_argument("--out", type=Path, required=True, help="folder to write, which must not exist yet")
@@ -128,6 +132,10 @@ def admit(given: argparse.Namespace, extra: list[str]) -> int:
 def _admit_one(folder: ServerFolder, path: Path, extra: list[str]) -> str:
     """Register a public key; return what to say. Raises FedMoEError if another key has its client id."""
     key, known = read_public_key(path), folder.admitted()
+    for entry in folder.revoked():
+        if key.fingerprint == entry.fingerprint or key.client == entry.client:
+            what = "was revoked" if key.fingerprint == entry.fingerprint else f"asks for {key.client}, a revoked number"
+            raise FedMoEError(f"{path} {what}: neither comes back; enrol in a new folder, with another --client-id")
     if same := [entry for entry in known if entry.fingerprint == key.fingerprint]:
         folder.admit(replace(same[0], key=key.line))  # an earlier version did not keep the key itself
         return f"{path} is admitted already: client {key.client}"
@@ -140,10 +148,29 @@ def _admit_one(folder: ServerFolder, path: Path, extra: list[str]) -> str:
     return f"{path} admitted: client {key.client}, node {answer['node-id']}"
 
 
+def revoke(given: argparse.Namespace, extra: list[str]) -> int:
+    """Take clients' keys back. A run that goes on does so without them."""
+    folder = ServerFolder(given.dir)
+    folder.addresses()
+    with alone(folder.path / "admit.lock"):
+        known = {entry.client: entry for entry in folder.admitted()}
+        if unknown := [str(each) for each in given.clients if each not in known]:
+            raise FedMoEError(
+                f"no client {', '.join(unknown)} is admitted: 'python -m fedmoe_server clients' lists them"
+            )
+        for number in dict.fromkeys(given.clients):
+            folder.flwr("supernode", "unregister", str(known[number].node), CONNECTION, *extra)
+            folder.revoke(known[number])
+            print(f"client {number} was revoked: it takes part in nothing from now on", flush=True)
+    return 0
+
+
 def clients(given: argparse.Namespace, extra: list[str]) -> int:
-    """List the admitted clients."""
-    for entry in ServerFolder(given.dir).admitted():
-        print(f"client {entry.client}  node {entry.node}  key {entry.fingerprint[:16]}")
+    """List the admitted clients, and those that were revoked."""
+    folder = ServerFolder(given.dir)
+    for entries, end in ((folder.admitted(), ""), (folder.revoked(), "  revoked")):
+        for entry in entries:
+            print(f"client {entry.client}  node {entry.node}  key {entry.fingerprint[:16]}{end}")
     return 0
 
 
@@ -244,6 +271,7 @@ COMMANDS: dict[str, Command] = {
     "up": up,
     "admit": admit,
     "clients": clients,
+    "revoke": revoke,
     "catalogue": catalogue,
     **dict.fromkeys(("run", "follow", "stop", "runs", "status"), operate),
     "page": page,

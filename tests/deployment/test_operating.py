@@ -76,3 +76,37 @@ def test_two_runs_at_once_keep_their_settings(federation: Federation) -> None:
     deployed, alone = final_arrays(one), final_arrays(wanted)
     assert [name for name in alone if alone[name].tobytes() != deployed[name].tobytes()] == []
     assert not list(federation.server_dir.glob("app-*"))
+
+
+def test_a_client_joins_in_mid_run_and_another_is_revoked(federation: Federation) -> None:
+    """The round under way goes on without the revoked one; its key and its number do not come back."""
+    federation.clients = 2
+    federation.up()
+    run = federation.start_run(*SMALL, f"save_dir={federation.runs}", "num_rounds=300", "min_clients=2")
+    wait_for(lambda: federation.runs.exists() and len(list(federation.runs.glob("*/metrics.jsonl"))) == 1, 120, "a run")
+    wait_for(lambda: len(records(federation.run_dir())) >= 1, 120, "a round")
+    federation.clients = 3
+    federation.write_histories()
+    federation.client(2, "enrol", "--client-id", 2)
+    federation.server("admit", federation.client_dir(2) / "client.pub")
+    federation.client_up(2)
+    wait_for(lambda: records(federation.run_dir())[-1]["clients"] == 3, 120, "a round with client 2")
+    assert not records(federation.run_dir())[-1]["failed"]
+
+    assert "no client 7 is admitted" in federation.server("revoke", 0, 7, status=2)
+    assert "client 0 was revoked" in federation.server("revoke", 0)
+    begun = len(records(federation.run_dir()))
+    wait_for(lambda: len(records(federation.run_dir())) >= begun + 3, 120, "three more rounds")
+    assert [row["clients"] for row in records(federation.run_dir())[-2:]] == [2, 2]
+    listed = federation.server("clients").splitlines()
+    assert [(line.split()[1], line.endswith("revoked")) for line in listed] == [("1", False), ("2", False), ("0", True)]
+    assert "clients  2 of 2 admitted are online" in federation.server("status")
+    key = federation.client_dir(0) / "client.pub"
+    assert "was revoked: neither comes back" in federation.server("admit", key, status=2)
+    federation.command("fedmoe_client", "enrol", "--client-id", 0, "--dir", federation.root / "again")
+    again = federation.server("admit", federation.root / "again" / "client.pub", status=2)
+    assert "asks for 0, a revoked number" in again
+    federation.client(0, "down")
+    assert "not connected yet" in federation.client_up(0, status=1)  # with its old key
+    federation.server("stop")
+    assert run.wait(60) == 1
