@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     run_parser = commands.add_parser("run", help="run a federation (options after -- go to flwr run)")
     run_parser.add_argument("words", nargs="*", metavar="CONFIG|key=value", help="settings, as of sim.py")
     run_parser.add_argument("--resume", type=Path, metavar="RUN_FOLDER", help="go on from a run's last checkpoint")
+    run_parser.add_argument("--json-logs", action="store_true", help="log lines as JSON, here and at the clients")
     for name, meaning in (("follow", "show a run from its beginning to its end"), ("stop", "stop a run")):
         each = commands.add_parser(name, help=meaning)
         default = "the latest" if name == "follow" else "the one that is going on"
