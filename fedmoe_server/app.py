@@ -30,7 +30,7 @@ from fedmoe.deployment.logs import log_about
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import from_run_config
 from fedmoe.settings import Settings
-from fedmoe_server.deploy.deployed import Deployed, held_log, identity, progress_log
+from fedmoe_server.deploy.deployed import Deployed, held_log, identity, log_of_apps, progress_log
 from fedmoe_server.deploy.patience import PatientGrid
 from fedmoe_server.report.report import write_report
 from fedmoe_server.report.run_folder import (
@@ -71,7 +71,9 @@ def main(grid: Grid, context: Context) -> None:
     sees = str(config.get("sees", ""))
     deployed = None if config.get("simulated") is True else Deployed(clients, str(context.run_id), sees)
     if deployed is not None:
-        log_about(config.get("json_logs") is True, run=context.run_id)
+        # Flower lets the app's standard error go nowhere.
+        file = None if clients is None else log_of_apps(clients)
+        log_about(config.get("json_logs") is True, file, run=context.run_id)
         grid, settings = cast(Grid, PatientGrid(grid, settings.deployment.rest_seconds)), settings.in_deployment()
     if clients is None or run_dir is None:
         run(grid, settings, run_dir, resume, deployed=deployed)

@@ -6,14 +6,18 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("fedmoe", "fedmoe_client", "fedmoe_server")
 
 
-def log_about(as_json: bool = False, **about: Any) -> None:
-    """Let what our packages log from now on go to standard error, a line each with ``about``: ``run``, ``client``."""
-    handler = logging.StreamHandler()
+def log_about(as_json: bool = False, file: Path | None = None, **about: Any) -> None:
+    """Let what our packages log from now on be lines with ``about``: ``run``, ``client``.
+
+    file: that they are added to; None: standard error.
+    """
+    handler = logging.StreamHandler() if file is None else logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(_Lines({name: str(value) for name, value in about.items() if value is not None}, as_json))
     for name in PACKAGES:
         logger = logging.getLogger(name)

@@ -89,6 +89,11 @@ def progress_log(clients: Path, run_dir: Path) -> Path:
     return Folder(clients.parent).logs / f"run-{run_dir.name}.log"
 
 
+def log_of_apps(clients: Path) -> Path:
+    """Return the file of the lines that name their run, of all runs. clients: as for ``progress_log``."""
+    return Folder(clients.parent).logs / "serverapp.log"
+
+
 @contextmanager
 def held_log(log: Path) -> Iterator[TextIO]:
     """Yield a new log that is locked from its first moment until the block, or the process, ends."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,14 @@ def fail(name: str) -> None:
         raise ValueError("the disk\nis gone")
     except ValueError:
         logging.getLogger(name).exception("a message failed")
+
+
+def test_lines_are_added_to_a_file(tmp_path: Path) -> None:
+    for run in (1, 2):
+        log_about(file=tmp_path / "x.log", run=run)
+        logging.getLogger("fedmoe_server").info("round 1")
+    lines = (tmp_path / "x.log").read_text().splitlines()
+    assert [line.split(" ", 1)[1] for line in lines] == ["INFO run=1 round 1", "INFO run=2 round 1"]
 
 
 def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,9 @@ def test_a_run_is_left_found_again_looked_at_and_stopped(federation: Federation)
     (missing,) = (line for line in shown.splitlines() if "client 2:" in line)
     assert "missing since 20" in missing and "UTC" in missing and "failed in round" in missing
     assert "left" in shown and "MB to clients" in shown and "GB free" in shown
+    logged = (federation.server_dir / "logs" / "serverapp.log").read_text()
+    assert f"INFO run={number} round   2/200" in logged
+    assert f"run={number} client=0 " in (federation.client_dir(0) / "logs" / "superexec.log").read_text()
     assert [row[0] for row in lines(federation)] == [number]
     assert lines(federation)[0][3] == "running"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -14,9 +16,10 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from real_processes import Federation, wait_for
 
-from fedmoe.deployment.folder import write_json
-from fedmoe.deployment.ports import free_port
+from fedmoe.deployment.folder import read_json, write_json
+from fedmoe.deployment.ports import free_port, listens, parse_address
 from fedmoe.errors import FailureKind, FedMoEError
 from fedmoe_server.deploy.deployed import AdmittedClient, held_log, progress_log
 from fedmoe_server.deploy.known_runs import note_run
@@ -203,3 +206,23 @@ def test_a_damaged_file_is_said_and_the_page_goes_on(server: ServerFolder, port:
     assert status == 500 and "line 1, is not JSON" in said
     file.write_text(whole)
     assert asked(port, "/data")[0] == 200
+
+
+@pytest.mark.deployment
+def test_up_keeps_the_page_running_and_down_takes_it_away(federation: Federation) -> None:
+    page = f"127.0.0.1:{free_port()}"
+    up = ("up", "--address", federation.address, "--control", federation.control, "--page")
+    assert "the page is for this machine alone" in federation.server(*up, "0.0.0.0:9093", status=2)
+    federation.server(*up, page)
+    number = parse_address(page)[1]
+    wait_for(lambda: listens("127.0.0.1", number), 60, "the page")
+    shown = json.loads(asked(number, "/data")[2])
+    assert shown["up"] and [part["alive"] for part in shown["parts"]] == [True, True, True]
+    assert "fedmoe_server_up 1.0" in asked(number, "/metrics")[2]
+    program = read_json(federation.server_dir / "supervisor.json")["programs"]["page"]["process"]
+    os.kill(program, signal.SIGKILL)
+    wait_for(lambda: not listens("127.0.0.1", number), 10, "its end")
+    wait_for(lambda: listens("127.0.0.1", number), 60, "the page, started again")
+    assert "page runs, started again 1 times" in federation.server("status")
+    federation.server("down")
+    assert not listens("127.0.0.1", number)

@@ -38,7 +38,7 @@ def resume(fakes: Any, grid: Any, path: Path, folder: Path, **federation: Any) -
 
 
 def numbers(history: list[RoundRecord]) -> list[RoundRecord]:
-    return [replace(record, seconds=0.0) for record in history]
+    return [replace(record, seconds=0.0, phases={}) for record in history]
 
 
 @pytest.mark.parametrize("strategy", [ADAM, MOMENTUM, AVERAGE], ids=lambda s: s["strategy"])
