@@ -82,8 +82,11 @@ class _Requests(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer a request of this machine's own programs."""
-        given = urlsplit(self.path)
-        if self._foreign():
+        try:
+            given = None if self._foreign() else urlsplit(self.path)
+        except ValueError:  # what is no host and no path at all
+            given = None
+        if given is None:
             status, kind, content = 403, "text/plain; charset=utf-8", b"open this page by the address that it has\n"
         else:
             status, kind, content = self._site.answer(given.path, given.query)

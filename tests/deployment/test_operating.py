@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 
@@ -21,7 +22,8 @@ def test_a_run_is_left_found_again_looked_at_and_stopped(federation: Federation)
     assert "no run was submitted yet" in federation.server("runs")
     run = federation.start_run(*SMALL, f"save_dir={federation.runs}", "num_rounds=200")
     assert run.stdout is not None
-    number = run.stdout.readline().split()[1]
+    said = run.stdout.readline() + run.stdout.readline()  # how to simulate it comes first
+    (number,) = re.findall(r"run (\d+) submitted", said)
     wait_for(lambda: federation.runs.exists() and len(list(federation.runs.glob("*/metrics.jsonl"))) == 1, 120, "a run")
     wait_for(lambda: len(records(federation.run_dir())) >= 2, 120, "two rounds")
     run.send_signal(signal.SIGINT)

@@ -177,6 +177,7 @@ def test_the_page_is_read_by_this_machine_and_by_no_other_page(server: ServerFol
         {"Sec_Fetch_Site": "cross-site"},
         {"Sec_Fetch_Site": "same-site"},
         {"Host": ""},
+        {"Host": "["},
     ):
         for path in ("/", "/data", "/metrics"):
             assert asked(port, path, **foreign)[0] == 403, foreign
