@@ -11,7 +11,7 @@ from pathlib import Path
 from fedmoe.deployment.folder import write_json
 from fedmoe.deployment.front_door import Command, main, parser_of
 from fedmoe.deployment.keys import read_public_key
-from fedmoe.deployment.ports import listens, parse_address, require_free, wait_until_closed
+from fedmoe.deployment.ports import listens, own_address, parse_address, require_free, wait_until_closed
 from fedmoe.deployment.superexec import superexec
 from fedmoe.deployment.supervisor import Program, Supervisor, end_leftovers, require_stopped, start_in_background, stop
 from fedmoe.errors import FedMoEError
@@ -107,8 +107,6 @@ def up(given: argparse.Namespace, extra: list[str]) -> int:
     require_free(*clients, "--address")
     require_free(*control, "--control")
     if given.page:
-        from fedmoe_server.monitor.page import own_address
-
         own_address(given.page, "--page")
     if given.foreground:
         _serve(folder, addresses, _certificates(folder, given, clients[0], control[0]), given.page, extra)

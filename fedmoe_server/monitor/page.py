@@ -16,7 +16,7 @@ from importlib.resources import files
 from urllib.parse import parse_qs, urlsplit
 
 from fedmoe.deployment.folder import HERE
-from fedmoe.deployment.ports import parse_address, require_free
+from fedmoe.deployment.ports import own_address
 from fedmoe.errors import FedMoEError
 from fedmoe_server.deploy.server_folder import ServerFolder
 from fedmoe_server.monitor.exported import CONTENT_TYPE, exposition
@@ -114,15 +114,3 @@ class _Requests(BaseHTTPRequestHandler):
 
     def log_message(self, *words: object) -> None:
         """Say nothing: a request is no event."""
-
-
-def own_address(address: str, option: str) -> tuple[str, int]:
-    """Return host and port. Raises FedMoEError if they are taken, or can be reached from another machine."""
-    host, port = parse_address(address)
-    if host not in HERE or ":" in host:
-        raise FedMoEError(
-            f"{option} {address}: the page is for this machine alone, as on 127.0.0.1:{port}; from another one, "
-            f"look at it through 'ssh -L {port}:127.0.0.1:{port}'"
-        )
-    require_free(host, port, option)
-    return host, port
