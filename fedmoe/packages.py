@@ -8,9 +8,11 @@ the names below mean our packages, wherever the user's folder stands; all other 
 from __future__ import annotations
 
 import sys
+import tomllib
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
@@ -38,3 +40,11 @@ def prefer_own_packages() -> None:
                 "the file, or import FedMoE first"
             )
     sys.meta_path.insert(0, OwnPackages())
+
+
+def app_version() -> str:
+    """Return the version of FedMoE, as installed or as in its checkout."""
+    try:
+        return version("fedmoe")
+    except PackageNotFoundError:
+        return str(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])

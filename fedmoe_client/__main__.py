@@ -24,8 +24,11 @@ from fedmoe.deployment.supervisor import (
     stop,
 )
 from fedmoe.errors import FedMoEError
+from fedmoe.packages import app_version
 from fedmoe.secure.phases import SMALLEST
 from fedmoe_client.device.client_folder import ClientFolder, node_config, supernode_command
+from fedmoe_client.device.hand_over import install_program
+from fedmoe_client.device.node import KEEP_SECONDS
 from fedmoe_client.device.resident_call import forget as erase_state
 
 DEFAULT_FOLDER = Path("fedmoe-client")
@@ -55,6 +58,13 @@ def parser() -> argparse.ArgumentParser:
     up_parser.add_argument("--user", type=int, help="without --history: a user of the settings' own data set")
     up_parser.add_argument(
         "--plain", action="store_true", help="no resident process: load torch and the model for each message"
+    )
+    up_parser.add_argument(
+        "--keep-torch",
+        type=_count,
+        default=KEEP_SECONDS,
+        metavar="SECONDS",
+        help="without a message for so long, give back the memory of torch and the model (default: %(default)s)",
     )
     up_parser.add_argument(
         "--require-secure-aggregation",
@@ -190,6 +200,8 @@ def _node_config(folder: ClientFolder, given: argparse.Namespace) -> str:
             "roster": given.roster,
             "require-secure": given.require_secure_aggregation,
             "warm": "false" if given.plain else None,
+            "keep-torch": given.keep_torch,
+            "fedmoe": f'"{app_version()}"',
         }
     )
 
@@ -198,8 +210,6 @@ def _take_part(folder: ClientFolder, given: argparse.Namespace, config: str, ext
     folder.clear_apps()
     environment = folder.environment(os.environ)
     if not given.plain:
-        from fedmoe_client.device.flower_program import install_program  # Flower, which takes a while
-
         environment["PATH"] = os.pathsep.join([str(install_program(folder.state)), environment["PATH"]])
     port = given.port or free_port()
     command = supernode_command(folder, given.server, port, config, extra)

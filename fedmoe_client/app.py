@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedmoe.deployment.logs import log_about
 from fedmoe.errors import FailureKind, FedMoEError, reason_of, told_reason
 from fedmoe.secure.phases import PHASES, RECORD
 from fedmoe.wire import NamedArrays, packed_bytes, to_record, unpack
@@ -31,6 +32,8 @@ def answer_failures(message: Message, context: Context, call_next: Callable[[Mes
 
     A simulated client's error says why. A real one's says no more than may leave the device; its log says the rest.
     """
+    if not simulated(context):
+        log_about(**_about(context))
     before = RecordDict(dict(context.state.items()))
     try:
         return call_next(message, context)
@@ -149,10 +152,17 @@ def _carried_out(message: Message, context: Context) -> tuple[NamedArrays | None
     if node.warm:
         from fedmoe_client.device.resident_call import perform_there
 
-        return perform_there(kind, packed, config, context.node_config, context.run_config, _run_name(context), extra)
+        run = context.run_config, _run_name(context)
+        return perform_there(kind, packed, config, context.node_config, *run, extra, _about(context))
     from fedmoe_client.device.task import Task, perform
 
     return perform(Task(kind, packed, config, node, context.run_config, _run_name(context), extra), context.state)
+
+
+def _about(context: Context) -> dict[str, Any]:
+    """Return what the log's lines are about."""
+    client, as_json = context.node_config.get("partition-id"), context.run_config.get("json_logs") is True
+    return {"as_json": as_json, "run": str(context.run_id), "client": client}
 
 
 def _run_name(context: Context) -> str:

@@ -12,7 +12,7 @@ from fedmoe.deployment.flower_part import require_flower
 from fedmoe.deployment.folder import write_json
 from fedmoe.deployment.front_door import Command, main, parser_of
 from fedmoe.deployment.keys import read_public_key
-from fedmoe.deployment.ports import listens, parse_address, require_free, wait_until_closed
+from fedmoe.deployment.ports import listens, own_address, parse_address, require_free, wait_until_closed
 from fedmoe.deployment.superexec import superexec
 from fedmoe.deployment.supervisor import Program, Supervisor, end_leftovers, require_stopped, start_in_background, stop
 from fedmoe.errors import FedMoEError
@@ -28,10 +28,13 @@ Serve a federation of real clients over gRPC with TLS. What follows -- goes to F
   python -m fedmoe_server demo                                          all of it on this machine, in minutes
   python -m fedmoe_server up [--address HOST:PORT] [--name HOST] ...     start the server in the background
   python -m fedmoe_server admit CLIENT.pub ...                          register clients' public keys
+  python -m fedmoe_server clients                                       the admitted clients, and the revoked ones
+  python -m fedmoe_server revoke CLIENT ...                             no longer let clients in, also in mid run
   python -m fedmoe_server catalogue CONFIG --out FOLDER                 what clients need to know of the items
   python -m fedmoe_server run CONFIG [key=value ...]                    run a federation, follow it to its end
   python -m fedmoe_server run --resume RUN_FOLDER                       go on from a run's last checkpoint
   python -m fedmoe_server status [--watch]                              the run, who is missing, what failed and why
+  python -m fedmoe_server page                                          all that in a browser, and for Prometheus
   python -m fedmoe_server runs                                          all runs that were submitted
   python -m fedmoe_server follow [RUN]                                  follow a run from its beginning to its end
   python -m fedmoe_server stop [RUN]                                    stop a run
@@ -54,11 +57,15 @@ def parser() -> argparse.ArgumentParser:
     up_parser.add_argument("--certificate", type=Path, help="server's certificate, if you bring your own")
     up_parser.add_argument("--key", type=Path, help="private key of --certificate")
     up_parser.add_argument("--foreground", action="store_true", help="stay in the foreground (systemd, containers)")
+    up_parser.add_argument("--page", metavar="HOST:PORT", help="keep the page of 'page' running at this address")
     admit_parser = commands.add_parser("admit", help="register clients' public keys")
     admit_parser.add_argument("keys", nargs="+", type=Path, metavar="CLIENT.pub", help="public keys of clients")
+    revoke_parser = commands.add_parser("revoke", help="no longer let clients in, from this moment on")
+    revoke_parser.add_argument("clients", nargs="+", type=int, metavar="CLIENT", help="numbers, as 'clients' has them")
     run_parser = commands.add_parser("run", help="run a federation (options after -- go to flwr run)")
     run_parser.add_argument("words", nargs="*", metavar="CONFIG|key=value", help="settings, as of sim.py")
     run_parser.add_argument("--resume", type=Path, metavar="RUN_FOLDER", help="go on from a run's last checkpoint")
+    run_parser.add_argument("--json-logs", action="store_true", help="log lines as JSON, here and at the clients")
     for name, meaning in (("follow", "show a run from its beginning to its end"), ("stop", "stop a run")):
         each = commands.add_parser(name, help=meaning)
         default = "the latest" if name == "follow" else "the one that is going on"
@@ -66,7 +73,9 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("runs", help="list the runs that were submitted")
     status_parser = commands.add_parser("status", help="show the run, the clients, what failed, traffic and disk")
     status_parser.add_argument("--watch", action="store_true", help="show it again every few seconds, until Ctrl-C")
-    commands.add_parser("clients", help="list the admitted clients")
+    page_parser = commands.add_parser("page", help="show the runs in a browser, live, and to Prometheus (/metrics)")
+    page_parser.add_argument("--address", default="127.0.0.1:9093", help="of this machine (default: %(default)s)")
+    commands.add_parser("clients", help="list the admitted clients, and those that were revoked")
     catalogue_parser = commands.add_parser("catalogue", help="write what clients need to know of the items")
     catalogue_parser.add_argument("words", nargs="*", metavar="CONFIG|key=value", help="settings, as of sim.py")
     catalogue_parser.add_argument("--out", type=Path, required=True, help="folder to write, which must not exist yet")
@@ -99,8 +108,10 @@ def up(given: argparse.Namespace, extra: list[str]) -> int:
     end_leftovers(folder)
     require_free(*clients, "--address")
     require_free(*control, "--control")
+    if given.page:
+        own_address(given.page, "--page")
     if given.foreground:
-        _serve(folder, addresses, _certificates(folder, given, clients[0], control[0]), extra)
+        _serve(folder, addresses, _certificates(folder, given, clients[0], control[0]), given.page, extra)
         return 0
     words = ["up", "--foreground", *sys.argv[2:]]
     start_in_background(folder, "fedmoe_server", words, lambda: listens(*clients) and listens(*control))
@@ -122,6 +133,10 @@ def admit(given: argparse.Namespace, extra: list[str]) -> int:
 def _admit_one(folder: ServerFolder, path: Path, extra: list[str]) -> str:
     """Register a public key; return what to say. Raises FedMoEError if another key has its client id."""
     key, known = read_public_key(path), folder.admitted()
+    for entry in folder.revoked():
+        if key.fingerprint == entry.fingerprint or key.client == entry.client:
+            what = "was revoked" if key.fingerprint == entry.fingerprint else f"asks for {key.client}, a revoked number"
+            raise FedMoEError(f"{path} {what}: neither comes back; enrol in a new folder, with another --client-id")
     if same := [entry for entry in known if entry.fingerprint == key.fingerprint]:
         folder.admit(replace(same[0], key=key.line))  # an earlier version did not keep the key itself
         return f"{path} is admitted already: client {key.client}"
@@ -134,10 +149,29 @@ def _admit_one(folder: ServerFolder, path: Path, extra: list[str]) -> str:
     return f"{path} admitted: client {key.client}, node {answer['node-id']}"
 
 
+def revoke(given: argparse.Namespace, extra: list[str]) -> int:
+    """Take clients' keys back. A run that goes on does so without them."""
+    folder = ServerFolder(given.dir)
+    folder.addresses()
+    with alone(folder.path / "admit.lock"):
+        known = {entry.client: entry for entry in folder.admitted()}
+        if unknown := [str(each) for each in given.clients if each not in known]:
+            raise FedMoEError(
+                f"no client {', '.join(unknown)} is admitted: 'python -m fedmoe_server clients' lists them"
+            )
+        for number in dict.fromkeys(given.clients):
+            folder.flwr("supernode", "unregister", str(known[number].node), CONNECTION, *extra)
+            folder.revoke(known[number])
+            print(f"client {number} was revoked: it takes part in nothing from now on", flush=True)
+    return 0
+
+
 def clients(given: argparse.Namespace, extra: list[str]) -> int:
-    """List the admitted clients."""
-    for entry in ServerFolder(given.dir).admitted():
-        print(f"client {entry.client}  node {entry.node}  key {entry.fingerprint[:16]}")
+    """List the admitted clients, and those that were revoked."""
+    folder = ServerFolder(given.dir)
+    for entries, end in ((folder.admitted(), ""), (folder.revoked(), "  revoked")):
+        for entry in entries:
+            print(f"client {entry.client}  node {entry.node}  key {entry.fingerprint[:16]}{end}")
     return 0
 
 
@@ -148,6 +182,14 @@ def operate(given: argparse.Namespace, extra: list[str]) -> int:
 
     command: Command = getattr(operate, given.command)
     return command(given, extra)
+
+
+def page(given: argparse.Namespace, extra: list[str]) -> int:
+    """Serve the page until Ctrl-C."""
+    from fedmoe_server.monitor.page import serve
+
+    serve(ServerFolder(given.dir), given.address, lambda where: print(f"{where} and {where}metrics", flush=True))
+    return 0
 
 
 def down(given: argparse.Namespace, extra: list[str]) -> int:
@@ -200,7 +242,9 @@ def export(given: argparse.Namespace, extra: list[str]) -> int:
     return 0
 
 
-def _serve(folder: ServerFolder, addresses: Addresses, certificates: Certificates, extra: list[str]) -> None:
+def _serve(
+    folder: ServerFolder, addresses: Addresses, certificates: Certificates, page: str | None, extra: list[str]
+) -> None:
     folder.clear_apps()
     folder.remember(addresses, certificates)
     if not folder.clients.exists():
@@ -208,7 +252,9 @@ def _serve(folder: ServerFolder, addresses: Addresses, certificates: Certificate
     command = superlink_command(folder, addresses, certificates, extra)
     link = Program("superlink", command, beats=True)
     tasks = superexec(folder, link, parse_address(addresses.control), certificates.authority)
-    Supervisor(folder, [link, tasks], folder.environment(os.environ)).run()
+    own = [sys.executable, "-P", "-m", "fedmoe_server", "page", "--address", str(page), "--dir", str(folder.path)]
+    shown = [Program("page", own)] if page else []
+    Supervisor(folder, [link, tasks, *shown], folder.environment(os.environ)).run()
 
 
 def _certificates(folder: ServerFolder, given: argparse.Namespace, *hosts: str) -> Certificates:
@@ -226,8 +272,10 @@ COMMANDS: dict[str, Command] = {
     "up": up,
     "admit": admit,
     "clients": clients,
+    "revoke": revoke,
     "catalogue": catalogue,
     **dict.fromkeys(("run", "follow", "stop", "runs", "status"), operate),
+    "page": page,
     "export": export,
     "demo": demo,
     "down": down,

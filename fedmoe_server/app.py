@@ -3,8 +3,8 @@
 Keys of the run config: ``settings`` (JSON of the whole settings tree), ``run_dir`` (folder of this run; empty:
 ``save_dir/<time>-<name>``), ``resume`` (empty, or a checkpoint or run folder to go on from), ``clients`` (file of the
 clients that a deployment has admitted, see ``server_folder``; empty: every client that connects takes part),
-``simulated`` (true where a simulation's launcher says so; otherwise the clients are real ones) and ``sees`` (a line on
-what the server sees of real clients, as their launcher has decided).
+``simulated`` (true where a simulation's launcher says so; otherwise the clients are real ones), ``sees`` (a line on
+what the server sees of real clients, as their launcher has decided) and ``json_logs`` (whether log lines are JSON).
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from rich.console import Console
 
 from data.dataset import Dataset
 from data.registry import load_dataset
+from fedmoe.deployment.logs import log_about
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import from_run_config
 from fedmoe.settings import Settings
-from fedmoe_server.deploy.deployed import Deployed, held_log, identity, progress_log
+from fedmoe_server.deploy.deployed import Deployed, held_log, identity, log_of_apps, progress_log
 from fedmoe_server.deploy.patience import PatientGrid
 from fedmoe_server.report.report import write_report
 from fedmoe_server.report.run_folder import (
@@ -71,6 +72,9 @@ def main(grid: Grid, context: Context) -> None:
     sees = str(config.get("sees", ""))
     deployed = None if config.get("simulated") is True else Deployed(clients, str(context.run_id), sees)
     if deployed is not None:
+        # Flower lets the app's standard error go nowhere.
+        file = None if clients is None else log_of_apps(clients)
+        log_about(config.get("json_logs") is True, file, run=context.run_id)
         grid, settings = cast(Grid, PatientGrid(grid, settings.deployment.rest_seconds)), settings.in_deployment()
     if clients is None or run_dir is None:
         run(grid, settings, run_dir, resume, deployed=deployed)

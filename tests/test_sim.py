@@ -56,7 +56,9 @@ def final_arrays(run_dir: Path) -> dict[str, np.ndarray]:
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in ("seconds", "phases")} for line in lines
+    ]
 
 
 def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:

@@ -43,6 +43,7 @@ class Runs:
         result = json.loads((run / "result.json").read_text())
         for each in [*rounds, result]:
             del each["seconds"]
+            each.pop("phases", None)
         return load_file(checkpoint / "arrays.safetensors"), rounds, result, run
 
 

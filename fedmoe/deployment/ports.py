@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 
+from fedmoe.deployment.folder import HERE
 from fedmoe.errors import FedMoEError
 
 
@@ -35,6 +36,18 @@ def require_free(host: str, port: int, option: str) -> None:
             raise FedMoEError(
                 f"{option} {host}:{port} cannot be used ({error.strerror}): stop what listens there, or choose another"
             ) from error
+
+
+def own_address(address: str, option: str) -> tuple[str, int]:
+    """Return host and port. Raises FedMoEError if it is taken, or another machine can reach it."""
+    host, port = parse_address(address)
+    if host not in HERE or ":" in host:
+        raise FedMoEError(
+            f"{option} {address}: the page is for this machine alone, as on 127.0.0.1:{port}; from another one, "
+            f"look at it through 'ssh -L {port}:127.0.0.1:{port}'"
+        )
+    require_free(host, port, option)
+    return host, port
 
 
 def here(host: str) -> str:

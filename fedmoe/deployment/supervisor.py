@@ -124,7 +124,8 @@ class Supervisor:
 
     def _start(self, running: _Running) -> None:
         with running.log.open("ab") as output:
-            environment = {**self._environment, BEAT: str(running.beat.absolute())}
+            own = {BEAT: str(running.beat.absolute())} if running.program.beats else {}
+            environment = {**self._environment, **own}
             running.process = _detached(running.program.command, output, environment)
         running.started, running.asked = time.monotonic(), False
         note(f"{running.program.name} started (process {running.process.pid})")

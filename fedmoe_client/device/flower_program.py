@@ -1,9 +1,7 @@
 """Flower's program for one message, ``flwr-clientapp``, run in a fork of the resident process.
 
-Flower's node starts that program by name for each message. A folder with a small program of the same name first on the
-node's ``PATH`` hands the message to the resident process, which forks: the fork has everything imported already, talks
-to the node as Flower's program does and runs the client app, which hands the work back to the resident process. Where
-there is no resident process, Flower's own program is started.
+The fork has everything imported already, talks to the node as Flower's program does and runs the client app, which
+hands the work back to the resident process.
 """
 
 from __future__ import annotations
@@ -25,52 +23,9 @@ from flwr.supernode.runtime import run_clientapp
 import fedmoe_client.app
 import fedmoe_client.device.joining  # noqa: F401  what a query needs
 from fedmoe.errors import FailureKind, told_reason
-from fedmoe.files import alone, write_file
-from fedmoe_client.device.resident_call import NODE_PID, SOCKET
-
-PROGRAM = "flwr-clientapp"
-PATIENCE = 120.0  # seconds for a resident process that is loading a new run's model
-
-# It uses the standard library alone, and no site packages: it starts in a few hundredths of a second.
-SCRIPT = """\
-#!/bin/sh
-'''exec' "{python}" -IS "$0" "$@"
-' '''
-import json, os, socket, sys
-
-FOLDER, ADDRESS, FLOWERS_OWN, PATIENCE = {folder!r}, {address!r}, {real!r}, {patience!r}
-
-
-def handed_over():
-    try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(PATIENCE)
-            folder = os.open(FOLDER, os.O_RDONLY)
-            short = "/proc/self/fd/%d/%s" % (folder, ADDRESS)
-            connection.connect(short if os.path.isdir("/proc/self/fd") else os.path.join(FOLDER, ADDRESS))
-            content = {{"do": "clientapp", "words": sys.argv[1:], "watch": os.getppid(), "sizes": []}}
-            request = json.dumps(content).encode()
-            socket.send_fds(connection, [len(request).to_bytes(8, "little")], [1, 2])
-            connection.sendall(request)
-            return bool(connection.recv(1))
-    except OSError:
-        return False
-
-
-if not handed_over():
-    os.execv(FLOWERS_OWN, [FLOWERS_OWN, *sys.argv[1:]])
-"""
-
-
-def install_program(state_dir: Path) -> Path:
-    """Write the program for a client's state folder and return the folder to put first on the node's ``PATH``."""
-    programs = state_dir / "bin"
-    programs.mkdir(mode=0o700, parents=True, exist_ok=True)
-    real = str(Path(sys.executable).parent / PROGRAM)
-    folder = str(state_dir.absolute())
-    text = SCRIPT.format(python=sys.executable, folder=folder, address=SOCKET, real=real, patience=PATIENCE)
-    write_file(programs / PROGRAM, text.encode(), mode=0o700)
-    return programs
+from fedmoe.files import alone
+from fedmoe_client.device.hand_over import PROGRAM
+from fedmoe_client.device.resident_call import NODE_PID
 
 
 def handle_in_fork(words: Sequence[str], node: int, outputs: Sequence[int], to_close: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ from fedmoe.loading import from_run_config
 from fedmoe_client.device.node import Node, Value
 from fedmoe_client.store.folder import StateFolder
 from fedmoe_client.store.history import read_histories
-from fedmoe_client.store.identity import described, item_numbers, refuse_other
+from fedmoe_client.store.identity import described, item_numbers, refuse_other, refuse_other_version
 from fedmoe_client.store.private import InFolder
 
 
@@ -23,11 +23,12 @@ def join(server: Mapping[str, Any], node: Node, run_config: Mapping[str, Value],
     server: its identity (see ``fedmoe_client.store.identity``) and the ``round`` that the run goes on from.
     run: the run's name, the same when it is resumed; session: another one then.
 
-    Raises FedMoEError if catalogue, features or model differ, or if the history is too short yet. The server asks again
-    later, so a history that has grown by then is welcome.
+    Raises FedMoEError if version, catalogue, features or model differ, or if the history is too short yet. The server
+    asks again later, so a history that has grown by then is welcome.
     """
     settings = from_run_config(run_config)
     dataset, identity = described(settings.model_dump_json(), node.catalogue)
+    refuse_other_version(str(server.get("fedmoe", "")), node.version)
     refuse_other(server, identity)
     if node.state_dir is None:
         _check_history(node, node.sole_number, dataset, settings.data.min_items)
@@ -44,7 +45,7 @@ def join(server: Mapping[str, Any], node: Node, run_config: Mapping[str, Value],
     if node.warm:
         from fedmoe_client.device.resident_call import prepare
 
-        prepare(node.state_dir, node.catalogue, run_config)
+        prepare(node.state_dir, node.catalogue, run_config, node.keep)
     return number
 
 

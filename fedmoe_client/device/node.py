@@ -11,7 +11,8 @@ from fedmoe.errors import FedMoEError, TellableError, nearest
 
 Value = bool | int | float | str
 PATHS = ("history", "catalogue", "state-dir", "key", "roster")
-KEYS = ("partition-id", "num-partitions", *PATHS, "warm", "require-secure")
+KEYS = ("partition-id", "num-partitions", *PATHS, "warm", "require-secure", "keep-torch", "fedmoe")
+KEEP_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Node:
         key: the client's private key, with which it signs in secure sums; None: it takes part in none.
         roster: file of the public keys that it sums with; None: those that the server has told, each at first.
         smallest: the fewest clients in a sum that it answers for, and it answers in no other way; 0: it does.
+        keep: seconds without a message after which the resident process ends, and torch's memory is given back.
+        version: of the FedMoE that has started the node; "": an earlier version, or not ours.
     """
 
     number: int | None
@@ -37,6 +40,8 @@ class Node:
     key: Path | None = None
     roster: Path | None = None
     smallest: int = 0
+    keep: int = KEEP_SECONDS
+    version: str = ""
 
     def __post_init__(self) -> None:
         if self.number is None and self.history is None:
@@ -77,7 +82,11 @@ def node_from(config: Mapping[str, Value]) -> Node:
     smallest = config.get("require-secure", 0)
     if isinstance(smallest, bool) or not isinstance(smallest, int) or smallest < 0:
         raise FedMoEError(f"node config: require-secure = {smallest!r} must be a number of clients")
-    return Node(_number(config), history, catalogue, state_dir, warm, key_file, roster, smallest)
+    keep = config.get("keep-torch", KEEP_SECONDS)
+    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+        raise FedMoEError(f"node config: keep-torch = {keep!r} must be a number of seconds")
+    version = str(config.get("fedmoe", ""))
+    return Node(_number(config), history, catalogue, state_dir, warm, key_file, roster, smallest, keep, version)
 
 
 def _number(config: Mapping[str, Value]) -> int | None:

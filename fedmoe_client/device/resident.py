@@ -1,13 +1,14 @@
 """A node's resident process: keeps torch, the model and the data loaded, and carries out one message after the other.
 
 ``python -m fedmoe_client.device.resident STATE_DIR --watch PID`` is started by the client app. It ends
-when the process that it watches, Flower's on this node, is gone, when nobody has called for ``IDLE_SECONDS``, and when
-it is called by another version of the code.
+when the process that it watches, Flower's on this node, is gone, when nobody has called for as long as the latest
+caller said, so that an idle client has no torch in memory, and when it is called by another version of the code.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import pickle
 import select
@@ -15,7 +16,6 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fcntl import LOCK_EX, LOCK_NB, flock
@@ -24,13 +24,13 @@ from typing import IO, Any
 
 import psutil
 
+from fedmoe.deployment.logs import log_about
 from fedmoe.deployment.processes import runs
 from fedmoe.errors import FedMoEError, TellableError, reason_of
 from fedmoe.wire import pack
-from fedmoe_client.device.node import node_from
+from fedmoe_client.device.node import KEEP_SECONDS, node_from
 from fedmoe_client.device.resident_call import LOCK, ROOT, SOCKET, receive, send
 
-IDLE_SECONDS = 3600.0
 LOOK_SECONDS = 0.5  # between two looks whether the watched process has ended
 SLOW_SECONDS = 60.0  # a caller that says nothing for so long is gone
 
@@ -38,7 +38,7 @@ SLOW_SECONDS = 60.0  # a caller that says nothing for so long is gone
 class Resident:
     """Answers the calls of one node."""
 
-    def __init__(self, listener: socket.socket, lock: int, watched: int, idle_seconds: float = IDLE_SECONDS) -> None:
+    def __init__(self, listener: socket.socket, lock: int, watched: int, idle_seconds: float = KEEP_SECONDS) -> None:
         """lock: the descriptor that holds the folder's lock; watched: id of the process to end with."""
         self._listener = listener
         self._lock = lock
@@ -84,6 +84,7 @@ class Resident:
                 return False
             if "watch" in request:
                 self._watched = _process(request["watch"])
+            self._idle_seconds = request.get("keep", self._idle_seconds)
             if request["do"] == "clientapp":
                 send(connection, {})
                 self._fork(request, connection, descriptors)
@@ -121,7 +122,7 @@ def _attempt(
         return _carry_out(request, blobs, wanted)
     except Exception as error:  # whatever a message runs into is the message's failure; this process stays
         if not isinstance(error, FedMoEError):
-            traceback.print_exc()
+            logging.getLogger(__name__).exception("a message failed")
         return {"error": reason_of(error), "tellable": isinstance(error, TellableError)}, []
 
 
@@ -136,6 +137,7 @@ def _carry_out(
         return {}, []
     if not wanted():
         raise FedMoEError("the node that asked has ended")
+    log_about(**request["about"])
     kind, config, node = request["kind"], request["config"], node_from(request["node"])
     extra = pickle.loads(blobs[1])
     task = Task(kind, blobs[0], config, node, request["run_config"], request["run"], extra, wanted)
@@ -171,7 +173,7 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m fedmoe_client.device.resident", description=__doc__)
     parser.add_argument("state_dir", type=Path)
     parser.add_argument("--watch", type=int, required=True, metavar="PID", help="end when this process does")
-    parser.add_argument("--idle", type=float, default=IDLE_SECONDS, help="end after so many seconds without a call")
+    parser.add_argument("--idle", type=float, default=KEEP_SECONDS, help="seconds without a call, after which it ends")
     given = parser.parse_args(words)
     os.umask(0o077)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # in good order, the socket removed

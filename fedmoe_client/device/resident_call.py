@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedmoe.errors import FedMoEError, TellableError
 from fedmoe.wire import NamedArrays, unpack
-from fedmoe_client.device.node import Value
+from fedmoe_client.device.node import KEEP_SECONDS, Value
 from fedmoe_client.store.folder import StateFolder
 
 if TYPE_CHECKING:  # the commands that only ask do not load Flower
@@ -47,8 +47,11 @@ def perform_there(
     run_config: Mapping[str, Value],
     run: str,
     extra: RecordDict | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> tuple[NamedArrays | None, dict[str, Any], RecordDict]:
     """Have the resident process carry out a message; arguments and result as in ``fedmoe_client.device.task``.
+
+    about: see ``fedmoe.deployment.logs``.
 
     Records travel pickled: both ends are the same program of the same owner, and what is pickled has been read already.
     """
@@ -59,17 +62,20 @@ def perform_there(
         "node": dict(node),
         "run_config": dict(run_config),
         "run": run,
+        "about": dict(about or {}),
+        "keep": node.get("keep-torch", KEEP_SECONDS),
     }
     answer, found = call(Path(str(node["state-dir"])), request, [arrays, pickle.dumps(extra)])
     return unpack(found[1]) if len(found) > 1 else None, answer["metrics"], pickle.loads(found[0])
 
 
-def prepare(state_dir: Path, catalogue: Path | None, run_config: Mapping[str, Value]) -> None:
+def prepare(state_dir: Path, catalogue: Path | None, run_config: Mapping[str, Value], keep: int) -> None:
     """Let the resident process load what a run needs, and do not wait for it."""
     request = {
         "do": "prepare",
         "catalogue": None if catalogue is None else str(catalogue),
         "run_config": dict(run_config),
+        "keep": keep,
         **_caller(),
     }
     with _connected(state_dir) as connection:

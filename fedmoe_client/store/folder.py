@@ -119,7 +119,14 @@ class StateFolder:
         """Return the content of ``NAME.state``, None if there is none. Raises FedMoEError if it is damaged."""
         path = self.folder / f"{name}.state"
         try:
-            return _parsed(path.read_bytes())
+            content = path.read_bytes()
+            if (form := content[:32].split(b" ")[:2]) != MAGIC.split() and form[0] == MAGIC.split()[0]:
+                raise FedMoEError(
+                    f"{path} is of another version of FedMoE (form {form[1].decode()}, this one reads "
+                    f"{MAGIC.split()[1].decode()}): go back to that version, or remove the file: the client goes on "
+                    "from the server's values"
+                )
+            return _parsed(content)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, SafetensorError) as error:

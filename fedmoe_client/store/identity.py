@@ -54,6 +54,15 @@ def refuse_other(server: Mapping[str, Any], client: Mapping[str, str]) -> None:
             )
 
 
+def refuse_other_version(server: str, client: str) -> None:
+    """Raise TellableError with both versions of FedMoE if they differ in more than their last number; "": not known."""
+    if server and client and server.split(".")[:2] != client.split(".")[:2]:
+        raise TellableError(
+            f"the client was started by FedMoE {client} and the server is {server}: install {server} on the client, "
+            "and start it again"
+        )
+
+
 def item_numbers(dataset: Dataset) -> dict[str, int]:
     """Return item id -> number in the catalogue, 1 to num_items."""
     return {item: number for number, item in enumerate(dataset.interactions.item_ids.tolist()) if number}

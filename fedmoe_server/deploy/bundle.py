@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import tomllib
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from fedmoe.errors import FedMoEError
+from fedmoe.packages import app_version
 
 PACKAGES = ("configs", "data", "fedmoe", "fedmoe_client", "fedmoe_server", "model", "strategies")
 # Keys that a run may set must be there with a default; they are those of [tool.flwr.app.config] in pyproject.toml.
@@ -25,6 +24,7 @@ RUN_CONFIG: dict[str, str | bool] = {
     "clients": "",
     "simulated": False,
     "sees": "",
+    "json_logs": False,
 }
 PROJECT = """\
 [project]
@@ -55,15 +55,6 @@ def write_bundle(folder: Path) -> Path:
     config = "\n".join(f"{key} = {json.dumps(value)}" for key, value in RUN_CONFIG.items())
     (folder / "pyproject.toml").write_text(PROJECT.format(version=app_version(), config=config), encoding="utf-8")
     return folder
-
-
-def app_version() -> str:
-    """Return the version of the package, as installed or as in its checkout."""
-    try:
-        return version("fedmoe")
-    except PackageNotFoundError:
-        project = _origin("fedmoe_server").parents[1] / "pyproject.toml"
-        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 
 
 def _origin(name: str) -> Path:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from data.dataset import Dataset
 from fedmoe.deployment.folder import Folder, read_json
-from fedmoe.settings import DeploymentSettings, Settings
-from fedmoe_server.rounds.clients import ClientDirectory
-from model.version import model_version
+from fedmoe.packages import app_version
+
+if TYPE_CHECKING:  # the supervisor loads neither Flower nor settings
+    from data.dataset import Dataset
+    from fedmoe.settings import DeploymentSettings, Settings
+    from fedmoe_server.rounds.clients import ClientDirectory
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Deployed:
 
     def directory(self, settings: DeploymentSettings) -> ClientDirectory:
         """Return the directory of the clients: each node is who the server has admitted it as."""
+        from fedmoe_server.rounds.clients import ClientDirectory
+
         return ClientDirectory(
             wait_seconds=settings.wait_seconds,
             timeout=settings.round_deadline or None,
@@ -60,8 +64,11 @@ class Deployed:
 
 def identity(settings: Settings, dataset: Dataset, done: int) -> dict[str, str | int]:
     """Return what the server is, told to each client before anything else: hashes of the catalogue and the features,
-    the model's version, and the round that the run goes on from. A client that differs refuses."""
-    return {**dataset.fingerprints(), "model": model_version(settings, dataset), "round": done}
+    the model's version, FedMoE's, and the round that the run goes on from. A client that differs refuses."""
+    from model.version import model_version
+
+    own = {"model": model_version(settings, dataset), "fedmoe": app_version()}
+    return {**dataset.fingerprints(), **own, "round": done}
 
 
 def admitted_nodes(clients: Path) -> dict[int, int]:
@@ -80,6 +87,11 @@ def progress_log(clients: Path, run_dir: Path) -> Path:
     clients: the ``clients.json`` of the server's folder; run_dir: the run's folder.
     """
     return Folder(clients.parent).logs / f"run-{run_dir.name}.log"
+
+
+def log_of_apps(clients: Path) -> Path:
+    """Return the file of the lines that name their run, of all runs. clients: as for ``progress_log``."""
+    return Folder(clients.parent).logs / "serverapp.log"
 
 
 @contextmanager

@@ -37,12 +37,12 @@ def run(given: argparse.Namespace, extra: list[str]) -> int:
     """Run a federation; return 0 if it completed, 1 if it failed."""
     server = ServerFolder(given.dir)
     settings = settings_of(given.words) if given.resume is None else settings_of_run(given.resume, given.words)
-    submitted = submit(server, settings, given.resume, extra, partial(print, flush=True))
+    submitted = submit(server, settings, given.resume, extra, partial(print, flush=True), given.json_logs)
     print(f"run {submitted.number} submitted; {submitted.path}", flush=True)
-    return _followed(server, submitted, partial(_resumed, server, extra))
+    return _followed(server, submitted, partial(_resumed, server, extra, given.json_logs))
 
 
-def _resumed(server: ServerFolder, extra: list[str], killed: KnownRun) -> KnownRun | None:
+def _resumed(server: ServerFolder, extra: list[str], json_logs: bool, killed: KnownRun) -> KnownRun | None:
     """Go on with a run whose app was killed, once the server is up again; None: it does not come back.
 
     A run that has no checkpoint yet begins anew.
@@ -51,7 +51,8 @@ def _resumed(server: ServerFolder, extra: list[str], killed: KnownRun) -> KnownR
     while time.monotonic() < deadline:
         time.sleep(RESUME_PAUSE)
         try:
-            return submit(server, settings_of_run(killed.path), killed.path, extra, partial(print, flush=True))
+            settings, show = settings_of_run(killed.path), partial(print, flush=True)
+            return submit(server, settings, killed.path, extra, show, json_logs)
         except FedMoEError as error:
             if str(error) != told:
                 print(f"cannot go on yet: {error}", flush=True)

@@ -38,6 +38,7 @@ class ServerFolder(Folder):
         self.database = path / "superlink.db"  # of SuperLink: registered keys, runs, messages
         self.submitted = path / "runs"  # what was submitted, a file for each run
         self.clients = path / "clients.json"  # the clients that were admitted
+        self._revoked = path / "revoked.json"  # those that were, and are no more
 
     def remember(self, addresses: Addresses, certificates: Certificates) -> None:
         """Write down how this machine's commands reach the server, for us and for Flower's own command line."""
@@ -65,6 +66,15 @@ class ServerFolder(Folder):
         """Write down a client that the SuperLink has registered."""
         others = [entry for entry in self.admitted() if entry.client != client.client]
         write_json(self.clients, [asdict(entry) for entry in [*others, client]])
+
+    def revoked(self) -> list[AdmittedClient]:
+        """Return the clients that were admitted once and then revoked, in that order."""
+        return admitted_clients(self._revoked)
+
+    def revoke(self, client: AdmittedClient) -> None:
+        """Write down that a client is admitted no more, which a run that goes on reads too."""
+        write_json(self._revoked, [asdict(entry) for entry in [*self.revoked(), client]])
+        write_json(self.clients, [asdict(entry) for entry in self.admitted() if entry.client != client.client])
 
     def flwr(self, *words: str) -> dict[str, Any]:
         """Run a command of Flower's and return its answer.

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -64,14 +65,55 @@ class ClientStatus:
     failures: tuple[tuple[int, Failure], ...] = ()
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of the server's programs. beat: seconds since its last sign of life; restarts: times it was started again."""
+
+    name: str
+    alive: bool
+    beat: float | None
+    restarts: int
+
+    def __str__(self) -> str:
+        sign = "" if self.beat is None or not self.alive else f", last sign of life {self.beat:.0f} s ago"
+        again = f", started again {self.restarts} times" if self.restarts else ""
+        return f"{self.name} {'runs' if self.alive else 'DEAD'}{sign}{again}"
+
+
+def is_up(server: ServerFolder) -> bool:
+    """Whether both ports of the server answer."""
+    addresses = server.addresses()
+    return listens(*parse_address(addresses.control)) and listens(*parse_address(addresses.clients))
+
+
+def nodes_of(server: ServerFolder) -> list[Mapping[str, Any]]:
+    """Ask the server for its nodes, which starts a process. Raises FedMoEError if it does not answer."""
+    nodes: list[Mapping[str, Any]] = server.flwr("supernode", "list", CONNECTION)["nodes"]
+    return nodes
+
+
 def run_status_of(server: ServerFolder, run: KnownRun) -> RunStatus:
     """Return how a run is doing. Raises FedMoEError if a file of its folder is damaged."""
     metrics, settings = run.path / METRICS, run.path / SETTINGS
-    records = read_records(metrics) if metrics.exists() else ()
-    total = None
-    if settings.exists():
-        total = yaml.safe_load(settings.read_text(encoding="utf-8"))["federation"]["num_rounds"]
+    records = _records(metrics, _stamp(metrics)) if metrics.exists() else ()
+    total = _planned(settings, _stamp(settings)) if settings.exists() else None
     return RunStatus(run, state_of(server, run), records, total, read_result(run.path))
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Return what changes with a file's content."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=16)
+def _records(path: Path, stamp: tuple[int, int, int]) -> tuple[RoundRecord, ...]:
+    return read_records(path)
+
+
+@lru_cache(maxsize=64)
+def _planned(path: Path, stamp: tuple[int, int, int]) -> int:
+    return int(yaml.safe_load(path.read_text(encoding="utf-8"))["federation"]["num_rounds"])
 
 
 def clients_of(
@@ -96,9 +138,8 @@ def clients_of(
 
 def status_lines(server: ServerFolder) -> tuple[list[str], bool]:
     """Return the lines to show, and whether the server is up."""
-    addresses = server.addresses()
-    up = listens(*parse_address(addresses.control)) and listens(*parse_address(addresses.clients))
-    lines = [f"server   {'up' if up else 'DOWN'}; {'; '.join(_parts(server)) or 'no supervisor'}"]
+    up = is_up(server)
+    lines = [f"server   {'up' if up else 'DOWN'}; {'; '.join(map(str, parts_of(server))) or 'no supervisor'}"]
     runs = known_runs(server)
     shown = [status for status in (run_status_of(server, run) for run in runs[-10:]) if not status.state.over]
     if not shown and runs:
@@ -108,7 +149,7 @@ def status_lines(server: ServerFolder) -> tuple[list[str], bool]:
     nodes: list[Mapping[str, Any]] = []
     if up:
         try:
-            nodes = server.flwr("supernode", "list", CONNECTION)["nodes"]
+            nodes = nodes_of(server)
         except FedMoEError as error:
             lines.append(f"clients  unknown: {error}")
     if nodes or not up:
@@ -117,24 +158,27 @@ def status_lines(server: ServerFolder) -> tuple[list[str], bool]:
     return lines, up
 
 
+def replied(record: RoundRecord) -> int:
+    """Return how many clients' training a round has."""
+    return record.clients - sum(failure.stage == "train" for failure in record.failed)
+
+
 def run_table(server: ServerFolder) -> list[str]:
     """Return one line for each run that was submitted, the latest last."""
     return [
-        f"{run.number}  {_utc(run.submitted)}  {status.state.value:<9}  {status.rounds:>7}  {run.folder}"
+        f"{run.number}  {utc(run.submitted)}  {status.state.value:<9}  {status.rounds:>7}  {run.folder}"
         for run in known_runs(server)
         for status in (run_status_of(server, run),)
     ]
 
 
-def _parts(server: ServerFolder) -> Iterator[str]:
-    """Say of each of the server's programs whether it runs, and how often it was started again."""
+def parts_of(server: ServerFolder) -> Iterator[Part]:
+    """Return the server's programs as its supervisor has written them down."""
     for name, program in read_json(server.supervisor, {}).get("programs", {}).items():
         alive = program["process"] is not None and recorded(program) is not None
         beat = server.logs / f"{name}.beat"
-        age = time.time() - beat.stat().st_mtime if beat.exists() else None
-        sign = "" if age is None or not alive else f", last sign of life {max(0.0, age):.0f} s ago"
-        again = f", started again {program['restarts']} times" if program["restarts"] else ""
-        yield f"{name} {'runs' if alive else 'DEAD'}{sign}{again}"
+        age = max(0.0, time.time() - beat.stat().st_mtime) if beat.exists() else None
+        yield Part(name, alive, age, program["restarts"])
 
 
 def _run_lines(status: RunStatus) -> Iterator[str]:
@@ -145,8 +189,7 @@ def _run_lines(status: RunStatus) -> Iterator[str]:
     if records:
         last = records[-1]
         ended = (run.path / METRICS).stat().st_mtime
-        replied = last.clients - sum(failure.stage == "train" for failure in last.failed)
-        yield f"         round {last.round}: {replied} of {last.clients} clients in {duration(last.seconds)}"
+        yield f"         round {last.round}: {replied(last)} of {last.clients} clients in {duration(last.seconds)}"
         if status.state is State.RUNNING:
             left = status.seconds_left
             about = "" if left is None else f"; about {duration(left)} left"
@@ -190,5 +233,6 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _utc(seconds: float) -> str:
+def utc(seconds: float) -> str:
+    """Return a time as people read it."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")

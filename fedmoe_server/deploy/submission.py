@@ -50,11 +50,18 @@ class RunFailed(Exception):
         self.killed = killed
 
 
-def submit(server: ServerFolder, settings: Settings, resume: Path | None, extra: Sequence[str], show: Show) -> KnownRun:
+def submit(
+    server: ServerFolder,
+    settings: Settings,
+    resume: Path | None,
+    extra: Sequence[str],
+    show: Show,
+    json_logs: bool = False,
+) -> KnownRun:
     """Submit a run. Each has a bundle of its own, so that none sets another's settings.
 
     resume: a run folder to go on with; its own settings are meant. extra: further options of ``flwr run``. show: called
-    with a line where the run has to wait, and with how to simulate it.
+    with a line where the run has to wait, and with how to simulate it. json_logs: see ``fedmoe.deployment.logs``.
 
     Raises FedMoEError if the server does not run, or a run in the folder does, and if secure aggregation is asked for
     and cannot be had.
@@ -74,6 +81,7 @@ def submit(server: ServerFolder, settings: Settings, resume: Path | None, extra:
         "clients": str(server.clients.absolute()),
         "simulated": False,
         "sees": sees,
+        "json_logs": json_logs,
     }
     assert values.keys() <= RUN_CONFIG.keys()
     with alone(server.path / "submit.lock"), TemporaryDirectory(dir=server.path, prefix="app-") as place:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
@@ -31,6 +33,7 @@ class Progress:
     def note(self, text: str) -> None:
         """Show a line that stays."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        logging.getLogger(__name__).info(text)  # of a deployment: with the run's number
 
     def stage(self, text: str) -> None:
         """Show what happens now, where that takes a while."""

@@ -229,7 +229,8 @@ def _read_index(path: Path) -> dict[str, Any]:
     index: dict[str, Any] = _read(file, lambda file: dict(json.loads(file.read_text(encoding="utf-8")).items()))
     stated = index.pop("digest", None)
     if index.get("format") != FORMAT:
-        raise FedMoEError(f"checkpoint file {file} has format {index.get('format')!r}, this version reads {FORMAT}")
+        other = f"checkpoint file {file} has format {index.get('format')!r}, this version reads {FORMAT}"
+        raise FedMoEError(f"{other}: go on with the version of FedMoE that began the run, or start a new run")
     if stated != _index_digest(index):
         raise FedMoEError(f"checkpoint file {file} is corrupt (its checksum differs); {_other(path)}")
     return index

@@ -111,10 +111,11 @@ class ServerLoop:
 
     def one_round(self, state: LoopState) -> RoundRecord:
         """Do one round, put its record into the history and return it."""
-        started = time.monotonic()
-        number = state.round + 1
+        started, number = time.monotonic(), state.round + 1
+        self.directory.await_clients(self.grid)
+        began = time.monotonic()
         outcome, train = self._train(number, state)
-        state.round = number
+        trained, state.round = time.monotonic(), number
         exchanges = [outcome]
         privacy = None if self.ledger is None else self.ledger.spend(number)
         validation, unseen, best = None, None, False
@@ -125,6 +126,8 @@ class ServerLoop:
             unseen = checked.problem
             if unseen is None:
                 validation, best = metrics, state.judge(selection_score(metrics, number), strategy)
+        now = time.monotonic()
+        seconds = {"waiting": began - started, "training": trained - began, "evaluation": now - trained}
         record = RoundRecord(
             round=number,
             phase="warmup" if number <= self.settings.federation.warmup_rounds else "main",
@@ -141,7 +144,8 @@ class ServerLoop:
             dropped=tuple(Sender(self._names().get(node), node) for each in exchanges for node in each.dropped),
             bytes_down=sum(each.bytes_down for each in exchanges),
             bytes_up=sum(each.bytes_up for each in exchanges),
-            seconds=round(time.monotonic() - started, 3),
+            seconds=round(now - started, 3),
+            phases={phase: round(each, 3) for phase, each in seconds.items()},
         )
         state.history.append(record)
         return record
@@ -175,7 +179,6 @@ class ServerLoop:
 
     def _train(self, number: int, state: LoopState) -> tuple[Exchange, Metrics]:
         """Train a cohort and put the aggregated arrays into the state; they stay as they are if the round fails."""
-        self.directory.await_clients(self.grid)
         config = ConfigRecord({"server-round": number})
         questions: Any = WireGrid(self.grid, self.timeout)
         messages = self.strategy.configure_train(number, state.arrays, config, questions)

@@ -137,7 +137,7 @@ class RoundRecord(_Value):
         failed: the clients that failed.
         dropped: who sent replies that were ignored: late ones to an earlier message, or second ones.
         bytes_down, bytes_up: payload sent to and received from all clients.
-        seconds: duration.
+        seconds: duration; phases: that of ``waiting`` for clients, ``training`` and ``evaluation``.
     """
 
     round: int
@@ -156,6 +156,7 @@ class RoundRecord(_Value):
     bytes_down: int = 0
     bytes_up: int = 0
     seconds: float = 0.0
+    phases: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields by name, ``privacy`` in a private run alone."""

@@ -14,7 +14,9 @@ from flwr.common.config import parse_config_args
 
 import fedmoe_client.__main__ as client_door
 import fedmoe_server.__main__ as server_door
+from fedmoe.deployment.folder import write_json
 from fedmoe.deployment.front_door import main
+from fedmoe.deployment.keys import make_key_pair
 from fedmoe.errors import FedMoEError
 from fedmoe_client.device.client_folder import ClientFolder, node_config, supernode_command
 from fedmoe_server.deploy.bundle import RUN_CONFIG, write_bundle
@@ -184,3 +186,37 @@ def test_a_flower_that_only_simulates_is_named_in_one_line(
     assert server(*up) == client("up", "--server", "no address", "--dir", tmp_path / "new") == 2
     told = f"real clients need Flower 1.39.x, and {installed} is installed: pip install 'fedmoe[deploy]'"
     assert capsys.readouterr().err.count(told) == (0 if fits else 2)
+
+
+@pytest.mark.parametrize("package", ["fedmoe_client", "fedmoe_server"])
+def test_a_supervisor_has_neither_torch_nor_flower_in_memory(package: str) -> None:
+    """It is there all day: half a client's memory was what it had imported for a file that it wrote once."""
+    heavy = "{'torch', 'flwr', 'ray', 'pydantic', 'grpc'}"
+    program = f"import sys, {package}.__main__; print(*{heavy} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
+def test_revoked_clients_do_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = ServerFolder(tmp_path / "server")
+    folder.make()
+    write_json(folder.path / "server.json", {"clients": "127.0.0.1:1", "control": "127.0.0.1:2"})
+    keys = [make_key_pair(tmp_path / str(client), client) for client in (4, 5)]
+    for key in keys:
+        folder.admit(AdmittedClient(key.client, 100 + key.client, key.fingerprint, key.line))
+    told: list[tuple[str, ...]] = []
+    monkeypatch.setattr(ServerFolder, "flwr", lambda self, *words: told.append(words) or {"success": True})
+    here = ("--dir", folder.path)
+    assert server("revoke", 4, *here) == 0
+    assert told == [("supernode", "unregister", "104", "fedmoe")]
+    assert [entry.client for entry in folder.admitted()] == [5]
+    assert server("revoke", 4, *here) == 2 and "no client 4 is admitted" in capsys.readouterr().err
+    assert server("admit", tmp_path / "4.pub", *here) == 2
+    assert "4.pub was revoked: neither comes back; enrol in a new folder" in capsys.readouterr().err
+    make_key_pair(tmp_path / "another", 4)
+    assert server("admit", tmp_path / "another.pub", *here) == 2
+    assert "another.pub asks for 4, a revoked number" in capsys.readouterr().err
+    assert server("clients", *here) == 0
+    assert [line.split()[1::4] for line in capsys.readouterr().out.splitlines()][1] == ["4", keys[0].fingerprint[:16]]

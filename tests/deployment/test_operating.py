@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 
@@ -21,7 +22,8 @@ def test_a_run_is_left_found_again_looked_at_and_stopped(federation: Federation)
     assert "no run was submitted yet" in federation.server("runs")
     run = federation.start_run(*SMALL, f"save_dir={federation.runs}", "num_rounds=200")
     assert run.stdout is not None
-    number = run.stdout.readline().split()[1]
+    said = run.stdout.readline() + run.stdout.readline()  # how to simulate it comes first
+    (number,) = re.findall(r"run (\d+) submitted", said)
     wait_for(lambda: federation.runs.exists() and len(list(federation.runs.glob("*/metrics.jsonl"))) == 1, 120, "a run")
     wait_for(lambda: len(records(federation.run_dir())) >= 2, 120, "two rounds")
     run.send_signal(signal.SIGINT)
@@ -39,6 +41,9 @@ def test_a_run_is_left_found_again_looked_at_and_stopped(federation: Federation)
     (missing,) = (line for line in shown.splitlines() if "client 2:" in line)
     assert "missing since 20" in missing and "UTC" in missing and "failed in round" in missing
     assert "left" in shown and "MB to clients" in shown and "GB free" in shown
+    logged = (federation.server_dir / "logs" / "serverapp.log").read_text()
+    assert f"INFO run={number} round   2/200" in logged
+    assert f"run={number} client=0 " in (federation.client_dir(0) / "logs" / "superexec.log").read_text()
     assert [row[0] for row in lines(federation)] == [number]
     assert lines(federation)[0][3] == "running"
 
@@ -76,3 +81,37 @@ def test_two_runs_at_once_keep_their_settings(federation: Federation) -> None:
     deployed, alone = final_arrays(one), final_arrays(wanted)
     assert [name for name in alone if alone[name].tobytes() != deployed[name].tobytes()] == []
     assert not list(federation.server_dir.glob("app-*"))
+
+
+def test_a_client_joins_in_mid_run_and_another_is_revoked(federation: Federation) -> None:
+    """The round under way goes on without the revoked one; its key and its number do not come back."""
+    federation.clients = 2
+    federation.up()
+    run = federation.start_run(*SMALL, f"save_dir={federation.runs}", "num_rounds=300", "min_clients=2")
+    wait_for(lambda: federation.runs.exists() and len(list(federation.runs.glob("*/metrics.jsonl"))) == 1, 120, "a run")
+    wait_for(lambda: len(records(federation.run_dir())) >= 1, 120, "a round")
+    federation.clients = 3
+    federation.write_histories()
+    federation.client(2, "enrol", "--client-id", 2)
+    federation.server("admit", federation.client_dir(2) / "client.pub")
+    federation.client_up(2)
+    wait_for(lambda: records(federation.run_dir())[-1]["clients"] == 3, 120, "a round with client 2")
+    assert not records(federation.run_dir())[-1]["failed"]
+
+    assert "no client 7 is admitted" in federation.server("revoke", 0, 7, status=2)
+    assert "client 0 was revoked" in federation.server("revoke", 0)
+    begun = len(records(federation.run_dir()))
+    wait_for(lambda: len(records(federation.run_dir())) >= begun + 3, 120, "three more rounds")
+    assert [row["clients"] for row in records(federation.run_dir())[-2:]] == [2, 2]
+    listed = federation.server("clients").splitlines()
+    assert [(line.split()[1], line.endswith("revoked")) for line in listed] == [("1", False), ("2", False), ("0", True)]
+    assert "clients  2 of 2 admitted are online" in federation.server("status")
+    key = federation.client_dir(0) / "client.pub"
+    assert "was revoked: neither comes back" in federation.server("admit", key, status=2)
+    federation.command("fedmoe_client", "enrol", "--client-id", 0, "--dir", federation.root / "again")
+    again = federation.server("admit", federation.root / "again" / "client.pub", status=2)
+    assert "asks for 0, a revoked number" in again
+    federation.client(0, "down")
+    assert "not connected yet" in federation.client_up(0, status=1)  # with its old key
+    federation.server("stop")
+    assert run.wait(60) == 1

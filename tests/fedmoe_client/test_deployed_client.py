@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from data.dataset import save_catalogue
-from fedmoe.errors import FedMoEError
+from fedmoe.errors import FedMoEError, TellableError
 from fedmoe.loading import load_settings
 from fedmoe.modalities import GROUPS
 from fedmoe.wire import packed_bytes, unpack
@@ -51,6 +51,20 @@ def identity(deployment: Deployment, done: int = 0) -> dict[str, Any]:
 
 def joins(deployment: Deployment, done: int = 0, session: str = "1", **node: Any) -> int:
     return join(identity(deployment, done), node_from(deployment.node(**node)), deployment.run_config, "run", session)
+
+
+@pytest.mark.parametrize(
+    ("server", "client", "differ"), [("0.2.1", "0.2.9", False), ("0.2.1", "0.1.9", True), ("0.2.1", "", False)]
+)
+def test_versions_that_differ_are_told_by_name(deployment: Deployment, server: str, client: str, differ: bool) -> None:
+    told, node = {**identity(deployment), "fedmoe": server}, node_from(deployment.node(fedmoe=client))
+    if not differ:
+        assert join(told, node, deployment.run_config, "run", "1") == USER
+        return
+    with pytest.raises(
+        TellableError, match=r"started by FedMoE 0.1.9 and the server is 0.2.1: install 0.2.1 on the cl"
+    ):
+        join(told, node, deployment.run_config, "run", "1")
 
 
 def test_a_training_that_cannot_be_answered_keeps_nothing(

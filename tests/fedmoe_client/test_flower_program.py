@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from fedmoe_client.device.flower_program import PROGRAM, install_program
+from fedmoe_client.device.hand_over import PROGRAM, install_program
 from fedmoe_client.device.resident_call import SOCKET, running, stop
 
 # A resident process whose fork does not talk to a node, but says what it was started with.

@@ -118,6 +118,17 @@ def test_it_ends_when_nobody_calls(tmp_path: Path) -> None:
     assert serve(tmp_path / "state", os.getpid(), "--idle", "0.1").wait(timeout=60) == 0
 
 
+def test_an_idle_client_gives_the_memory_back_and_goes_on_at_the_next_message(deployment: Deployment) -> None:
+    first = train_there(deployment, 1, keep_torch=1)
+    pid, deadline = running(deployment.state_dir), time.monotonic() + 30
+    while running(deployment.state_dir) is not None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert running(deployment.state_dir) is None
+    assert train_there(deployment, 1) == first  # from the same private parameters, since it is the same round
+    assert running(deployment.state_dir) not in (None, pid)
+    stop(deployment.state_dir)
+
+
 def test_it_makes_room_for_another_version_of_the_code(tmp_path: Path) -> None:
     process = serve(tmp_path / "state", os.getpid())
     assert ask(tmp_path / "state", {"do": "prepare", "root": "/another/version"}, 5.0) is None

@@ -53,6 +53,14 @@ def test_nothing_is_kept_of_a_training_whose_reply_cannot_be_sent(store: StateFo
     assert current(store, 3) == 1.0
 
 
+def test_a_file_of_another_version_says_what_to_do(store: StateFolder) -> None:
+    store.save("x", State(value(1.0), {}))
+    path = store.folder / "x.state"
+    path.write_bytes(path.read_bytes().replace(b"fedmoe-state 1 ", b"fedmoe-state 2 ", 1))
+    with pytest.raises(FedMoEError, match=r"another version of FedMoE \(form 2, this one reads 1\): go back"):
+        store.load("x")
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "other"])
 def test_a_damaged_file_is_named(store: StateFolder, damage: str) -> None:
     store.save("x", State(value(1.0), {}))

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
+from data.registry import load_dataset
 from fedmoe.errors import FailureKind, FedMoEError
-from fedmoe.loading import settings_from
+from fedmoe.loading import load_settings, settings_from
+from fedmoe.packages import app_version
 from fedmoe.settings import DeploymentSettings
 from fedmoe_server.deploy import submission
-from fedmoe_server.deploy.deployed import AdmittedClient, Deployed
+from fedmoe_server.deploy.deployed import AdmittedClient, Deployed, identity
 from fedmoe_server.rounds.clients import ClientDirectory
 from fedmoe_server.rounds.exchange import SENDING, exchange
 
@@ -97,6 +99,12 @@ def test_a_refusal_is_told_once_and_asked_again_later(fakes: Any) -> None:
     directory.client_ids(grid)  # type: ignore[arg-type]
     assert len(grid.asked) == 3
     assert notes == [told]
+
+
+def test_a_server_tells_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(["quick", "data.synthetic.users=5", "data.synthetic.items=50"])[0]
+    told = identity(settings, load_dataset(settings), 3)
+    assert told["fedmoe"] == app_version() and told["round"] == 3 and {"catalogue", "model"} <= told.keys()
 
 
 def requests(fakes: Any, *nodes: int) -> list[Message]:

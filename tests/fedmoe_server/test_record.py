@@ -38,7 +38,7 @@ def test_a_round_comes_back_from_its_line(record: RoundRecord) -> None:
 def test_a_line_has_the_keys_that_it_always_had() -> None:
     keys = (
         "round phase shared clients train clipped validation best privacy failure validation_failure failed dropped "
-        "bytes_down bytes_up seconds"
+        "bytes_down bytes_up seconds phases"
     ).split()
     assert list(ROUND.to_json()) == keys
     assert list(RoundRecord(1).to_json()) == [key for key in keys if key != "privacy"]
