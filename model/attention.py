@@ -80,7 +80,8 @@ class Mixture:
         weight, epsilon = getattr(norm, "weight", None), getattr(norm, "eps", 0.0)
         if not isinstance(weight, Tensor):
             return (self.shares * (self.values @ vectors.transpose(1, 2))).sum(dim=1), power
-        weight, bias = (self._by_window(each) for each in (weight, norm.bias))
+        assert isinstance(norm.bias, Tensor)  # there is one where there is a weight
+        weight, bias = self._by_window(weight), self._by_window(norm.bias)
         along = (self.shares * ((centred * weight) @ vectors.transpose(1, 2))).sum(dim=1)
         return along * (variance + epsilon).rsqrt() + (vectors @ bias.transpose(1, 2)).squeeze(-1), power
 
@@ -170,7 +171,8 @@ def _strengths(query: Tensor, key: Tensor, usable: Tensor, block: int, decay: fl
     if decay:
         place = torch.arange(logits.shape[-2], device=logits.device, dtype=logits.dtype) % block
         counted = counted * ((place - (block - 1)) / decay).exp().unsqueeze(1)
-    return (logits.exp() + floor if floor else logits.exp()) * counted
+    strengths: Tensor = (logits.exp() + floor if floor else logits.exp()) * counted
+    return strengths
 
 
 def _split_heads(tensor: Tensor, heads: int) -> Tensor:
