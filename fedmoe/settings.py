@@ -65,8 +65,8 @@ class ModelSettings(Section):
     memory_size: Count = Field(50, description="items an expert attends over, the latest ones met")
     memory_refresh: Count = Field(
         10,
-        description="training: positions that share one memory, of what was met up to the first of them; at most a "
-        "fifth of a window",
+        description="training: positions that share one memory, of what was met up to the first of them; "
+        "fewer in windows of less than 50",
     )
     memory_decay: NonNegative = Field(
         5.0, description="matching experts: later items with which an item's weight falls to 1/e; 0: it does not"

@@ -17,7 +17,6 @@ from torch.nn import functional
 # Subtracting the highest logit, as a softmax does, would let later items touch the last digits of earlier scores.
 # Logits beyond 60 do not come up in training, and exp(60), about 1e26, can still be summed in float32.
 _REACH = 60.0
-SEGMENTS = 5  # of a window, at least, if it has as many positions
 
 
 @dataclass(frozen=True)
@@ -95,9 +94,9 @@ def refresh_of(length: int, most: int) -> int:
     """Return how many positions share one memory in windows of ``length``: ``most``, and fewer in short ones.
 
     The first memory of a history holds one item. Were it the only one of a short history, its experts would have
-    nothing else to learn from.
+    nothing else to learn from. A window of 30 positions or fewer has a memory for every tenth of them, one of 50 has 5.
     """
-    return min(most, -(-length // SEGMENTS))
+    return min(most, max(-(-length // 10), length * length // 250))
 
 
 def window_memory(context: Tensor, length: int, size: int, refresh: int) -> Memory:

@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
+from zipfile import ZipFile
 
+import httpcore  # noqa: F401  Flower's HTTP client loads it at its first request
 from flwr.app import Context, Error, Message
 from flwr.cli.install import install_from_fab
 from flwr.clientapp import ClientApp
+from flwr.common.constant import APP_DIR, FAB_HASH_TRUNCATION
 from flwr.supernode.cli import flwr_clientapp
 from flwr.supernode.runtime import run_clientapp
 
 import fedmoe_client.app
-import fedmoe_client.device.joining  # noqa: F401  what a query needs
+import fedmoe_client.device.joining  # what a query needs
+import fedmoe_client.device.secure  # and a secure sum
 from fedmoe.errors import FailureKind, told_reason
-from fedmoe.files import alone
+from fedmoe.files import alone, write_file
 from fedmoe_client.device.hand_over import PROGRAM
 from fedmoe_client.device.resident_call import NODE_PID
 
@@ -48,7 +55,7 @@ def handle_in_fork(words: Sequence[str], node: int, outputs: Sequence[int], to_c
             signal.signal(number, signal.SIG_DFL)
         os.environ[NODE_PID] = str(node)
         sys.argv = [PROGRAM, *words]
-        run_clientapp.install_from_fab = _installed_alone  # type: ignore[assignment,attr-defined]
+        run_clientapp.install_from_fab = _installed_once  # type: ignore[assignment,attr-defined]
         fedmoe_client.app.app = _OfThisVersion(fedmoe_client.app.app)
         flwr_clientapp()
         code = 0
@@ -62,10 +69,31 @@ def handle_in_fork(words: Sequence[str], node: int, outputs: Sequence[int], to_c
         os._exit(code)  # never back into the parent's loop
 
 
-def _installed_alone(content: bytes, skip_prompt: bool) -> Path:
-    """Install an app while no other message does: Flower takes a folder that is half written for a whole app."""
-    with alone(Path(os.environ["FLWR_HOME"]) / "apps.lock"):
-        return install_from_fab(content, skip_prompt=skip_prompt)
+def _installed_once(content: bytes, skip_prompt: bool) -> Path:
+    """Install an app unless it is there, while no other message does.
+
+    Flower unpacks the whole app for each message, to find it there, and takes a folder that is half written for a whole
+    app. So the folder is compared once, and a note says that it is whole.
+    """
+    apps, digest = Path(os.environ["FLWR_HOME"]) / APP_DIR, sha256(content).hexdigest()
+    note = apps / f"{digest}.installed"
+    with alone(apps.with_name("apps.lock")):
+        if note.exists() and (known := apps / note.read_text(encoding="utf-8")).is_dir():
+            return known
+        for found in apps.glob(f"*.{digest[:FAB_HASH_TRUNCATION]}"):
+            if not _whole(found, content):
+                shutil.rmtree(found)
+        folder = install_from_fab(content, skip_prompt=skip_prompt)
+        write_file(note, folder.name.encode())
+        return folder
+
+
+def _whole(folder: Path, content: bytes) -> bool:
+    """Return whether a folder has all files of an app, by their sizes."""
+    with ZipFile(BytesIO(content)) as archive:
+        files = {each.filename: each.file_size for each in archive.infolist() if not each.is_dir()}
+    own = {folder / name: size for name, size in files.items() if not name.startswith(".info/")}
+    return all(path.is_file() and path.stat().st_size == size for path, size in own.items())
 
 
 class _OfThisVersion(ClientApp):

@@ -29,8 +29,9 @@ def test_memory_of_a_window_by_hand() -> None:
     assert memory.segment.tolist() == [[0, 0, 1, 1]]
 
 
-def test_short_windows_have_five_memories() -> None:
-    assert [refresh_of(length, 10) for length in (1, 5, 6, 10, 11, 25, 50, 200)] == [1, 1, 2, 2, 3, 5, 10, 10]
+def test_short_windows_have_fresh_memories() -> None:
+    assert [refresh_of(length, 10) for length in (1, 10, 11, 20, 30, 40, 50, 200)] == [1, 1, 2, 2, 3, 6, 10, 10]
+    assert refresh_of(50, 5) == 5
     memory = window_memory(torch.arange(1, 11).unsqueeze(0), length=10, size=10, refresh=3)
     assert (memory.segments, memory.block * memory.blocks) == (4, 9)  # of the ten items a multiple of three
 
