@@ -29,10 +29,8 @@ from model.residual_moe import ResidualMoE
 class LocalSteps:
     """All local steps of one user in one round, drawn before the first of them.
 
-    Attributes:
-        batches: one a step, in their order; at least one.
-        weight: of the user in the server's mean, see ``weight_of``.
-        dropout_seed: for torch's own generator, which dropout draws from.
+    batches: one a step, in their order; at least one. weight: of the user in the server's mean, see ``weight_of``.
+    dropout_seed: for torch's own generator, which dropout draws from.
     """
 
     batches: list[WindowBatch]
@@ -53,8 +51,7 @@ def draw_steps(
         list(window_batches(items, pool, settings.model, settings.training, rng, device))
         for _ in range(settings.training.local_epochs)
     ]
-    targets = sum(int((batch.targets > 0).sum()) for batch in epochs[0])
-    weight = weight_of(targets, settings.federation.client_weight)
+    weight = weight_of(sum(int((batch.targets > 0).sum()) for batch in epochs[0]), settings.federation.client_weight)
     return LocalSteps([batch for epoch in epochs for batch in epoch], weight, dropout_seed)
 
 
@@ -94,8 +91,8 @@ def window_batches(
             negatives = _tensor(drawn.reshape(len(chosen), training.num_negatives), device)
         whole, targets = context[chosen], windows.targets[chosen]
         before = _rounded(int(windows.starts[chosen].max()), model.memory_refresh, earlier)
-        longest = int((targets > 0).sum(axis=1).max())
-        length = _rounded(longest, refresh_of(longest, model.memory_refresh), model.max_seq_len)
+        most = int((targets > 0).sum(axis=1).max())
+        length = _rounded(most, refresh_of(most, model.memory_refresh), model.max_seq_len)
         used = np.concatenate([whole[:, earlier - before : earlier], whole[:, -length:]], axis=1)
         yield WindowBatch(_tensor(used, device), _tensor(targets[:, -length:], device), negatives)
 

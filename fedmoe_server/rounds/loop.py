@@ -116,8 +116,7 @@ class ServerLoop:
         began = time.monotonic()
         outcome, train = self._train(number, state)
         trained, state.round = time.monotonic(), number
-        exchanges = [outcome]
-        privacy = None if self.ledger is None else self.ledger.spend(number)
+        exchanges, privacy = [outcome], None if self.ledger is None else self.ledger.spend(number)
         validation, unseen, best = None, None, False
         if self._evaluation_due(number):
             strategy = state_arrays(self.strategy)
@@ -127,7 +126,7 @@ class ServerLoop:
             if unseen is None:
                 validation, best = metrics, state.judge(selection_score(metrics, number), strategy)
         now = time.monotonic()
-        seconds = {"waiting": began - started, "training": trained - began, "evaluation": now - trained}
+        phases = {"waiting": began - started, "training": trained - began, "evaluation": now - trained}
         record = RoundRecord(
             round=number,
             phase="warmup" if number <= self.settings.federation.warmup_rounds else "main",
@@ -145,7 +144,7 @@ class ServerLoop:
             bytes_down=sum(each.bytes_down for each in exchanges),
             bytes_up=sum(each.bytes_up for each in exchanges),
             seconds=round(now - started, 3),
-            phases={phase: round(each, 3) for phase, each in seconds.items()},
+            phases={phase: round(each, 3) for phase, each in phases.items()},
         )
         state.history.append(record)
         return record
@@ -160,15 +159,13 @@ class ServerLoop:
         return spent or number >= self.settings.federation.num_rounds
 
     def _checkpoint_due(self, state: LoopState) -> bool:
-        given = self.settings.federation.checkpoint_every
-        every = CHECKPOINT_EVERY if given is None else given
+        every = CHECKPOINT_EVERY if (given := self.settings.federation.checkpoint_every) is None else given
         return self._done(state) or (every > 0 and state.round % every == 0)
 
     def _evaluation_due(self, number: int) -> bool:
         # The last round counts as well, or the last model could never be the best one. With evaluate_every 0 there
         # is only one candidate, so nothing has to be chosen.
-        every = self.settings.federation.evaluate_every
-        return every > 0 and (number % every == 0 or self._last(number))
+        return (every := self.settings.federation.evaluate_every) > 0 and (number % every == 0 or self._last(number))
 
     def _give_up_if_all_fail(self, state: LoopState) -> None:
         """Raise FedMoEError after too many failed rounds in a row."""
@@ -185,10 +182,9 @@ class ServerLoop:
         outcome = self._exchange(messages, "train", questions, self._reducer(number))
         outcome, aggregated = self._aggregated(number, "train", outcome, self.strategy.aggregate_train)
         arrays, metrics = aggregated or (None, None)
-        if outcome.problem is None and arrays is None:
-            outcome = replace(outcome, problem=f"round {number}, train: the strategy aggregated nothing")
         if arrays is None or outcome.problem is not None:
-            return outcome, {}
+            nothing = f"round {number}, train: the strategy aggregated nothing"
+            return replace(outcome, problem=outcome.problem or nothing), {}
         state.arrays = arrays
         return outcome, plain_metrics(metrics)
 
@@ -219,8 +215,8 @@ class ServerLoop:
             outcome = exchange(self.grid, messages, stage, self._names, self.timeout, mean)
         if outcome.dropped:
             self.tracker.note(f"{len(outcome.dropped)} late or repeated replies dropped ({stage})")
-        down, up = outcome.bytes_down + questions.bytes_down, outcome.bytes_up + questions.bytes_up
-        return replace(outcome, bytes_down=down, bytes_up=up)
+        down, up = questions.bytes_down, questions.bytes_up
+        return replace(outcome, bytes_down=outcome.bytes_down + down, bytes_up=outcome.bytes_up + up)
 
     def _reducer(self, number: int) -> Callable[[], Reducer] | None:
         """Return what merges the replies of a round in the hosts; None: the server needs each reply."""
@@ -247,8 +243,7 @@ class ServerLoop:
 
     def _sample(self) -> list[int] | None:
         """Return the clients whose validation items are ranked, None for all."""
-        size = self.settings.federation.evaluate_clients
-        return fixed_sample(self.settings.seed, self._client_ids().values(), size)
+        return fixed_sample(self.settings.seed, self._client_ids().values(), self.settings.federation.evaluate_clients)
 
     def _finish(self, state: LoopState) -> Result:
         """Restore the best model, with the strategy as it was by then, and evaluate it: on test, on all clients.
@@ -264,8 +259,8 @@ class ServerLoop:
         outcomes: dict[str, Exchange] = {}
         asked = {"validation": self._sample(), "test": None, **({NEW: self.new_cases} if self.new_cases else {})}
         for split, clients in asked.items():
-            whom = "all clients" if clients is None else f"{len(clients)} clients"
-            self.tracker.stage(f"{split} items ranked by the model of round {best_round} on {whom}")
+            whom = "all" if clients is None else len(clients)
+            self.tracker.stage(f"{split} items ranked by the model of round {best_round} on {whom} clients")
             outcome, metrics[split] = self._evaluate(best_round, arrays, split, clients)
             if outcome.problem is not None:
                 raise FedMoEError(outcome.problem)
@@ -276,7 +271,6 @@ class ServerLoop:
             outcomes[split] = outcome
         write_client_ranks(self.tracker.run_dir, ranks)
         final = list(outcomes.values())
-        traffic = [(r.bytes_down, r.bytes_up) for r in state.history] + [(o.bytes_down, o.bytes_up) for o in final]
         return Result(
             status="completed",
             stopped_early=state.round < self.settings.federation.num_rounds,
@@ -285,8 +279,8 @@ class ServerLoop:
             validation=split_global(metrics["validation"]),
             test=split_global(metrics["test"]),
             new=split_global(metrics[NEW]) if NEW in metrics else {},
-            bytes_down=sum(down for down, _ in traffic),
-            bytes_up=sum(up for _, up in traffic),
+            bytes_down=sum(each.bytes_down for each in (*state.history, *final)),
+            bytes_up=sum(each.bytes_up for each in (*state.history, *final)),
             failed_replies=sum(len(r.failed) for r in state.history) + sum(len(o.failures) for o in final),
             failed_rounds=tuple(record.round for record in state.history if record.failure),
             final_clients=outcomes["test"].sent,

@@ -11,7 +11,7 @@ from flwr.supercore.date import now
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
-from fedmoe.deployment.flower_part import BEGIN_SECONDS, TASK_SECONDS, give_time, send_late_replies
+from fedmoe.deployment.flower_part import BEGIN_SECONDS, TASK_SECONDS, give_time, look_sooner, send_late_replies
 
 
 def test_a_node_sends_a_reply_that_is_ready_though_no_message_came(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +33,22 @@ def test_a_node_sends_a_reply_that_is_ready_though_no_message_came(monkeypatch: 
     assert node._pull_and_store_message(state=state) is not None
     assert list(state.get_messages(is_reply=True)) == [reply]  # what Flower's node does next
     assert node._pull_and_store_message(state=state) == 7
+
+
+def test_a_node_looks_soon_after_a_message_and_then_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = importlib.import_module("flwr.supernode.start_client_internal")
+    received: list[int | None] = [7, None, None, None, None, None, 8, None]
+    slept: list[float] = []
+    monkeypatch.setattr(node, "_pull_and_store_message", lambda **_: received.pop(0))
+    monkeypatch.setattr(node, "time", node.time)
+    monkeypatch.setattr("fedmoe.deployment.flower_part.time.sleep", slept.append)
+    look_sooner()
+    while received:
+        if node._pull_and_store_message() is None:
+            node.time.sleep(3)  # as Flower's node does
+    assert slept == [0.25, 0.5, 1.0, 2.0, 3.0, 0.25]
+    node.time.sleep(0.5)
+    assert slept[-1] == pytest.approx(0.1)
 
 
 def test_the_process_of_a_task_has_minutes_to_begin(monkeypatch: pytest.MonkeyPatch) -> None:
