@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.attention import Memory
+from model.experts import Memory
 
 Score = Literal["dot", "cosine"]
 
@@ -28,41 +28,21 @@ def sequence_scores(states: Tensor, vectors: Tensor, score: Score) -> Tensor:
     return _scored(states @ vectors.transpose(1, 2), states.square().sum(dim=-1, keepdim=True), vectors, score)
 
 
-def agreement_of(view: Tensor, vectors: Tensor) -> Tensor:
-    """Return the dot products ``[B, M, N]`` of a view ``[B, M, N, D]`` with the candidates' vectors ``[B, N, D]``."""
-    return (view * vectors.unsqueeze(1)).sum(dim=-1)
-
-
-def dot_scores(
-    states: Tensor, vectors: Tensor, agreement: Tensor, weights: Tensor, share: Tensor | None, memory: Memory
-) -> Tensor:
-    """Return the dot products ``[B, L, N]`` of ``final`` with the item vectors, see ``representation_scores``.
-
-    agreement: of each view with its candidate's vector, ``[B, M, N, E]``.
-    """
-    products = states @ vectors.transpose(1, 2)
-    shares = 1.0 if share is None else memory.by_position(share)
-    return shares * products + memory.by_position((weights * agreement).sum(dim=-1))
-
-
-def representation_scores(
+def cosine_scores(
+    dot: Tensor,
     states: Tensor,
     vectors: Tensor,
     views: Sequence[Tensor],
     weights: Tensor,
     share: Tensor | None,
     memory: Memory,
-    score: Score,
 ) -> Tensor:
-    """Return the scores ``[B, L, N]`` of ``final = share * states + sum_e weights_e * views_e``.
+    """Return the scores ``[B, L, N]`` by cosine of ``final = share * states + sum_e weights_e * views_e``.
 
-    states ``[B, L, D]``, vectors ``[B, N, D]``, views: E of ``[B, M, N, D]``, weights ``[B, M, N, E]`` (times the
-    gate, where there is one), share ``[B, M, N]`` or None for 1.
+    dot ``[B, L, N]``: dot products of ``final`` and the vectors; states ``[B, L, D]``, vectors ``[B, N, D]``, views:
+    E of ``[B, M, N, D]``, weights ``[B, M, N, E]`` (times the gate, where there is one), share ``[B, M, N]`` or None
+    for 1.
     """
-    agreement = torch.stack([agreement_of(view, vectors) for view in views], dim=-1)
-    dot = dot_scores(states, vectors, agreement, weights, share, memory)
-    if score == "dot":
-        return dot
     shares = 1.0 if share is None else memory.by_position(share)
     auxiliary = mixed_view(views, weights)
     every = auxiliary.transpose(1, 2) @ states.unsqueeze(1).transpose(2, 3)  # [B, N, M, L]
@@ -70,7 +50,7 @@ def representation_scores(
     states_squared = states.square().sum(dim=-1, keepdim=True)
     own_squared = memory.by_position(auxiliary.square().sum(dim=-1))
     squared = shares * shares * states_squared + 2 * shares * crossed + own_squared
-    return _scored(dot, squared, vectors, score)
+    return _scored(dot, squared, vectors, "cosine")
 
 
 def score_level_scores(

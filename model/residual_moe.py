@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from fedmoe.modalities import EXPERT
 from fedmoe.settings import ModelSettings
-from model.attention import Memory, latest_memory, refresh_of, window_memory
-from model.experts import EXPERTS, Expert
-from model.fusion import agreement_of, dot_scores, representation_scores, score_level_scores, sequence_scores
+from model.experts import Expert, Memory, latest_memory, refresh_of, window_memory
+from model.fusion import cosine_scores, score_level_scores, sequence_scores
+from model.reference_experts import EXPERTS
 from model.sasrec import BACKBONES, Dropout, FixedFeatures, ItemVectors
 
 
@@ -253,14 +253,31 @@ class ResidualMoE(nn.Module):
         share, weights = (said.weights[..., 0], said.weights[..., 1:]) if self.competes else (None, said.weights)
         if self.gate is not None:
             weights = self.gate.value * weights
-        if products:
-            scores = dot_scores(states, vectors, said.agreement, weights, share, memory)
-        elif s.fusion == "score":
-            scores = score_level_scores(states, vectors, said.views, weights, memory, s.score)
-        else:
-            scores = representation_scores(states, vectors, said.views, weights, share, memory, s.score)
+        if s.fusion == "score":
+            return Scored(score_level_scores(states, vectors, said.views, weights, memory, s.score), said)
+        scores = dot_scores(states, vectors, said.agreement, weights, share, memory)
+        if not products:
+            scores = cosine_scores(scores, states, vectors, said.views, weights, share, memory)
         return Scored(scores, said)
 
 
 def _norm(dim: int, on: bool) -> nn.Module:
     return nn.LayerNorm(dim) if on else nn.Identity()
+
+
+def agreement_of(view: Tensor, vectors: Tensor) -> Tensor:
+    """Return the dot products ``[B, M, N]`` of a view ``[B, M, N, D]`` with the candidates' vectors ``[B, N, D]``."""
+    return (view * vectors.unsqueeze(1)).sum(dim=-1)
+
+
+def dot_scores(
+    states: Tensor, vectors: Tensor, agreement: Tensor, weights: Tensor, share: Tensor | None, memory: Memory
+) -> Tensor:
+    """Return the dot products ``[B, L, N]`` of ``final = share * states + sum_e weights_e * views_e`` with the vectors.
+
+    states ``[B, L, D]``, vectors ``[B, N, D]``; agreement: of each view with its candidate's vector, ``[B, M, N, E]``;
+    weights ``[B, M, N, E]`` (times the gate, where there is one), share ``[B, M, N]`` or None for 1.
+    """
+    products = states @ vectors.transpose(1, 2)
+    shares = 1.0 if share is None else memory.by_position(share)
+    return shares * products + memory.by_position((weights * agreement).sum(dim=-1))

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmoe.settings import ModelSettings
-from model.attention import Memory, attend, usable_memory
-from model.experts import Expert
+from model.experts import Expert, Memory, attend, usable_memory
 from model.sasrec import FixedFeatures
 
 

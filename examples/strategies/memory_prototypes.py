@@ -38,8 +38,7 @@ from data.sampling import generator, training_part
 from fedmoe.loading import load_settings
 from fedmoe.settings import Settings
 from fedmoe_client.learning.evaluation import catalogue_scorer, ranks
-from model.attention import Memory
-from model.experts import Expert
+from model.experts import Expert, Memory
 from model.residual_moe import ResidualMoE
 from model.sasrec import FixedFeatures
 

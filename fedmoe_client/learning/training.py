@@ -20,7 +20,7 @@ from torch.optim.sgd import sgd
 from data.sampling import Negatives, PackedWindows, generator, packed_windows
 from fedmoe.settings import ModelSettings, Settings, TrainingSettings
 from fedmoe_client.learning.additions import Addition
-from model.attention import refresh_of
+from model.experts import refresh_of
 from model.losses import Losses, WindowBatch, WindowScores, objective, step_report
 from model.residual_moe import ResidualMoE
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fedmoe.check.command import Broken, Demands, Finding, findings
-from model.attention import Memory
 from model.check.small import (
     CANDIDATES,
     CONTEXT,
@@ -28,7 +27,8 @@ from model.check.small import (
     small_table,
     stacked_or_alone,
 )
-from model.experts import EXPERTS, Expert
+from model.experts import Expert, Memory
+from model.reference_experts import EXPERTS
 from model.residual_moe import Modality, ResidualMoE
 from model.sasrec import substituted, substitutes
 
@@ -104,10 +104,10 @@ def _finite(subject: Subject) -> str:
 def _missing(subject: Subject) -> str:
     without = torch.isin(CANDIDATES, torch.tensor(WITHOUT))
     if bool((views(subject.expert)[1] & without.unsqueeze(1)).any()):
-        raise Broken("a candidate without the modality has a view: use model.attention.usable_memory")
+        raise Broken("a candidate without the modality has a view: use model.experts.usable_memory")
     empty = replace(small_memory(), items=torch.zeros_like(small_memory().items))
     if bool(views(subject.expert, memory=empty)[1].any()):
-        raise Broken("there is a view where the memory is empty: use model.attention.usable_memory")
+        raise Broken("there is a view where the memory is empty: use model.experts.usable_memory")
     _unmoved(subject, WITHOUT, "items without the modality count: leave them out of the memory's sums")
     return "such candidates have no view, such items of the memory do not count"
 
@@ -137,7 +137,7 @@ def _itself(subject: Subject) -> str:
         after, also = views(subject.expert, memory=gone)
         there = where[:, :, column]
         if not torch.equal(there, also[:, :, column]) or far(before[:, :, column][there], after[:, :, column][there]):
-            raise Broken("a candidate is looked at in the memory: mask it with model.attention.usable_memory")
+            raise Broken("a candidate is looked at in the memory: mask it with model.experts.usable_memory")
     return "is masked out of the memory"
 
 
@@ -150,7 +150,7 @@ def _forwards(subject: Subject) -> str:
         if far(before[:, unseen], after[:, unseen]):
             raise Broken(
                 "an item changes what is said of positions before it: a segment sees its own blocks alone, use "
-                "model.attention.attend or memory.visible()"
+                "model.experts.attend or memory.visible()"
             )
     return "no segment sees later items"
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedmoe.check.command import Broken, global_chance, in_words
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import ModelSettings
-from model.attention import Memory, window_memory
+from model.experts import Memory, window_memory
 from model.residual_moe import Modality, ResidualMoE
 from model.sasrec import FixedFeatures
 from model.stacked import StackedModel

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from fedmoe.settings import ModelSettings
-from model.attention import Memory
-from model.experts import SHARPNESS, MatchingExpert
+from model.experts import SHARPNESS, MatchingExpert, Memory
 from model.sasrec import FixedFeatures, principal_axes
 
 # Four items with features of length 1 and mean 0: 1 and 3, and 2 and 4, are opposites.

@@ -11,8 +11,9 @@ import math
 import pytest
 import torch
 
-from model.attention import Memory
-from model.fusion import mixed_view, representation_scores, score_level_scores, sequence_scores
+from model.experts import Memory
+from model.fusion import cosine_scores, mixed_view, score_level_scores, sequence_scores
+from model.residual_moe import agreement_of, dot_scores
 
 STATES = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
 VECTORS = torch.tensor([[[1.0, 1.0], [2.0, 0.0]]])
@@ -34,14 +35,19 @@ def test_sequence_scores() -> None:
     assert cosines[1].tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
 
 
+def dots(weights: torch.Tensor, share: torch.Tensor | None) -> torch.Tensor:
+    agreement = torch.stack([agreement_of(view, VECTORS) for view in VIEWS], dim=-1)
+    return dot_scores(STATES, VECTORS, agreement, weights, share, MEMORY)
+
+
 def test_residual() -> None:
     # Auxiliary with g = .5: (.125, .375) . (1, 1) = .5 and (.5, 1) . (2, 0) = 1, added to SASRec's scores.
-    found = representation_scores(STATES, VECTORS, VIEWS, 0.5 * WEIGHTS, None, MEMORY, "dot")
+    found = dots(0.5 * WEIGHTS, None)
     assert found.tolist() == [[[1.5, 3.0], [2.5, 1.0]]]
 
 
 def test_residual_by_cosine() -> None:
-    found = representation_scores(STATES, VECTORS, VIEWS, 0.5 * WEIGHTS, None, MEMORY, "cosine")
+    found = cosine_scores(dots(0.5 * WEIGHTS, None), STATES, VECTORS, VIEWS, 0.5 * WEIGHTS, None, MEMORY)
     # Position 1, candidate 2: final = (1, 0) + (.5, 1) = (1.5, 1), e = (2, 0).
     assert found[0, 0, 1].item() == pytest.approx(math.sqrt(2) * 1.5 / math.hypot(1.5, 1.0))
     # Position 2, candidate 1: final = (0, 2) + (.125, .375), e = (1, 1).
@@ -52,7 +58,7 @@ def test_residual_by_cosine() -> None:
 def test_competitive() -> None:
     # The backbone's share: .4 of candidate 1, .2 of candidate 2; the experts' weights are what they are.
     share = torch.tensor([[[0.4, 0.2]]])
-    found = representation_scores(STATES, VECTORS, VIEWS, WEIGHTS, share, MEMORY, "dot")[0]
+    found = dots(WEIGHTS, share)[0]
     assert found[0].tolist() == pytest.approx([0.4 * 1 + 1.0, 0.2 * 2 + 2.0])
     assert found[1].tolist() == pytest.approx([0.4 * 2 + 1.0, 0.2 * 0 + 2.0])
 

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedmoe.settings import ModelSettings
-from model.attention import Memory, attend, usable_memory
 from model.check import backbone, expert, loss
 from model.check.__main__ import KINDS, main
-from model.experts import Expert
+from model.experts import Expert, Memory, attend, usable_memory
 from model.losses import RankingLoss, bpr_loss, mean_of_valid
 from model.sasrec import Backbone, FixedFeatures
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import ModelSettings
-from model.attention import Memory, attend, latest_memory, refresh_of, usable_memory, window_memory
 from model.build import parameter_names
+from model.experts import Memory, attend, latest_memory, refresh_of, usable_memory, window_memory
 from model.losses import bpr_loss, gbce_loss, load_balance_loss, softmax_loss
 from model.residual_moe import ItemRouter, router_weights
 from model.sasrec import SASRec, attention_mask

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fedmoe.settings import ModelSettings
 from model import verify
-from model.attention import window_memory
 from model.build import parameter_names
+from model.experts import window_memory
 from model.residual_moe import Modality, ResidualMoE
 from model.sasrec import CONTENT_LENGTH, FixedFeatures
 from model.verify import ITEMS, LENGTH, small_batch, small_model
