@@ -75,7 +75,8 @@ def test_a_model_that_sees_the_next_item_is_caught(random_data: Dataset, monkeyp
             return _scores_of_last_but_one(leaking, followed, torch.tensor(candidates))
 
     popularity = popularity_metrics(random_data.interactions, SETTINGS.evaluation, SETTINGS.seed)
-    assert hit_rate(scorer, random_data) > popularity["test"]["hr@10"] + 0.1
+    # Twice the bound that a model without a leak keeps; chance has a standard deviation of 0.007.
+    assert hit_rate(scorer, random_data) > popularity["test"]["hr@10"] + 0.06
 
 
 def _scores_of_last_but_one(leaking: ResidualMoE, items: Tensor, candidates: Tensor) -> np.ndarray:

@@ -60,7 +60,7 @@ def test_the_document_s_commands_train_on_the_files_they_name(
     rounds = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [each["phase"] for each in rounds] == ["warmup"] * 20 + ["main"] * 10
     first = rounds[0]["train"]
-    assert first["gate"] == pytest.approx(0.1, abs=0.02)
+    assert first["gate"] == pytest.approx(0.1, abs=0.04)
     assert 0 < first["router-visual"] < 1 and first["router-text"] == pytest.approx(1 - first["router-visual"])
 
 
