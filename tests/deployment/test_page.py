@@ -217,8 +217,12 @@ def test_up_keeps_the_page_running_and_down_takes_it_away(federation: Federation
     federation.server(*up, page)
     number = parse_address(page)[1]
     wait_for(lambda: listens("127.0.0.1", number), 60, "the page")
-    shown = json.loads(asked(number, "/data")[2])
-    assert shown["up"] and [part["alive"] for part in shown["parts"]] == [True, True, True]
+
+    def whole() -> bool:
+        shown = json.loads(asked(number, "/data")[2])
+        return shown["up"] and [part["alive"] for part in shown["parts"]] == [True, True, True]
+
+    wait_for(whole, 60, "all parts on the page")
     assert "fedmoe_server_up 1.0" in asked(number, "/metrics")[2]
     program = read_json(federation.server_dir / "supervisor.json")["programs"]["page"]["process"]
     os.kill(program, signal.SIGKILL)
