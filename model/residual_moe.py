@@ -209,8 +209,9 @@ class ResidualMoE(nn.Module):
     def routed(self, side: ItemSide) -> ItemSide:
         """Return the items' side with this model's router, where that has a choice."""
         # A softmax over one expert is 1, and has no gradient.
-        chooses = self.router is not None and len(self.experts) + self.competes > 1
-        return replace(side, logits=self.router(side.vectors)) if chooses and self.router is not None else side
+        if self.router is None or len(self.experts) + self.competes == 1:
+            return side
+        return replace(side, logits=self.router(side.vectors))
 
     def states(self, inputs: Tensor) -> Tensor:
         """Return ``LN(seq)`` ``[B, L, D]`` of inputs ``[B, L]``."""

@@ -148,7 +148,7 @@ class _Waits:
 
     def sleep(self, seconds: float) -> None:
         """Sleep for as long as there is something to wait for."""
-        reply = seconds < FIRST_LOOK * 4  # of the node's own app; else a message of the server's
+        reply = seconds < 1.0  # of the node's own app; else a message of the server's
         time.sleep(seconds / 5 if reply else min(seconds, FIRST_LOOK * 2.0 ** min(self.empty - 1, 10)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import cast
@@ -24,6 +24,8 @@ from fedmoe_client.learning.training import load
 from fedmoe_client.store.identity import identity_of, item_numbers, own_dataset
 from model.build import build_model, parameter_names
 from model.residual_moe import ItemSide, ResidualMoE
+
+Arrays = list[NDArray[np.float32]]
 
 
 class Workbench:
@@ -54,7 +56,7 @@ class Workbench:
         self.own_client = own_client(settings)
         self.list_length = list_length(settings)
         self.received: tuple[bytes, list[NDArray[np.float32]]] | None = None
-        self._catalogue_sides: dict[str, tuple[list[NDArray[np.float32]], ItemSide]] = {}
+        self._catalogue_side: tuple[Arrays, Arrays, ItemSide] | None = None
 
     def _names_in(self, groups: tuple[str, ...]) -> list[str]:
         wanted = {name for group in selected(groups, self.groups) for name in self.groups[group]}
@@ -109,35 +111,27 @@ class Workbench:
     def catalogue_side(self, loaded: Mapping[str, NDArray[np.float32]]) -> ItemSide:
         """Return what the model makes of all items alone, with these arrays, which it has just loaded.
 
-        It is computed for the first of the clients that get the very same arrays. Where the router is private, its part
-        is computed for each client.
+        It is computed for the first of the clients that get the very same arrays; for one whose router is its own, the
+        router's part is computed anew.
         """
-        side = self._kept("items", loaded, self._item_names, lambda: catalogue_side(self.model))
-        return self._kept("router", loaded, [*self._item_names, *self.groups["router"]], lambda: self._routed(side))
-
-    def _routed(self, side: ItemSide) -> ItemSide:
+        items, router = ([loaded[name] for name in names] for names in (self._item_names, self.groups["router"]))
+        if self._catalogue_side is None or not _the_same(items, self._catalogue_side[0]):
+            self._catalogue_side = items, router, catalogue_side(self.model)
+        _, routed_by, side = self._catalogue_side
+        if _the_same(router, routed_by):
+            return side
         with torch.inference_mode():
             return self.model.routed(side)
-
-    def _kept(
-        self,
-        what: str,
-        loaded: Mapping[str, NDArray[np.float32]],
-        names: Sequence[str],
-        computed: Callable[[], ItemSide],
-    ) -> ItemSide:
-        """Return a side that was computed from the very same arrays of these names, or else compute and keep it."""
-        arrays = [loaded[name] for name in names]
-        before, side = self._catalogue_sides.get(what, ([], None))
-        if side is None or any(a is not b for a, b in zip(arrays, before, strict=True)):
-            side = computed()
-            self._catalogue_sides[what] = arrays, side
-        return side
 
     @cached_property
     def _item_names(self) -> list[str]:
         """Names of the parameters that what the model makes of items alone can depend on: items' and experts'."""
         return self.names_in(tuple(group for group in self.groups if group == "embedding" or group.startswith(EXPERT)))
+
+
+def _the_same(arrays: Arrays, others: Arrays) -> bool:
+    """Return whether two lists are of the very same objects."""
+    return all(a is b for a, b in zip(arrays, others, strict=True))
 
 
 @lru_cache(maxsize=1)

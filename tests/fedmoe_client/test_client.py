@@ -128,6 +128,22 @@ def test_what_is_kept_of_the_catalogue_follows_the_arrays(bench: Workbench, name
     assert bench.catalogue_side(other_gate) is bench.catalogue_side(first)
 
 
+def test_a_router_of_ones_own_takes_nothing_from_the_other_clients(bench: Workbench) -> None:
+    """What the server's model makes of the items is kept while clients with routers of their own come in between."""
+    rng = np.random.default_rng(0)
+    server = {name: rng.normal(size=tuple(each.shape)).astype(np.float32) for name, each in bench.parameters.items()}
+    bench.load(server)
+    kept = bench.catalogue_side(server)
+    for _ in range(2):
+        own = server | {name: server[name] + 1.0 for name in bench.groups["router"]}
+        bench.load(own)
+        routed = bench.catalogue_side(own).logits
+        assert routed is not None and torch.equal(routed, catalogue_side(bench.model).logits)
+        assert not torch.equal(routed, kept.logits)
+        bench.load(server)
+        assert bench.catalogue_side(server) is kept
+
+
 def test_proximal_mu_holds_the_shared_parameters_back(bench: Workbench, server: list[np.ndarray]) -> None:
     moved = []
     for mu in (0.0, 1.0):
