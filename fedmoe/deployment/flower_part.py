@@ -1,6 +1,6 @@
 """Starts a program of Flower's as a part that can be watched: ``python -m fedmoe.deployment.flower_part PROGRAM``.
 
-Flower 1.39 as it is leaves seven things open, which are mended here and nowhere else:
+Flower 1.39 as it is leaves nine things open, which are mended here and nowhere else:
 
 * its database waits 5 s for a lock; beyond that a request fails, and with it whoever asked. Here it waits 60 s.
 * where the main thread of a program ends by an exception, other threads keep the process alive. Here it ends.
@@ -11,6 +11,10 @@ Flower 1.39 as it is leaves seven things open, which are mended here and nowhere
   is waited for, which then lies there until something else comes. Here it is sent.
 * its node looks for a message every 3 s, and for its own app's reply every half second, which a secure sum of five
   questions pays five times. Here it looks again soon after a message, and then ever more seldom.
+* its superexec asks its node or server for a task every second, which costs more than most messages, and a message
+  waits for it. Here a node tells its superexec that there is one.
+* its server writes to the database for each object that is fetched, to count bytes and to end tasks that are silent, so
+  everybody waits for everybody. Here it does both once a second.
 * its server refuses a node whose clock is 5 s ahead, and does not say so. Here 5 minutes are allowed either way.
 """
 
@@ -23,7 +27,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,8 +47,11 @@ BEAT_SECONDS = 2.0
 BEGIN_SECONDS = 180.0  # that the process of a task has to begin
 TASK_SECONDS = 90.0  # without a heartbeat, after which a task has failed
 NODE_HEARTBEATS = 4  # of 30 s each, after which a node that sends none is taken for gone
+CHORE_SECONDS = 1.0  # between two times that the server ends silent tasks and writes down how many bytes went
 FIRST_LOOK = 0.25  # seconds after a message until a node looks for the next one; then twice as long each time
 CLOCK_SECONDS = 300.0  # that the clock of a node may be ahead of the server's; Flower lets it be 305 s behind
+NEWS = "message.came"  # beside the beats: a node touches it after a message, and its superexec looks at it
+GLANCE_SECONDS = 0.05  # between two looks
 BEAT = "FEDMOE_BEAT"  # the file that a part touches for as long as its main thread lives
 CONTROL_SECRET = "FEDMOE_CONTROL_SECRET"  # the file of the control port's secret; none: it is open
 
@@ -71,9 +79,12 @@ def main(words: Sequence[str]) -> None:
             give_time()
         if program == "flower-superlink":
             _forgive_clocks()
+            do_chores_seldom()
         if program == "flower-supernode":
             send_late_replies()
-            look_sooner()
+            look_sooner(_news().touch)
+        if program == "flower-superexec":
+            wait_for_news(_news())
         if CONTROL_SECRET in os.environ:
             _keep_control(program, Path(os.environ[CONTROL_SECRET]).read_text(encoding="ascii").strip())
         if BEAT in os.environ:
@@ -127,14 +138,20 @@ def send_late_replies() -> None:
     node._pull_and_store_message = receive_or_look
 
 
-def look_sooner() -> None:
-    """Let a node look for the next message soon after one, and for the reply to one at once."""
+def _news() -> Path:
+    return Path(os.environ[BEAT]).with_name(NEWS)
+
+
+def look_sooner(tell: Callable[[], object]) -> None:
+    """Let a node look for the next message soon after one, and for the reply to one at once; ``tell`` of each."""
     node: Any = importlib.import_module("flwr.supernode.start_client_internal")
     receive, waits = node._pull_and_store_message, _Waits()
 
     def receive_and_note(**all_of_it: Any) -> int | None:
         run: int | None = receive(**all_of_it)
         waits.empty = waits.empty + 1 if run is None else 0
+        if run is not None:
+            tell()
         return run
 
     node._pull_and_store_message, node.time = receive_and_note, waits
@@ -150,6 +167,56 @@ class _Waits:
         """Sleep for as long as there is something to wait for."""
         reply = seconds < 1.0  # of the node's own app; else a message of the server's
         time.sleep(seconds / 5 if reply else min(seconds, FIRST_LOOK * 2.0 ** min(self.empty - 1, 10)))
+
+
+def wait_for_news(news: Path) -> None:
+    """Let a superexec ask for a task as soon as a file is touched; where it is not, as often as Flower has it."""
+    superexec: Any = importlib.import_module("flwr.supercore.superexec.run_superexec")
+    superexec.time = _News(news)
+
+
+class _News:
+    """Stands for the module ``time`` where Flower's superexec sleeps."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._known = self._touched()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep for so long, or until there is news."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and self._touched() == self._known:
+            time.sleep(min(GLANCE_SECONDS, left))
+        self._known = self._touched()
+
+    def _touched(self) -> int:
+        try:
+            return self._file.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+
+def do_chores_seldom() -> None:
+    """Let a server end silent tasks, and write down how many bytes a run's messages had, once in a while."""
+    links: Any = importlib.import_module("flwr.server.superlink.linkstate.sql_linkstate").SqlLinkState
+    end_tasks, write_traffic = links._cleanup_expired_task_tokens, links.store_traffic
+    lock, traffic, done = threading.Lock(), Counter[tuple[int, str]](), [-CHORE_SECONDS]
+
+    def note_traffic(_: Any, run_id: int, **of_bytes: int) -> None:
+        with lock:
+            traffic.update({(run_id, name): number for name, number in of_bytes.items()})
+
+    def do_chores(state: Any) -> None:
+        with lock:
+            if time.monotonic() - done[0] < CHORE_SECONDS:
+                return
+            done[0], noted = time.monotonic(), dict(traffic)
+            traffic.clear()
+        end_tasks(state)
+        for run in {run for run, _ in noted}:
+            write_traffic(state, run, **{name: noted.get((run, name), 0) for name in ("bytes_sent", "bytes_recv")})
+
+    links._cleanup_expired_task_tokens, links.store_traffic = do_chores, note_traffic
 
 
 def _holds_reply(state: Any) -> bool:

@@ -70,7 +70,6 @@ class Folder:
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",  # seconds; a message need not lie for Flower's second
         }
         kept = {
             "FEDMOE_CACHE": str(self.cache.absolute()),

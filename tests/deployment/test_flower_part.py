@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -11,7 +12,16 @@ from flwr.supercore.date import now
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
-from fedmoe.deployment.flower_part import BEGIN_SECONDS, TASK_SECONDS, give_time, look_sooner, send_late_replies
+from fedmoe.deployment import flower_part
+from fedmoe.deployment.flower_part import (
+    BEGIN_SECONDS,
+    TASK_SECONDS,
+    do_chores_seldom,
+    give_time,
+    look_sooner,
+    send_late_replies,
+    wait_for_news,
+)
 
 
 def test_a_node_sends_a_reply_that_is_ready_though_no_message_came(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,13 +52,54 @@ def test_a_node_looks_soon_after_a_message_and_then_more_seldom(monkeypatch: pyt
     monkeypatch.setattr(node, "_pull_and_store_message", lambda **_: received.pop(0))
     monkeypatch.setattr(node, "time", node.time)
     monkeypatch.setattr("fedmoe.deployment.flower_part.time.sleep", slept.append)
-    look_sooner()
+    told: list[int] = []
+    look_sooner(lambda: told.append(len(received)))
     while received:
         if node._pull_and_store_message() is None:
             node.time.sleep(3)  # as Flower's node does
     assert slept == [0.25, 0.5, 1.0, 2.0, 3.0, 0.25]
     node.time.sleep(0.5)
     assert slept[-1] == pytest.approx(0.1)
+    assert told == [7, 1]  # its superexec, of each message
+
+
+def test_a_superexec_asks_as_soon_as_its_node_has_a_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    superexec = importlib.import_module("flwr.supercore.superexec.run_superexec")
+    monkeypatch.setattr(superexec, "time", superexec.time)
+    news, slept = tmp_path / "message.came", []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            news.touch()
+
+    monkeypatch.setattr(flower_part.time, "sleep", sleep)
+    wait_for_news(news)
+    superexec.time.sleep(60.0)  # would sleep a thousand times
+    assert len(slept) == 3
+    monkeypatch.setattr(flower_part.time, "monotonic", iter([0.0, 0.5, 1.0]).__next__)
+    superexec.time.sleep(1.0)  # the news is old
+    assert len(slept) == 4
+
+
+def test_a_server_ends_silent_tasks_and_counts_bytes_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    links = importlib.import_module("flwr.server.superlink.linkstate.sql_linkstate").SqlLinkState
+    ended: list[float] = []
+    written: list[tuple[int, int, int]] = []
+    clock = [100.0]
+    monkeypatch.setattr(flower_part.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(links, "_cleanup_expired_task_tokens", lambda _: ended.append(clock[0]))
+    note = lambda _, run, bytes_sent, bytes_recv: written.append((run, bytes_sent, bytes_recv))  # noqa: E731
+    monkeypatch.setattr(links, "store_traffic", note)
+    do_chores_seldom()
+    state: Any = object.__new__(links)
+    for second in (100.0, 100.5, 101.5):
+        clock[0] = second
+        state.store_traffic(7, bytes_sent=10, bytes_recv=1)
+        state.store_traffic(8, bytes_sent=0, bytes_recv=5)
+        state._cleanup_expired_task_tokens()
+    assert ended == [100.0, 101.5]
+    assert sorted(written) == [(7, 10, 1), (7, 20, 2), (8, 0, 5), (8, 0, 10)]  # in all what was sent
 
 
 def test_the_process_of_a_task_has_minutes_to_begin(monkeypatch: pytest.MonkeyPatch) -> None:
