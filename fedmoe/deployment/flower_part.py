@@ -1,6 +1,6 @@
 """Starts a program of Flower's as a part that can be watched: ``python -m fedmoe.deployment.flower_part PROGRAM``.
 
-Flower 1.39 as it is leaves nine things open, which are mended here and nowhere else:
+Flower 1.39 as it is leaves ten things open, which are mended here and in ``flower_link``, and nowhere else:
 
 * its database waits 5 s for a lock; beyond that a request fails, and with it whoever asked. Here it waits 60 s.
 * where the main thread of a program ends by an exception, other threads keep the process alive. Here it ends.
@@ -9,8 +9,10 @@ Flower 1.39 as it is leaves nine things open, which are mended here and nowhere 
   that was too busy for the first is given a dozen more. Here it has 3 minutes, and a node may be silent for 2.
 * its node looks for replies only after it has received a message, and may send a killed run's in place of the one that
   is waited for, which then lies there until something else comes. Here it is sent.
-* its node looks for a message every 3 s, and for its own app's reply every half second, which a secure sum of five
-  questions pays five times. Here it looks again soon after a message, and then ever more seldom.
+* its node looks for a message every 3 s, and asks the server in vain most times; one that comes while the server still
+  gets the message from its app waits another second. Here the server answers when there is a whole message.
+* its node looks for its own app's reply every half second, which a secure sum of five questions pays five times. Here
+  it looks five times as often.
 * its superexec asks its node or server for a task every second, which costs more than most messages, and a message
   waits for it. Here a node tells its superexec that there is one.
 * its server writes to the database for each object that is fetched, to count bytes and to end tasks that are silent, so
@@ -27,12 +29,12 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fedmoe.deployment.flower_link import Post, do_chores_seldom, forgive_clocks, hold_looks
 from fedmoe.errors import FedMoEError
 
 LINE = "1.39."  # of Flower's releases: the last one whose nodes speak gRPC
@@ -47,9 +49,7 @@ BEAT_SECONDS = 2.0
 BEGIN_SECONDS = 180.0  # that the process of a task has to begin
 TASK_SECONDS = 90.0  # without a heartbeat, after which a task has failed
 NODE_HEARTBEATS = 4  # of 30 s each, after which a node that sends none is taken for gone
-CHORE_SECONDS = 1.0  # between two times that the server ends silent tasks and writes down how many bytes went
 FIRST_LOOK = 0.25  # seconds after a message until a node looks for the next one; then twice as long each time
-CLOCK_SECONDS = 300.0  # that the clock of a node may be ahead of the server's; Flower lets it be 305 s behind
 NEWS = "message.came"  # beside the beats: a node touches it after a message, and its superexec looks at it
 GLANCE_SECONDS = 0.05  # between two looks
 BEAT = "FEDMOE_BEAT"  # the file that a part touches for as long as its main thread lives
@@ -78,8 +78,9 @@ def main(words: Sequence[str]) -> None:
         if program in ("flower-superlink", "flower-supernode"):
             give_time()
         if program == "flower-superlink":
-            _forgive_clocks()
+            forgive_clocks()
             do_chores_seldom()
+            hold_looks(Post())
         if program == "flower-supernode":
             send_late_replies()
             look_sooner(_news().touch)
@@ -148,8 +149,10 @@ def look_sooner(tell: Callable[[], object]) -> None:
     receive, waits = node._pull_and_store_message, _Waits()
 
     def receive_and_note(**all_of_it: Any) -> int | None:
+        begun = time.monotonic()
         run: int | None = receive(**all_of_it)
-        waits.empty = waits.empty + 1 if run is None else 0
+        waited = time.monotonic() - begun > FIRST_LOOK  # at the server, which holds a look for as long as it may
+        waits.empty = 0 if run is not None or waited else waits.empty + 1
         if run is not None:
             tell()
         return run
@@ -166,7 +169,7 @@ class _Waits:
     def sleep(self, seconds: float) -> None:
         """Sleep for as long as there is something to wait for."""
         reply = seconds < 1.0  # of the node's own app; else a message of the server's
-        time.sleep(seconds / 5 if reply else min(seconds, FIRST_LOOK * 2.0 ** min(self.empty - 1, 10)))
+        time.sleep(seconds / 5 if reply else min(seconds, FIRST_LOOK * 2.0 ** min(max(self.empty - 1, 0), 10)))
 
 
 def wait_for_news(news: Path) -> None:
@@ -196,52 +199,11 @@ class _News:
             return 0
 
 
-def do_chores_seldom() -> None:
-    """Let a server end silent tasks, and write down how many bytes a run's messages had, once in a while."""
-    links: Any = importlib.import_module("flwr.server.superlink.linkstate.sql_linkstate").SqlLinkState
-    end_tasks, write_traffic = links._cleanup_expired_task_tokens, links.store_traffic
-    lock, traffic, done = threading.Lock(), Counter[tuple[int, str]](), [-CHORE_SECONDS]
-
-    def note_traffic(_: Any, run_id: int, **of_bytes: int) -> None:
-        with lock:
-            traffic.update({(run_id, name): number for name, number in of_bytes.items()})
-
-    def do_chores(state: Any) -> None:
-        with lock:
-            if time.monotonic() - done[0] < CHORE_SECONDS:
-                return
-            done[0], noted = time.monotonic(), dict(traffic)
-            traffic.clear()
-        end_tasks(state)
-        for run in {run for run, _ in noted}:
-            write_traffic(state, run, **{name: noted.get((run, name), 0) for name in ("bytes_sent", "bytes_recv")})
-
-    links._cleanup_expired_task_tokens, links.store_traffic = do_chores, note_traffic
-
-
 def _holds_reply(state: Any) -> bool:
     """Whether a node's state has a reply that was not sent yet."""
     with state.lock_msg_store:
         entries = list(state.msg_store.values())
     return any(not entry.is_retrieved and entry.message.metadata.reply_to_message_id for entry in entries)
-
-
-def _forgive_clocks() -> None:
-    """Let in nodes whose clocks are ahead as far as those that are behind, and tell the others what is wrong."""
-    from grpc import StatusCode
-
-    nodes: Any = importlib.import_module("flwr.server.superlink.fleet.grpc_rere.node_auth_server_interceptor")
-    nodes.MIN_TIMESTAMP_DIFF = -CLOCK_SECONDS
-    refuse = nodes._unary_unary_rpc_terminator
-
-    def refuse_and_say_why(message: str, *code: Any) -> Any:
-        if message == "Invalid timestamp":
-            clock = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
-            why = f"this client's clock is more than 5 minutes from the server's, which says {clock} UTC: set it"
-            return refuse(why, StatusCode.FAILED_PRECONDITION)  # of the code that Flower gives no node tells the reason
-        return refuse(message, *code)
-
-    nodes._unary_unary_rpc_terminator = refuse_and_say_why
 
 
 def _keep_control(program: str, secret: str) -> None:

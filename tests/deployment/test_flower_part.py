@@ -16,7 +16,6 @@ from fedmoe.deployment import flower_part
 from fedmoe.deployment.flower_part import (
     BEGIN_SECONDS,
     TASK_SECONDS,
-    do_chores_seldom,
     give_time,
     look_sooner,
     send_late_replies,
@@ -80,26 +79,6 @@ def test_a_superexec_asks_as_soon_as_its_node_has_a_message(monkeypatch: pytest.
     monkeypatch.setattr(flower_part.time, "monotonic", iter([0.0, 0.5, 1.0]).__next__)
     superexec.time.sleep(1.0)  # the news is old
     assert len(slept) == 4
-
-
-def test_a_server_ends_silent_tasks_and_counts_bytes_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    links = importlib.import_module("flwr.server.superlink.linkstate.sql_linkstate").SqlLinkState
-    ended: list[float] = []
-    written: list[tuple[int, int, int]] = []
-    clock = [100.0]
-    monkeypatch.setattr(flower_part.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(links, "_cleanup_expired_task_tokens", lambda _: ended.append(clock[0]))
-    note = lambda _, run, bytes_sent, bytes_recv: written.append((run, bytes_sent, bytes_recv))  # noqa: E731
-    monkeypatch.setattr(links, "store_traffic", note)
-    do_chores_seldom()
-    state: Any = object.__new__(links)
-    for second in (100.0, 100.5, 101.5):
-        clock[0] = second
-        state.store_traffic(7, bytes_sent=10, bytes_recv=1)
-        state.store_traffic(8, bytes_sent=0, bytes_recv=5)
-        state._cleanup_expired_task_tokens()
-    assert ended == [100.0, 101.5]
-    assert sorted(written) == [(7, 10, 1), (7, 20, 2), (8, 0, 5), (8, 0, 10)]  # in all what was sent
 
 
 def test_the_process_of_a_task_has_minutes_to_begin(monkeypatch: pytest.MonkeyPatch) -> None:
