@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -125,6 +126,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, help="default: 30 of survive, 6 of scale")
     parser.add_argument("--out", type=Path, default=Path("deployment.jsonl"), help="file that figures are added to")
     given = parser.parse_intermixed_args(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # in good order: no part is left running
     given.rounds = given.rounds or (30 if given.what == "survive" else 6)
     with tempfile.TemporaryDirectory(prefix="fedmoe-") as temporary:
         return exit_status(lambda: {"survive": survive, "scale": scale}[given.what](given, Path(temporary)))
