@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fedmoe.errors import FedMoEError
 from fedmoe.help import help_text
-from fedmoe.loading import load_points, settings_of_run
+from fedmoe.loading import load_points, points_of_run
+from fedmoe_api.search import run_search
 from fedmoe_api.simulation import federate, planned
 from fedmoe_server.report.sweep import run_sweep
 
@@ -20,12 +21,15 @@ def main(words: list[str], program: str = "python sim.py") -> int:
             return 0
         dry, words = "--dry-run" in words, [word for word in words if word != "--dry-run"]
         resume, words = _resume_folder(words)
-        points, warnings = load_points(words) if resume is None else ({"": settings_of_run(resume, words)}, [])
+        described = load_points(words) if resume is None else points_of_run(resume, words)
+        points, warnings, search, _ = described
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
         if dry:
             for point in points.values():
                 planned(point)
+        elif search is not None:
+            run_search(described, search, resume)
         elif list(points) == [""]:
             federate(planned(points[""]), resume)
         else:
@@ -51,7 +55,7 @@ def _resume_folder(words: list[str]) -> tuple[Path | None, list[str]]:
         return None, words
     at = words.index("--resume")
     if at + 1 == len(words):
-        raise FedMoEError("--resume needs the folder of the run to go on with")
+        raise FedMoEError("--resume needs the folder of the run, or search, to go on with")
     return Path(words[at + 1]), words[:at] + words[at + 2 :]
 
 

@@ -1,10 +1,14 @@
-"""The settings of how a run is executed: engine or real clients, what guards refuse, and who keeps its numbers."""
+"""The settings of how runs are executed: engine or real clients, what guards refuse, trackers, and searches."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import math
+from collections.abc import Mapping
+from itertools import product
+from random import Random
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from fedmoe.errors import nearest
 from fedmoe.section import Count, CountOrZero, NonNegative, Positive, Section
@@ -76,3 +80,96 @@ class DeploymentSettings(Section):
         description="seconds that a round waits for the last quarter, or as long again as the others took in the "
         "median, if that is later; 0: until round_deadline",
     )
+
+
+class Parameter(Section):
+    """What the values of a setting are drawn from: a list of them, or one range with both ends in it."""
+
+    choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = Field(None, description="one of these values")
+    uniform: tuple[float, float] | None = Field(None, description="a number between two")
+    log_uniform: tuple[float, float] | None = Field(None, description="a number between two, its logarithm uniform")
+    integers: tuple[int, int] | None = Field(None, description="a whole number between two")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_is_a_choice(cls, given: Any) -> Any:
+        if isinstance(given, list):
+            return {"choice": given}
+        if not isinstance(given, dict) or len(given) != 1 or not set(given) <= set(cls.model_fields):
+            raise ValueError(
+                "must be a list of values, or {uniform: [low, high]}, or the same with log_uniform or integers"
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _ends_ascend(self) -> Self:
+        low, high = self.uniform or self.log_uniform or self.integers or (0, 1)
+        if not -math.inf < low < high < math.inf or (self.log_uniform and low <= 0):
+            raise ValueError(f"low ({low:g}) must be below high ({high:g}), and above 0 for log_uniform")
+        return self
+
+    def draw(self, rng: Random) -> Any:
+        """Return one value; of numbers the first four digits, as they are shown."""
+        if self.choice is not None:
+            return rng.choice(self.choice)
+        if self.integers is not None:
+            return rng.randint(*self.integers)
+        low, high = self.uniform or self.log_uniform or (0.0, 1.0)
+        share = rng.random()
+        value = low + share * (high - low) if self.uniform else low * (high / low) ** share
+        return min(high, max(low, float(f"{value:.4g}")))
+
+
+class SearchSettings(Section):
+    """Random search whose worse trials ASHA stops early (Li et al. 2020)."""
+
+    parameters: Annotated[dict[str, Parameter], Field(min_length=1)] = Field(
+        description="keys of settings, and what their values are drawn from"
+    )
+    trials: Count = Field(8, description="runs, at most; fewer where the lists hold fewer combinations")
+    at_once: CountOrZero = Field(0, description="trials side by side; 0: as many as the CPUs hold")
+    grace_rounds: Count | None = Field(
+        None, description="rounds after which a trial may be stopped; null: an eighth of num_rounds"
+    )
+    reduction: Annotated[int, Field(ge=2)] = Field(
+        3, description="of so many trials one goes on, and is compared again after so many times the rounds"
+    )
+    seed: CountOrZero = Field(0, description="seed of what is drawn")
+
+    def draws(self) -> dict[str, dict[str, Any]]:
+        """Return what each trial changes, by its label; no two trials are the same."""
+        rng, found = Random(self.seed), list[dict[str, Any]]()
+        for _ in range(100 * self.trials):
+            change = {key: parameter.draw(rng) for key, parameter in self.parameters.items()}
+            if change not in found and len(found) < self.trials:
+                found.append(change)
+        return {f"trial {number}: {label_of(change)}": change for number, change in enumerate(found, start=1)}
+
+
+class SearchFile(Section):
+    """The part of a configuration file that describes a search."""
+
+    search: SearchSettings
+
+
+def sweep_points(sweep: Any, problems: list[str]) -> dict[str, dict[str, Any]]:
+    """Return what each point of a sweep changes, by its label."""
+    if isinstance(sweep, dict) and all(isinstance(values, list) and values for values in sweep.values()):
+        combinations = [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
+        return {label_of(change): change for change in combinations}
+    if isinstance(sweep, list) and sweep and all(isinstance(point, dict) for point in sweep):
+        labels = [str(point.get("label") or f"point {number}") for number, point in enumerate(sweep, start=1)]
+        if len(set(labels)) == len(labels):
+            return {
+                label: {key: value for key, value in point.items() if key != "label"}
+                for label, point in zip(labels, sweep, strict=True)
+            }
+    problems.append(
+        "sweep: must map keys to lists of values, or list points, which are mappings with labels of their own"
+    )
+    return {}
+
+
+def label_of(change: Mapping[str, Any]) -> str:
+    """Return changed settings as a table names them: the last part of each key, and the value."""
+    return ", ".join(f"{key.split('.')[-1]}={value}" for key, value in change.items())

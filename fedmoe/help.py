@@ -29,8 +29,9 @@ Train SASRec with a residual mixture of experts, one for each modality of the it
   {program} CONFIG                                 a YAML file, or one of: {configs}
   {program} [CONFIG] key=value --num_rounds 50     settings on top; a key may be shortened to its last part
   {program} SWEEP                                  runs side by side: {sweeps}
+  {program} search                                 trials of drawn settings, with Ray Tune: configs/search.yaml
   {program} ... --dry-run                          read and check everything, show the plan, train nothing
-  {program} --resume runs/FOLDER                   go on from a run's last checkpoint
+  {program} --resume runs/FOLDER                   go on from a run's last checkpoint, or with a search
   {program} --help TOPIC                           the settings of one topic:
 
 {topics}
@@ -48,7 +49,9 @@ def help_text(topics: list[str], program: str = "python sim.py") -> str:
         return "\n\n".join(_topic(topic) for topic in topics)
     return OVERVIEW.format(
         program=program,
-        configs=", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("sweep-"))),
+        configs=", ".join(
+            sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith(("sweep-", "search")))
+        ),
         sweeps=", ".join(sorted(path.stem for path in CONFIGS.glob("sweep-*.yaml"))),
         topics="\n".join(f"    {topic:<12}{text}" for topic, text in TOPICS.items()),
         spellings=textwrap.fill(

@@ -6,14 +6,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from fedmoe.errors import FedMoEError, nearest
+from fedmoe.execution_settings import SearchFile, SearchSettings, sweep_points
 from fedmoe.modalities import SPELLINGS, ModalitySettings
 from fedmoe.settings import Settings
 
@@ -24,7 +24,7 @@ ALIASES = {
     "partial_aggregation_warmup_rounds": "federation.warmup_rounds",
 } | {old.split(".")[-1]: new for old, new in SPELLINGS.items()}
 MODALITIES = "modalities"
-PATHS = ("data_dir", "data_file", "item_file", "item_id_file")  # of `data`
+SEARCH = "search.yaml"  # in the folder of a search: what it was started with
 MAPPINGS = ("_parameters", "item_columns")  # endings of settings whose entries are the user's own
 DEPRECATED = {
     "init_bias_for_sasrec": "the router no longer weighs the backbone",
@@ -57,17 +57,35 @@ def load_settings(words: Sequence[str], values: Mapping[str, Any] | None = None)
     return _validated(tree, problems), warnings
 
 
-def load_points(words: Sequence[str]) -> tuple[dict[str, Settings], list[str]]:
-    """Return the settings of every point of a sweep by its label, and warnings to print.
+class Points(NamedTuple):
+    """The runs that a command line describes.
+
+    Attributes:
+        settings: those of each run by its label; one run that is neither a sweep's nor a search's is labelled "".
+        warnings: to print.
+        search: how the runs are stopped early; None: they are not.
+        tree: the file with the words on top, for a file to begin with them again.
+    """
+
+    settings: dict[str, Settings]
+    warnings: list[str]
+    search: SearchSettings | None
+    tree: dict[str, Any]
+
+
+def load_points(words: Sequence[str]) -> Points:
+    """Return the settings of every run that the words of a command line describe.
 
     A YAML file with ``sweep:`` describes several runs that differ in some settings: a mapping of keys to lists of
-    values means every combination, a list of mappings means these points, each of which may have a ``label``.
-    Without it there is one point, labelled "".
+    values means every combination, a list of mappings means these points, each of which may have a ``label``. One with
+    ``search:`` describes trials, whose settings are drawn (``SearchSettings``). Without these there is one point.
 
     Raises FedMoEError as ``load_settings`` does, the errors of all points together.
     """
-    tree, problems, warnings = _tree_of(words)
-    changes = _sweep_points(tree.pop("sweep", {}), problems)
+    described, problems, warnings = _tree_of(words)
+    tree = {key: value for key, value in described.items() if key not in ("search", "sweep")}
+    search = _search_of(described, problems)
+    changes = search.draws() if search else sweep_points(described.get("sweep", {}), problems)
     points: dict[str, Settings] = {}
     for label, change in changes.items():
         own = deepcopy(tree)
@@ -80,25 +98,26 @@ def load_points(words: Sequence[str]) -> tuple[dict[str, Settings], list[str]]:
             problems.append(f"{label}: {error}" if label else str(error))
     if problems:
         raise FedMoEError(_joined(list(dict.fromkeys(problems))))
-    return points, warnings
+    return Points(points, warnings, search, described)
 
 
-def _sweep_points(sweep: Any, problems: list[str]) -> dict[str, dict[str, Any]]:
-    """Return what each point of a sweep changes, by its label."""
-    if isinstance(sweep, dict) and all(isinstance(values, list) and values for values in sweep.values()):
-        combinations = [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
-        return {", ".join(f"{k.split('.')[-1]}={v}" for k, v in change.items()): change for change in combinations}
-    if isinstance(sweep, list) and sweep and all(isinstance(point, dict) for point in sweep):
-        labels = [str(point.get("label") or f"point {number}") for number, point in enumerate(sweep, start=1)]
-        if len(set(labels)) == len(labels):
-            return {
-                label: {key: value for key, value in point.items() if key != "label"}
-                for label, point in zip(labels, sweep, strict=True)
-            }
-    problems.append(
-        "sweep: must map keys to lists of values, or list points, which are mappings with labels of their own"
-    )
-    return {}
+def points_of_run(folder: Path, words: Sequence[str] = ()) -> Points:
+    """Return what a run, or a search, was started with, from its folder; words beside them are refused."""
+    if not words and (folder / SEARCH).is_file():
+        return load_points([str(folder / SEARCH)])
+    return Points({"": settings_of_run(folder, words)}, [], None, {})
+
+
+def _search_of(tree: dict[str, Any], problems: list[str]) -> SearchSettings | None:
+    if "search" not in tree:
+        return None
+    if "sweep" in tree:
+        problems.append("sweep and search are two ways to choose settings: leave one out")
+    try:
+        return SearchFile.model_validate({"search": tree["search"]}).search
+    except ValidationError as error:
+        problems += [_problem(detail, SearchFile) for detail in error.errors()]
+        return None
 
 
 def _tree_of(words: Sequence[str]) -> tuple[dict[str, Any], list[str], list[str]]:
@@ -147,26 +166,6 @@ def settings_of_run(run_dir: Path, words: Sequence[str] = ()) -> Settings:
     if words:
         raise FedMoEError(f"--resume goes on with the settings of {run_dir}: leave out {' '.join(words)}")
     return settings_from(read_yaml(str(run_dir / "settings.yaml")))
-
-
-def located(settings: Settings) -> Settings:
-    """Return the settings with the paths of files that exist made absolute: they then mean the same in every process.
-
-    A Ray cluster that a run joins has working folders of its own. Names inside ``data.data_dir`` stay as they are.
-    """
-
-    def whole(path: Path | None) -> Path | None:
-        return path if path is None or not path.exists() else path.absolute()
-
-    data, modalities = settings.data, dict(settings.modalities)
-    for name, own in settings.named_modalities.items():
-        found = {
-            "file": own.file if own.path is None else str(whole(own.path)),
-            "item_id_file": whole(own.item_id_file),
-        }
-        modalities[name] = own.model_copy(update=found)
-    data = data.model_copy(update={key: whole(getattr(data, key)) for key in PATHS})
-    return settings.model_copy(update={"data": data, "modalities": modalities})
 
 
 def to_run_config(settings: Settings) -> dict[str, str]:
@@ -288,10 +287,10 @@ def _joined(problems: list[str]) -> str:
     return f"{counted}: " + ("\n  " if len(problems) > 1 else "") + "\n  ".join(problems)
 
 
-def _problem(detail: Any) -> str:
+def _problem(detail: Any, section: type[BaseModel] = Settings) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{_nearest_key(key, [name for name, _ in leaves()])}"
+        return f"unknown key '{key}'{_nearest_key(key, [name for name, _ in leaves(section)])}"
     message = detail["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if isinstance(detail["input"], dict) or not key:

@@ -16,12 +16,12 @@ from fedmoe.loading import (
     leaves,
     load_points,
     load_settings,
-    located,
     settings_from,
     to_run_config,
 )
 from fedmoe.modalities import GROUPS
 from fedmoe.settings import Settings
+from fedmoe_server.planning.plan import located
 
 REFERENCE_FLAGS = (
     "--num_rounds 30 --client_fraction 0.2 --local_epochs 1 --learning_rate 1e-3 --batch_size 32 --gating_init 0.1 "

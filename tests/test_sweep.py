@@ -65,7 +65,7 @@ def test_table_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         run = settings.save_dir / settings.name
         run.mkdir(parents=True)
         kinds = {kind: {"hr@10": 0.5, "ndcg@10": settings.model.gate_init} for kind in ("personalised", "global")}
-        (run / "result.json").write_text(json.dumps({"best_round": 2, "validation": kinds, "test": kinds}))
+        (run / "result.json").write_text(json.dumps({"rounds": 2, "best_round": 2, "validation": kinds, "test": kinds}))
         lines = [{"round": n, "train": {"gate": 0.1 * n}, "validation": {"ndcg@10": 0.2}} for n in (1, 2)]
         (run / "settings.yaml").write_text(f"name: {settings.name}")
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -75,6 +75,6 @@ def test_table_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     folder = run_sweep(points, simulate)
     assert folder.name.endswith("-gates")
     text = (folder / "sweep.md").read_text()
-    assert "| [gate_init=0.25](gate_init-0.25/report.md) | 2 | 0.2500 | 0.5000 | 0.2500 | 0.2500 |" in text
+    assert "| [gate_init=0.25](gate_init-0.25/report.md) | 2 | 2 | 0.2500 | 0.5000 | 0.2500 | 0.2500 |" in text
     assert (folder / "sweep.png").stat().st_size > 10_000
     assert "point 2 of 2: gate_init=0.75" in capsys.readouterr().out

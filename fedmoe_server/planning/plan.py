@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from data.dataset import Dataset
 from data.registry import load_dataset
-from fedmoe.loading import located
 from fedmoe.settings import Settings
 from fedmoe_server.planning.defaults import Size, cohort_of, hopeless, passes, trained_windows, with_defaults
 from fedmoe_server.planning.effects import without_effect
@@ -19,6 +19,7 @@ BACKBONE, CONTENT = 0.1, 0.4  # what training without experts, and content in th
 RANKING_MS = 5.0  # of a catalogue of 4,000 items, once
 ROUND_MS = 60.0  # the server's part
 START_SECONDS = 15.0
+PATHS = ("data_dir", "data_file", "item_file", "item_id_file")  # of `data`
 
 
 def plan(settings: Settings, check: Callable[[Settings], None]) -> Settings:
@@ -49,6 +50,26 @@ def plan(settings: Settings, check: Callable[[Settings], None]) -> Settings:
     for reason in [*useless, *hopeless(settings)]:
         print(f"warning: {reason}", file=sys.stderr)
     return settings
+
+
+def located(settings: Settings) -> Settings:
+    """Return the settings with the paths of files that exist made absolute: they then mean the same in every process.
+
+    A Ray cluster that a run joins has working folders of its own. Names inside ``data.data_dir`` stay as they are.
+    """
+
+    def whole(path: Path | None) -> Path | None:
+        return path if path is None or not path.exists() else path.absolute()
+
+    data, modalities = settings.data, dict(settings.modalities)
+    for name, own in settings.named_modalities.items():
+        found = {
+            "file": own.file if own.path is None else str(whole(own.path)),
+            "item_id_file": whole(own.item_id_file),
+        }
+        modalities[name] = own.model_copy(update=found)
+    data = data.model_copy(update={key: whole(getattr(data, key)) for key in PATHS})
+    return settings.model_copy(update={"data": data, "modalities": modalities})
 
 
 def size_of(settings: Settings, dataset: Dataset) -> Size:

@@ -28,8 +28,8 @@ def run_sweep(points: Mapping[str, Settings], simulate: Callable[[Settings], Pat
     return folder
 
 
-def write_summary(folder: Path, name: str, folders: Mapping[str, Path]) -> None:
-    """Write the table and the picture of the runs that are done. folders: run folders by label."""
+def write_summary(folder: Path, name: str, folders: Mapping[str, Path], kind: str = "sweep") -> None:
+    """Write ``KIND.md``, the table of the runs that are done, and a picture. folders: run folders by label."""
     # Flower and Matplotlib take a while to import: not for sim.py --help.
     from fedmoe.files import write_file
     from fedmoe_server.report.plots import draw_sweep
@@ -38,14 +38,15 @@ def write_summary(folder: Path, name: str, folders: Mapping[str, Path]) -> None:
     from fedmoe_server.report.run_folder import read_run
 
     runs = {label: read_run(path) for label, path in folders.items()}
-    titles = ["", "best round", "validation NDCG@10", "test HR@10", "test NDCG@10"]
+    titles = ["", "rounds", "best round", "validation NDCG@10", "test HR@10", "test NDCG@10"]
     rows = []
     for label, run in runs.items():
         validation, test = run.result.validation["personalised"], run.result.test["personalised"]
         metrics = [validation["ndcg@10"], test["hr@10"], test["ndcg@10"], run.result.test["global"]["ndcg@10"]]
         cells = [number(value, 4) for value in metrics]
-        rows.append([f"[{label}]({run.folder.name}/report.md)", str(run.result.best_round), *cells])
-    draw_sweep(runs, folder / "sweep.png")
+        rounds = [str(run.result.rounds), str(run.result.best_round)]
+        rows.append([f"[{label}]({run.folder.name}/report.md)", *rounds, *cells])
+    draw_sweep(runs, folder / f"{kind}.png")
     summary = table([*titles, "test NDCG@10, server's model alone"], rows)
-    picture = "![Test NDCG@10, validation NDCG@10 and the gate over the rounds](sweep.png)"
-    write_file(folder / "sweep.md", f"# {name}\n\n{summary}\n\n{picture}\n".encode())
+    picture = f"![Test NDCG@10, validation NDCG@10 and the gate over the rounds]({kind}.png)"
+    write_file(folder / f"{kind}.md", f"# {name}\n\n{summary}\n\n{picture}\n".encode())

@@ -19,6 +19,7 @@ import ray
 from flwr.app import Message
 from numpy.typing import ArrayLike
 from ray.exceptions import RayError, RayTaskError
+from ray.util import get_current_placement_group
 
 from fedmoe.errors import FailureKind, FedMoEError, reason_of
 from fedmoe.settings import SimulationSettings
@@ -151,7 +152,8 @@ class Fleet:
         host.actor = actor.options(
             num_cpus=0 if crowded else resources.client_cpus,
             num_gpus=0 if crowded else resources.client_gpus,
-            scheduling_strategy="SPREAD",  # over the machines of a cluster, as many as fit on each
+            # Over the machines of a cluster, as many as fit on each, or on what was set aside for a trial of a search.
+            scheduling_strategy="SPREAD" if get_current_placement_group() is None else "DEFAULT",
             max_restarts=0,  # a restarted actor has lost its clients' state: the fleet starts it again itself
             runtime_env={"env_vars": worker_environment(resources)},
         ).remote(self._settings)
