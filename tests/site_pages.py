@@ -44,7 +44,8 @@ def deployed_commands() -> str:
 
 
 def words_of(line: str) -> str:
-    """Return a line of output without its figures and blanks, and without what depends on them."""
+    """Return a line of output without its figures, blanks and quoted values, and without what depends on figures."""
+    line = re.sub(r"(?<=: )'[^']*'", "#", line)
     return " ".join(re.sub(r"\bbest\b|about .* left", "", FIGURE.sub("#", line)).split())
 
 
