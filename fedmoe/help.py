@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
 from fedmoe.errors import FedMoEError, nearest
@@ -62,14 +63,16 @@ def help_text(topics: list[str], program: str = "python sim.py") -> str:
     )
 
 
-def _topic(topic: str) -> str:
-    rows = []
+def settings_of(topic: str) -> Iterator[tuple[str, str, str]]:
+    """Yield key, default and description of each setting of a topic."""
     for key, field in leaves(Settings):
         section, _, leaf = key.partition(".")
         if (section if leaf else "run") == topic:
-            rows.append(
-                (f"{key} = {_default(field.get_default())}", f"{field.description}{_choices(field.annotation)}")
-            )
+            yield key, _default(field.get_default()), f"{field.description}{_choices(field.annotation)}"
+
+
+def _topic(topic: str) -> str:
+    rows = [(f"{key} = {default}", description) for key, default, description in settings_of(topic)]
     width = min(max(len(setting) for setting, _ in rows), 46)
     lines = []
     for setting, description in rows:

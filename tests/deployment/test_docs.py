@@ -1,4 +1,4 @@
-"""The commands of docs/deployment.md, as they stand there."""
+"""The commands of the tutorial's last chapter, a server and three clients, as they stand there."""
 
 from __future__ import annotations
 
@@ -9,25 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_processes import ROOT
+from site_pages import deployed_commands
 
 pytestmark = pytest.mark.faults  # minutes; the end-to-end test of CI runs the same commands
 
 
-def block(title: str) -> str:
-    """Return the first indented block below a heading of the docs."""
-    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8").partition(f"{title}\n")[2]
-    lines: list[str] = []
-    for line in text.splitlines():
-        if line.startswith("    "):
-            lines.append(line[4:])
-        elif lines and line.strip():
-            break
-    return "\n".join(lines)
-
-
 def test_the_docs_work_as_they_stand(federation: Any) -> None:
-    script = block("### On one machine").replace("127.0.0.1:9092", federation.address)
+    script = deployed_commands().replace("127.0.0.1:9092", federation.address)
     script = "set -e\n" + script.replace("127.0.0.1:8000", federation.control)
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     done = subprocess.run(
