@@ -14,11 +14,10 @@ def on_files(files: Files, config: Any) -> Files:
     """Add a page with the source of each file, or of a folder's files; a notebook is added as it is."""
     for name in sorted({name for page in files.documentation_pages() for name in LINK.findall(page.content_string)}):
         paths = sorted((ROOT / name).glob("*.py")) or [ROOT / name]
-        titles = [f"## {path.name}\n\n" if paths[1:] else "" for path in paths]
-        texts = [f"~~~~python\n{path.read_text(encoding='utf-8')}~~~~\n" for path in paths]
-        text = f"---\nsearch: {{exclude: true}}\n---\n# {name}\n\n" + "\n".join(
-            map("".join, zip(titles, texts, strict=True))
-        )
+        heads = [f"## {path.name}\n\n" if paths[1:] else "" for path in paths]
+        sources = [f"~~~~python\n{path.read_text(encoding='utf-8')}~~~~\n" for path in paths]
+        texts = [head + source for head, source in zip(heads, sources, strict=True)]
+        text = f"---\nsearch: {{exclude: true}}\n---\n# {name}\n\n" + "\n".join(texts)
         content = paths[0].read_bytes() if name.endswith(".ipynb") else text
         files.append(File.generated(config, _place(name), content=content, inclusion=InclusionLevel.NOT_IN_NAV))
     return files

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-BLOCK = re.compile(r"^```(\w+)(?: title=\"(.+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"\n]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FIGURE = re.compile(r"[-+]?\d[\d.,/:-]*")
 DEPLOYED = "6. Real clients"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -64,7 +64,7 @@ def settings_page() -> str:
     """Return docs/settings.md: all settings with their defaults, a table for each topic."""
     from fedmoe.help import TOPICS, settings_of
 
-    lines = ["# Settings", "", "`python sim.py --help TOPIC` prints these tables; `key=value` sets one.", ""]
+    lines = ["# Settings", "", "`python sim.py --help TOPIC` prints the settings of a topic; `key=value` sets one.", ""]
     for topic, text in TOPICS.items():
         lines += [f"## {topic}", "", f"{text[0].upper()}{text[1:]}.", "", "| setting | default | |", "|---|---|---|"]
         for key, default, description in settings_of(topic):

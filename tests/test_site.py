@@ -13,8 +13,9 @@ import yaml
 from site_pages import DEPLOYED, DOCS, LINK, ROOT, anchors, chapters, run, settings_page, steps, words_of
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+FEW = "data.synthetic.users=20 data.synthetic.items=60"
 SMALL = (
-    "data.synthetic.users=20 data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 max_seq_len=10 memory_size=10 "
+    "dim=8 attention_dim=8 blocks=1 max_seq_len=10 memory_size=10 "
     "memory_refresh=5 num_negatives=20 hosts=1 client_cpus=0.5 evaluate_every=1 num_rounds=3 client_fraction=0.5 "
     "warmup_rounds=1 local_epochs=1 max_windows=2"
 ).split()
@@ -53,7 +54,7 @@ def test_the_settings_are_those_of_the_code() -> None:
 def test_the_tutorials_commands_run_and_print_what_it_shows(ray_address: str, tmp_path: Path) -> None:
     """Smaller runs print other figures, and the same words."""
     words = shlex.join([*SMALL, f"ray_address={ray_address}"])
-    setup = f'fedmoe() {{ python -m sim "$@" {words}; }}'
+    setup = f'fedmoe() {{ python -m sim "$@" {words} $([ "$1" != quick ] || echo {FEW}); }}'
     seen = 0
     for title, chapter in chapters().items():
         for commands, shown in steps(chapter):
