@@ -148,11 +148,12 @@ def _cell(value: Any) -> str:
 
 
 def _id_column(path: Path, columns: Mapping[str, Any], wanted: str) -> str:
-    for name in (wanted, "item_id", "id"):
+    names = dict.fromkeys((wanted, "item_id", "id"))
+    for name in names:
         if name in columns:
             return name
     raise FedMoEError(
-        f"{path}: has no column '{wanted}', 'item_id' or 'id'{nearest(wanted, columns)}; it has "
+        f"{path}: has no column {' or '.join(map(repr, names))}{nearest(wanted, columns)}; it has "
         f"{', '.join(columns)[:200]} - call the column of ids as data.item_column says"
     )
 
