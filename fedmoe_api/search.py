@@ -20,6 +20,7 @@ from fedmoe_server.report.sweep import write_summary
 from fedmoe_server.rounds.halting import Halt
 
 if TYPE_CHECKING:
+    from fedmoe_server.report.run_folder import Run
     from fedmoe_server.rounds.record import RoundRecord
     from simulation.ray.tuning import Report
 
@@ -38,11 +39,11 @@ def run_search(points: Points, search: SearchSettings, resume: Path | None = Non
     trials = [_trial(label, settings) for label, settings in points.settings.items()]
     folder = (resume or new_run_dir(trials[0], datetime.now())).absolute()
     write_file(folder / SEARCH, yaml.safe_dump(points.tree, sort_keys=False).encode())
+    runs = {number: _begun(folder, number) for number in range(1, len(trials) + 1)}
+    ended = {n: None if run is None or run.result.status == "unfinished" else _scores(run) for n, run in runs.items()}
     rounds = max(trial.federation.num_rounds for trial in trials)
-    ended = {number: _scores_if_ended(folder, number) for number in range(1, len(trials) + 1)}
-    done = None not in ended.values() or run_trials(
-        partial(run_trial, trials, folder), ended, rounds, search, trials[0].simulation, folder
-    )
+    run = partial(run_trial, trials, folder)
+    done = None not in ended.values() or run_trials(run, ended, rounds, search, trials[0].simulation, folder)
     best = _write_results(folder, points.settings, trials[0].name)
     if not done:
         print(f"search: stopped; go on with --resume {folder}")
@@ -59,11 +60,11 @@ def run_trial(trials: Sequence[Settings], folder: Path, number: int, report: Rep
     def judged(record: RoundRecord) -> Halt | None:
         return Halt.STOP if report(record.round, _score(record)) else None
 
-    begun = _run_folder(folder, number)
-    for after, score in _scores(begun):
+    begun = _begun(folder, number)
+    for after, score in [] if begun is None else _scores(begun):
         report(after, score)
     settings = trials[number - 1].model_copy(update={"save_dir": folder, "name": f"trial-{number}"})
-    federate(settings, begun, [judged])
+    federate(settings, None if begun is None else begun.folder, [judged])
 
 
 def _trial(label: str, settings: Settings) -> Settings:
@@ -79,46 +80,31 @@ def _trial(label: str, settings: Settings) -> Settings:
     return settings
 
 
-def _run_folder(folder: Path, number: int) -> Path | None:
-    """Return the run folder of a trial that has begun."""
-    return next((path.parent for path in folder.glob(f"*-trial-{number}/metrics.jsonl")), None)
+def _begun(folder: Path, number: int) -> Run | None:
+    """Return the run of a trial, None before its first round."""
+    from fedmoe_server.report.run_folder import METRICS, read_run
+
+    return next((read_run(path.parent) for path in folder.glob(f"*-trial-{number}/{METRICS}")), None)
 
 
 def _score(record: RoundRecord) -> float | None:
-    from fedmoe_server.rounds.record import SELECTION_METRIC
-
-    return (record.validation or {}).get(SELECTION_METRIC)
+    return (record.validation or {}).get("ndcg@10")
 
 
-def _scores(run: Path | None) -> list[tuple[int, float]]:
-    from fedmoe_server.report.run_folder import METRICS, read_records
-
-    records = () if run is None else read_records(run / METRICS)
-    return [(record.round, score) for record in records if (score := _score(record)) is not None]
-
-
-def _scores_if_ended(folder: Path, number: int) -> list[tuple[int, float]] | None:
-    from fedmoe_server.report.run_folder import read_result
-
-    run = _run_folder(folder, number)
-    return None if run is None or read_result(run).status == "unfinished" else _scores(run)
+def _scores(run: Run) -> list[tuple[int, float]]:
+    return [(record.round, score) for record in run.records if (score := _score(record)) is not None]
 
 
 def _write_results(folder: Path, points: Mapping[str, Settings], name: str) -> str | None:
     """Write what the completed trials have reached, the best ones first; return the label of the best one."""
-    from fedmoe_server.report.run_folder import read_result
-    from fedmoe_server.rounds.record import SELECTION_METRIC
-
-    runs, scores = {}, {}
-    for number, label in enumerate(points, start=1):
-        run = _run_folder(folder, number)
-        if run is not None and (result := read_result(run)).status == "completed":
-            runs[label], scores[label] = run, result.validation["personalised"][SELECTION_METRIC] or 0.0
-    if not runs:
+    runs = {label: _begun(folder, number) for number, label in enumerate(points, start=1)}
+    completed = {label: run for label, run in runs.items() if run is not None and run.result.status == "completed"}
+    if not completed:
         return None
-    ranked = sorted(runs, key=lambda label: -scores[label])
-    write_summary(folder, name, {label: runs[label] for label in ranked}, "search")
-    best = points[ranked[0]].model_dump(mode="json", exclude_unset=True)
-    note = f"# {ranked[0]}; validation NDCG@10 {scores[ranked[0]]:.4f}, the best of {len(runs)} trials.\n"
-    write_file(folder / "best.yaml", (note + yaml.safe_dump(best, sort_keys=False)).encode())
-    return ranked[0]
+    scores = {label: run.result.validation["personalised"]["ndcg@10"] or 0.0 for label, run in completed.items()}
+    best, *others = sorted(scores, key=lambda label: -scores[label])
+    write_summary(folder, name, {label: completed[label].folder for label in [best, *others]}, "search")
+    note = f"# {best}; validation NDCG@10 {scores[best]:.4f}, the best of {len(scores)} trials.\n"
+    won = yaml.safe_dump(points[best].model_dump(mode="json", exclude_unset=True), sort_keys=False)
+    write_file(folder / "best.yaml", (note + won).encode())
+    return best

@@ -20,6 +20,7 @@ from flwr.app import Message
 from numpy.typing import ArrayLike
 from ray.exceptions import RayError, RayTaskError
 from ray.util import get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedmoe.errors import FailureKind, FedMoEError, reason_of
 from fedmoe.settings import SimulationSettings
@@ -149,11 +150,12 @@ class Fleet:
     def _start(self, host: RemoteHost, crowded: bool = False) -> None:
         """Start the actor. ``crowded``: beside the others of a machine, which is left with too little for all."""
         resources, actor = self._resources, cast(Any, ray.remote(ClientHost))
+        group = get_current_placement_group()
         host.actor = actor.options(
             num_cpus=0 if crowded else resources.client_cpus,
             num_gpus=0 if crowded else resources.client_gpus,
-            # Over the machines of a cluster, as many as fit on each, or on what was set aside for a trial of a search.
-            scheduling_strategy="SPREAD" if get_current_placement_group() is None else "DEFAULT",
+            # On what was set aside for a trial of a search; else over the machines, as many as fit on each.
+            scheduling_strategy="SPREAD" if group is None else PlacementGroupSchedulingStrategy(group),
             max_restarts=0,  # a restarted actor has lost its clients' state: the fleet starts it again itself
             runtime_env={"env_vars": worker_environment(resources)},
         ).remote(self._settings)

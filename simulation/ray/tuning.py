@@ -64,7 +64,8 @@ def run_trials(
         def report(after: int, score: float | None) -> bool:
             if score is not None:
                 tune.report({"round": after, "score": score})  # returns when the scheduler has judged it
-            return _verdict(state, number).exists()
+            verdict = _verdict(state, number)
+            return verdict.exists() and after >= int(verdict.read_text())
 
         run(number, report)
 
@@ -102,17 +103,18 @@ class _Halving(ASHAScheduler):
 
     def remember(self, number: int, scores: Scores) -> None:
         """Take note of a trial of an earlier call."""
-        trial = SimpleNamespace(trial_id=f"trial {number}")
-        self.on_trial_add(None, trial)
+        trial: Any = SimpleNamespace(trial_id=f"trial {number}")
+        controller: Any = None
+        self.on_trial_add(controller, trial)
         for after, score in scores:
-            super().on_trial_result(None, trial, {"round": after, "score": score})
+            super().on_trial_result(controller, trial, {"round": after, "score": score})
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Judge a trial's score and show it."""
         number = trial.config["trial"]
         stop = super().on_trial_result(tune_controller, trial, result) == self.STOP
         if stop:
-            _verdict(self._state, number).touch()
+            _verdict(self._state, number).write_text(str(result["round"]))
         print(f"trial {number}, round {result['round']}: {result['score']:.4f}{', stopped early' if stop else ''}")
         return str(self.CONTINUE)
 
@@ -127,5 +129,5 @@ class _Halving(ASHAScheduler):
 
 
 def _verdict(state: Path, number: int) -> Path:
-    """Return the file that is there when a trial is to end."""
+    """Return the file that says after which round a trial is to end."""
     return state / f"trial-{number}-is-to-end"

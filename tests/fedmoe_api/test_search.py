@@ -24,7 +24,7 @@ data: {dataset: synthetic, synthetic: {users: 20, items: 60}}
 model: {dim: 8, attention_dim: 8, blocks: 1, max_seq_len: 10, memory_size: 10, memory_refresh: 5}
 training: {num_negatives: 20}
 federation: {num_rounds: 4, client_fraction: 0.5, warmup_rounds: 2, evaluate_every: 2, checkpoint_every: 2}
-simulation: {client_cpus: 0.5}
+simulation: {client_cpus: 1}  # two trials take both CPUs
 """.replace("{eta:", "{strategy_parameters.eta:")
 
 
