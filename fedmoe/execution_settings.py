@@ -140,8 +140,10 @@ class SearchSettings(Section):
         """Return what each trial changes, by its label; no two trials are the same."""
         rng, found = Random(self.seed), list[dict[str, Any]]()
         for _ in range(100 * self.trials):
+            if len(found) == self.trials:
+                break
             change = {key: parameter.draw(rng) for key, parameter in self.parameters.items()}
-            if change not in found and len(found) < self.trials:
+            if change not in found:
                 found.append(change)
         return {f"trial {number}: {label_of(change)}": change for number, change in enumerate(found, start=1)}
 
