@@ -50,7 +50,8 @@ class Log(SecureLoopback):
 
     def __init__(self, folder: Path, users: int, *words: str) -> None:
         super().__init__(folder, *LEAKY, f"data.synthetic.users={users}", *words, users=users)
-        self.fail = lambda message: message.metadata.message_type == "evaluate.keys" and self.evaluated
+        begins = ("evaluate.keys", "evaluate.masked")
+        self.fail = lambda message: self.evaluated and message.metadata.message_type in begins
         self.evaluated = False
 
     def _answer(self, message: Message) -> Message:

@@ -41,7 +41,7 @@ class SecureLoopback(Loopback):
     ) -> None:
         self.folder = folder
         super().__init__(folder, 1, simulated, users, (*WORDS, *words))
-        self.round = 0
+        self.round, self._latest = 0, ""
         self.node: Callable[[int], dict[str, Any]] = lambda user: {}
         self.fail = lambda message: any(fail(self, message) for fail in fails)
 
@@ -54,7 +54,10 @@ class SecureLoopback(Loopback):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         asked = list(messages)
-        self.round += asked[0].metadata.message_type in ("train", "train.keys")
+        kind = asked[0].metadata.message_type
+        # A round begins with its keys, or with its vectors where keys and shares were had in the sum before.
+        self.round += kind in ("train", "train.keys") or (kind == "train.masked" and self._latest != "train.shares")
+        self._latest = kind
         return super().send_and_receive(asked, timeout=timeout)
 
 
@@ -88,12 +91,13 @@ def test_a_secure_run_equals_the_simulation(tmp_path: Path) -> None:
     assert seen[0].startswith("Secure aggregation: the server sees sums over at least 3 clients")
     assert seen[1] == ""
     kinds = {message.metadata.message_type for message in secure.sent}
-    assert kinds == {"query"} | {f"{kind}.{phase}" for kind in ("train", "evaluate") for phase in PHASES}
+    later = {f"evaluate.{phase}" for phase in PHASES[2:]}  # keys and shares came with the sum before
+    assert kinds == {"query"} | {f"train.{phase}" for phase in PHASES} | later
     # Of a client come keys, shares, masked words and what they are, signatures: no arrays and no metrics.
     for reply in secure.received:
         assert set(reply.content) <= {"secure", "config"}
         for record in reply.content.config_records.values():
-            assert set(record) in ({"answer"}, {"words", "layout"}, {"client-id"})
+            assert set(record) in ({"answer"}, {"answer", "next"}, {"words", "layout"}, {"client-id"})
 
 
 def model_of(run_dir: Path) -> dict[str, bytes]:
@@ -126,7 +130,7 @@ def test_below_the_threshold_a_round_fails_and_the_model_is_unchanged(tmp_path: 
 
     failed = SecureLoopback(tmp_path / "deployment", "num_rounds=2", "evaluate_every=0", fails=[fails]).serve()
     row = json.loads((failed / "metrics.jsonl").read_text().splitlines()[1])
-    assert "secure sum 2, train of round 2: 2 clients gave shares" in row["failure"]
+    assert "train of round 2: secure sum 2: 2 clients gave shares" in row["failure"]
     assert "3 are needed" in row["failure"]
     one = SecureLoopback(tmp_path / "one", "num_rounds=1", "evaluate_every=0").serve()
     model = [
@@ -227,8 +231,8 @@ def test_what_was_answered_once_is_refused_after_a_restart(tmp_path: Path) -> No
     said = {kind: grid._answer(message) for kind, message in last.items() if kind != "query"}
     assert all(reply.has_error() for reply in said.values())
     assert "already unmasked" in said["evaluate.unmasking"].error.reason
-    assert "has begun it before" in said["evaluate.keys"].error.reason
-    for phase in ("shares", "survivors", "unmasking"):
+    assert "has begun it before" in said["train.keys"].error.reason
+    for phase in ("shares", "masked", "survivors", "unmasking"):
         assert "this client is not in it" in said[f"train.{phase}"].error.reason
 
 

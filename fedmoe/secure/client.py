@@ -1,7 +1,8 @@
-"""The client's side of a secure sum: it answers each phase once, and only what keeps its own vector hidden.
+"""The client's side of secure sums: it answers each phase of one once, and only what keeps its own vector hidden.
 
 Everything that a client has to remember is in its notebook, which is written before the answer leaves: a client that
-is started anew in the middle of a sum goes on, or refuses, as it would have done.
+is started anew in the middle of a sum goes on, or refuses, as it would have done. Sums have secrets of their own, so
+two of them may go on at once.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ from fedmoe.secure.notes import (
     noted_session,
     noted_terms,
     ring_of,
+    sum_of,
     terms_of,
+    with_sum,
 )
 from fedmoe.secure.phases import SMALLEST
 from fedmoe.secure.primitives import (
@@ -89,23 +92,22 @@ class SecureClient:
         if not terms.corrupt >= self._corrupt:
             reason = f"the terms expect a share of {terms.corrupt:g} of the clients to be in league with the server"
             raise Refusal(RefusalKind.TERMS, f"{reason}, this client expects {self._corrupt:g}")
-        begun = begun_with(self._notebook.read(), session)
+        notes = self._notebook.read()
+        begun = begun_with(notes, session)
         sealing, masking, seed = random_key(), random_key(), random_key()
         unsigned = SignedKeys(self._signer.client, public_of(sealing), public_of(masking), promise_of(seed), b"")
         signature = self._signer.sign(unsigned.content(request))
         keys = SignedKeys(unsigned.client, unsigned.sealing, unsigned.masking, unsigned.promise, signature)
-        self._notebook.write(
-            {
-                "begun": begun,
-                "session": noted_session(session),
-                "terms": noted_terms(terms),
-                "phase": "keys",
-                "sealing": sealing.hex(),
-                "masking": masking.hex(),
-                "seed": seed.hex(),
-                "keys": noted_keys(keys),
-            }
-        )
+        noted = {
+            "session": noted_session(session),
+            "terms": noted_terms(terms),
+            "phase": "keys",
+            "sealing": sealing.hex(),
+            "masking": masking.hex(),
+            "seed": seed.hex(),
+            "keys": noted_keys(keys),
+        }
+        self._notebook.write(with_sum({**notes, "begun": begun}, noted))
         return keys
 
     def share(self, request: Members) -> Shares:
@@ -126,9 +128,8 @@ class SecureClient:
             key = self._agreed(notes, public[other], me, other)
             content = b"".join(share.to_bytes(shamir.SHARE_BYTES) for share in own[other])
             answer[other] = sealed(key, content, request.session.about("share", me, other))
-        self._notebook.write(
-            {**notes, "phase": "shares", "members": [noted_keys(k) for k in request.keys], "own": str(own[me][0])}
-        )
+        members = [noted_keys(keys) for keys in request.keys]
+        self._note({**notes, "phase": "shares", "members": members, "own": str(own[me][0])})
         return Shares(me, answer)
 
     def ready(self, session: Session) -> None:
@@ -163,9 +164,7 @@ class SecureClient:
                 total = total + pair_mask(masking, public[other].masking, request.session, me, other, len(vector), bits)
             except ValueError as error:
                 raise Refusal(RefusalKind.SHARES, f"client {other}: its masking key is none ({error})") from error
-        self._notebook.write(
-            {**notes, "phase": "masked", "sharing": sorted(sharing), "held": held, "asked": asked.hex()}
-        )
+        self._note({**notes, "phase": "masked", "sharing": sorted(sharing), "held": held, "asked": asked.hex()})
         return Masked(me, total & largest(bits))
 
     def agree(self, request: Survivors) -> Agreement:
@@ -176,7 +175,7 @@ class SecureClient:
         if me not in survivors or not survivors <= set(notes["sharing"]):
             raise Refusal(RefusalKind.SURVIVORS, "the sum is over clients that have shared, this one among them")
         _enough(ring, survivors)
-        self._notebook.write({**notes, "phase": "agreed", "survivors": sorted(survivors)})
+        self._note({**notes, "phase": "agreed", "survivors": sorted(survivors)})
         return Agreement(me, self._signer.sign(_agreed_content(request, notes)))
 
     def unmask(self, request: Unmasking) -> Revealed:
@@ -194,13 +193,13 @@ class SecureClient:
         near = set(map(int, notes["held"]))
         seeds = {other: int(notes["held"][str(other)][0]) for other in near & agreed}
         keys = {other: int(notes["held"][str(other)][1]) for other in near - agreed}
-        self._notebook.write({"begun": notes["begun"], "session": notes["session"], "phase": "unmasked"})
+        self._note({"session": notes["session"], "phase": "unmasked"})
         return Revealed(me, {**seeds, me: int(notes["own"])}, keys)
 
     def _notes(self, session: Session, phase: str) -> Notes:
-        """Return the notes if the sum is the one that the client is in, and the phase's turn has come."""
-        notes = self._notebook.read()
-        if notes.get("session") != noted_session(session):
+        """Return the notes of a sum if the client is in it, and the phase's turn has come."""
+        notes = sum_of(self._notebook.read(), session)
+        if notes is None:
             raise Refusal(RefusalKind.OUT_OF_TURN, f"{session}: this client is not in it")
         if notes["phase"] == "unmasked":
             raise Refusal(RefusalKind.UNMASKED, f"{session}: already unmasked")
@@ -208,6 +207,9 @@ class SecureClient:
             reason = f"{session}: the client's last answer was '{notes['phase']}', which this phase does not follow"
             raise Refusal(RefusalKind.OUT_OF_TURN, reason)
         return notes
+
+    def _note(self, noted: Notes) -> None:
+        self._notebook.write(with_sum(self._notebook.read(), noted))
 
     def _check_members(self, request: Members, terms: Terms, own: list[str | int]) -> None:
         clients = [keys.client for keys in request.keys]

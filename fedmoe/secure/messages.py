@@ -1,7 +1,8 @@
 """What server and clients say to each other in a secure sum, phase by phase.
 
 Each phase is a question to every client that is left, and its answer: keys, shares, the masked vector, the survivors
-agreed on, and the unmasking.
+agreed on, and the unmasking. Nothing of the first two phases depends on what is summed, so a sum may go through them
+while the one before comes to its end.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from hashlib import sha256
 
 from fedmoe.secure.primitives import Words, encoded
 
-PROTOCOL = "fedmoe secure aggregation 1"
+PROTOCOL = "fedmoe secure aggregation 2"
 
 
 @dataclass(frozen=True)
@@ -22,19 +23,17 @@ class Session:
     Attributes:
         run: an id that no other run has.
         number: of the sum; the sums of a run are counted, and later ones have larger numbers.
-        purpose: what is summed, such as ``train of round 3``.
     """
 
     run: str
     number: int
-    purpose: str
 
     def about(self, *more: str | int | bytes) -> bytes:
         """Return bytes that say what a key, a seal or a signature of this sum is for."""
-        return encoded(PROTOCOL, self.run, self.number, self.purpose, *more)
+        return encoded(PROTOCOL, self.run, self.number, *more)
 
     def __str__(self) -> str:
-        return f"secure sum {self.number}, {self.purpose}"
+        return f"secure sum {self.number}"
 
 
 @dataclass(frozen=True)

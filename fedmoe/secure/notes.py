@@ -1,4 +1,4 @@
-"""What a client remembers of a secure sum, as JSON can hold it."""
+"""What a client remembers of its secure sums, as JSON can hold it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from fedmoe.secure.graph import Ring, plan
 from fedmoe.secure.messages import Members, Session, SignedKeys, Terms
 
 RUNS_REMEMBERED = 1000  # a forgotten sum that is replayed has new keys, which answers of the old one do not fit
+SUMS_OF_A_RUN = 2  # the one that goes on, and the one that is prepared meanwhile
+SUMS_AT_ONCE = 8  # of all runs
 Notes = dict[str, Any]
 
 
@@ -37,6 +39,21 @@ class MemoryNotebook:
         self._notes = dict(notes)
 
 
+def sum_of(notes: Notes, session: Session) -> Notes | None:
+    """Return the notes of one sum; None if the client is not in it."""
+    found: list[Notes] = [each for each in notes.get("sums", []) if each["session"] == noted_session(session)]
+    return found[0] if found else None
+
+
+def with_sum(notes: Notes, noted: Notes) -> Notes:
+    """Return the notes with those of one sum put in or replaced; the sums that were noted last stay beside it."""
+    others = [each for each in notes.get("sums", []) if each["session"] != noted["session"]]
+    run = noted["session"][0]
+    same = [each for each in others if each["session"][0] == run][-SUMS_OF_A_RUN + 1 :]
+    kept = [each for each in others if each["session"][0] != run or each in same]
+    return {"begun": notes.get("begun", {}), "sums": [*kept[-SUMS_AT_ONCE + 1 :], noted]}
+
+
 def begun_with(notes: Notes, session: Session) -> dict[str, int]:
     """Return run -> the number of its latest sum, with this one; a sum that is no later than that is refused."""
     begun = dict(notes.get("begun", {}))
@@ -48,7 +65,7 @@ def begun_with(notes: Notes, session: Session) -> dict[str, int]:
 
 def noted_session(session: Session) -> list[str | int]:
     """Return a session as notes hold it."""
-    return [session.run, session.number, session.purpose]
+    return [session.run, session.number]
 
 
 def noted_terms(terms: Terms) -> list[int | float]:

@@ -41,20 +41,17 @@ class SecureSum:
         terms: what it promises.
         admitted: client -> the line of its admitted public key.
         bits: of an entry; sums are modulo ``2**bits``.
-        asked: digest of the question that the vectors answer, see ``SecureClient.mask``.
 
     Attributes:
+        admitted: as given.
         refused: client -> why its answer was not taken.
     """
 
-    def __init__(
-        self, session: Session, terms: Terms, admitted: Mapping[int, str], bits: int, asked: bytes = b""
-    ) -> None:
+    def __init__(self, session: Session, terms: Terms, admitted: Mapping[int, str], bits: int) -> None:
         self._session = session
         self._terms = terms
-        self._admitted = admitted
+        self.admitted = admitted
         self._bits = bits
-        self._asked = asked
         self._members = Members(session, ())
         self._ring: Ring
         self._sharing: set[int] = set()
@@ -74,7 +71,7 @@ class SecureSum:
         invitation = self.invitation()
 
         def problem(keys: SignedKeys) -> str | None:
-            line = self._admitted.get(keys.client)
+            line = self.admitted.get(keys.client)
             if line is None:
                 return "no admitted key"
             good = signed_by(line, keys.signature, keys.content(invitation))
@@ -126,15 +123,18 @@ class SecureSum:
         self._left("sent a masked vector", self._added)
         return Survivors(self._session, tuple(sorted(self._added)))
 
-    def unmasking(self, answers: Iterable[Agreement]) -> Unmasking:
-        """Take the answers of phase 4, and return the question of phase 5, for the survivors. Raises TooFewClients."""
+    def unmasking(self, answers: Iterable[Agreement], asked: bytes = b"") -> Unmasking:
+        """Take the answers of phase 4, and return the question of phase 5, for the survivors.
+
+        asked: digest of the question that the vectors answer, see ``SecureClient.mask``. Raises TooFewClients.
+        """
         survivors = self.survivors()
-        content = survivors.content(self._members.digest(self._terms), sorted(self._sharing), self._asked)
+        content = survivors.content(self._members.digest(self._terms), sorted(self._sharing), asked)
 
         def problem(agreement: Agreement) -> str | None:
             if agreement.client not in self._added:
                 return "it is no survivor"
-            good = signed_by(self._admitted[agreement.client], agreement.signature, content)
+            good = signed_by(self.admitted[agreement.client], agreement.signature, content)
             return None if good else "an agreement that is not signed with the admitted key, for these survivors"
 
         taken = self._taken(answers, problem)

@@ -57,13 +57,13 @@ def from_bytes(content: object, bits: int) -> Words:
         raise FedMoEError("what came is no masked vector") from error
 
 
-def question_digest(arrays: bytes, config: Mapping[str, Any]) -> bytes:
-    """Return a digest of what clients are asked: the packed model and the config."""
-    return sha256(encoded(arrays, json.dumps(dict(config), sort_keys=True, default=bytes.hex))).digest()
+def question_digest(kind: str, arrays: bytes, config: Mapping[str, Any]) -> bytes:
+    """Return a digest of what clients are asked: to train or to evaluate, the packed model and the config."""
+    return sha256(encoded(kind, arrays, json.dumps(dict(config), sort_keys=True, default=bytes.hex))).digest()
 
 
 def _session(found: Mapping[str, Any]) -> Session:
-    return Session(str(found["run"]), int(found["number"]), str(found["purpose"]))
+    return Session(str(found["run"]), int(found["number"]))
 
 
 def _terms(found: Mapping[str, Any]) -> Terms:

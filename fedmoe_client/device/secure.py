@@ -1,13 +1,14 @@
 """A real client's side of a secure sum (``fedmoe.secure``): each message of the server is one phase of it.
 
-What the client remembers between the phases is a note in its state folder, forced to disk before the answer leaves. No
-torch here.
+What the client remembers between the phases is a note in its state folder, forced to disk before the answer leaves. The
+last two phases may carry the first two of the next sum along. No torch here.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -17,7 +18,7 @@ from fedmoe.errors import FedMoEError, TellableError
 from fedmoe.secure.client import SecureClient
 from fedmoe.secure.messages import Delivery, Invitation, Members, Session, Survivors, Unmasking
 from fedmoe.secure.notes import Notes
-from fedmoe.secure.phases import RECORD, SMALLEST
+from fedmoe.secure.phases import AHEAD, NEXT, RECORD, SMALLEST
 from fedmoe.secure.primitives import Signer
 from fedmoe.secure.wire import from_text, question_digest, to_bytes, to_text
 from fedmoe.sums.terms import Terms
@@ -42,40 +43,46 @@ def answer_phase(message: Message, context: Context, carried_out: Callable[[], A
     if node.state_dir is None or node.key is None:
         raise TellableError("this node has no key or state folder for secure sums: start it with 'fedmoe_client up'")
     store, asked = StateFolder(node.state_dir), dict(message.content.config_records[RECORD])
-    answer = None
     if phase == "masked":
+        delivery = from_text(Delivery, asked["question"])
         with store.lock():
-            _client(store, node, asked).ready(from_text(Delivery, asked["question"]).session)
+            _client(store, node, asked).ready(delivery.session)
         answer = carried_out()
+        with store.lock():
+            return {RECORD: _masked(_client(store, node, asked), delivery, answer, message)}
     with store.lock():
-        client = _client(store, node, asked)
-        if phase == "keys":
-            invitation = from_text(Invitation, asked["question"])
-            _refuse_other_run(invitation.session, str(context.run_id))
-            said = to_text(client.keys(invitation))
-        elif phase == "shares":
-            said = to_text(client.share(from_text(Members, asked["question"])))
-        elif phase == "survivors":
-            said = to_text(client.agree(from_text(Survivors, asked["question"])))
-        elif phase == "unmasking":
-            said = to_text(client.unmask(from_text(Unmasking, asked["question"])))
-        else:
-            assert answer is not None
-            return {RECORD: _masked(client, from_text(Delivery, asked["question"]), answer, message.content)}
-    return {RECORD: ConfigRecord({"answer": said})}
+        client, run = _client(store, node, asked), str(context.run_id)
+        said: dict[str, Any] = {"answer": _said(client, phase, asked["question"], run)}
+        if phase in AHEAD and NEXT in asked:
+            with suppress(FedMoEError):  # the sum that goes on is not harmed; the next one asks again
+                said[NEXT] = _said(client, AHEAD[phase], asked[NEXT], run)
+    return {RECORD: ConfigRecord(said)}
 
 
-def _masked(client: SecureClient, delivery: Delivery, answer: Answer, content: RecordDict) -> ConfigRecord:
+def _said(client: SecureClient, phase: str, question: Any, run: str) -> str:
+    """Return the answer to a phase in which nothing is masked, as text."""
+    if phase == "keys":
+        invitation = from_text(Invitation, question)
+        _refuse_other_run(invitation.session, run)
+        return to_text(client.keys(invitation))
+    if phase == "shares":
+        return to_text(client.share(from_text(Members, question)))
+    if phase == "survivors":
+        return to_text(client.agree(from_text(Survivors, question)))
+    return to_text(client.unmask(from_text(Unmasking, question)))
+
+
+def _masked(client: SecureClient, delivery: Delivery, answer: Answer, message: Message) -> ConfigRecord:
     """Return a client's answer as a masked vector, and what its entries are."""
     arrays, _, records = answer
     if arrays is None or NAMES not in records:
         raise FedMoEError("the answer is not in integers, which alone are added up under masks")
-    config, packed = content.config_records["config"], packed_bytes(content.array_records["arrays"])
+    config, packed = message.content.config_records["config"], packed_bytes(message.content.array_records["arrays"])
     terms = Terms.of_config(config)
     metrics, added = (json.loads(str(records.config_records[NAMES][key])) for key in ("metrics", "arrays"))
     shapes = {name: array.shape for name, array in unpack(packed).items() if name in added}
     layout = layout_of(arrays, metrics, shapes)
-    asked = question_digest(packed, config)
+    asked = question_digest(message.metadata.message_type.partition(".")[0], packed, config)
     masked = client.mask(delivery, to_vector(arrays, layout, terms), terms.ring_bits, asked)
     return ConfigRecord({"words": to_bytes(masked.words), "layout": json.dumps(layout.to_json())})
 

@@ -1,24 +1,25 @@
 """Rounds of real clients whose answers reach the server only as sums: the server's side of ``fedmoe.secure``.
 
-Each exchange with the clients becomes five, one for each phase; the third one carries the model and has the clients
-train or evaluate. What comes out is one reply, the sum, as if a host of a simulation had added the answers up.
+Each exchange with the clients becomes five, one for each phase, or three where the first two were had before; the
+phase of masked vectors carries the model and has the clients train or evaluate. What comes out is one reply, the sum,
+as if a host of a simulation had added the answers up.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedmoe.errors import FailureKind, FedMoEError
-from fedmoe.secure.messages import Agreement, Masked, Revealed, Session, Shares, SignedKeys, Terms
-from fedmoe.secure.phases import RECORD
+from fedmoe.errors import FedMoEError
+from fedmoe.secure.messages import Agreement, Delivery, Masked, Members, Revealed, Session, Shares, SignedKeys, Terms
+from fedmoe.secure.phases import NEXT
 from fedmoe.secure.server import SecureSum
 from fedmoe.secure.wire import from_bytes, from_text, question_digest, to_text
 from fedmoe.settings import Settings
@@ -26,18 +27,33 @@ from fedmoe.sums.total import NAMES
 from fedmoe.sums.vectors import Layout, from_vector
 from fedmoe.wire import packed_bytes
 from fedmoe_server.deploy.deployed import Deployed, admitted_keys
-from fedmoe_server.rounds.exchange import exchange, packed
-from fedmoe_server.rounds.record import Exchange, Failure
+from fedmoe_server.rounds.exchange import packed
+from fedmoe_server.rounds.record import Exchange
+from fedmoe_server.rounds.talk import Talk
 from strategies.layers.replies import COUNTED, METRICS, Valued, record_of
 from strategies.sums.layer import ExactSums
 
 ADMITTED = "admitted"  # in the question of the phase of shares: client -> its public key
 
 
+@dataclass(frozen=True)
+class Shared:
+    """A sum whose members have shared their secrets, and which waits for their vectors.
+
+    deliveries: client -> the question of the phase of masked vectors.
+    """
+
+    total: SecureSum
+    deliveries: Mapping[int, Delivery]
+
+
 class SecureRounds:
     """Makes secure sums of the clients' answers to the messages of rounds and evaluations.
 
     run: an id that no other run has. terms: what each sum promises. keys: returns client -> its admitted public key.
+
+    Where the same clients are asked once more, as in a federation in which everybody takes part, the next sum's keys
+    and shares travel with the last two phases of the one before: an exchange then takes three messages, not five.
     """
 
     def __init__(self, run: str, terms: Terms, keys: Callable[[], Mapping[int, str]], sums: ExactSums) -> None:
@@ -46,6 +62,8 @@ class SecureRounds:
         self._keys = keys
         self._sums = sums
         self._number = 0
+        self._asked: Collection[int] | None = None  # the clients of the exchange before
+        self._prepared: Shared | None = None
 
     def exchange(
         self,
@@ -62,31 +80,65 @@ class SecureRounds:
         requests = list(messages)
         if not requests:
             return Exchange(0, [])
-        self._number += 1
-        number = str(requests[0].content.config_records["config"]["server-round"])
-        session = Session(self._run, self._number, f"{stage} of round {number}")
-        talk = _Talk(grid, requests, stage, clients, timeout)
+        talk = Talk(grid, requests, stage, clients, timeout)
+        again = self._asked in (None, set(talk.nodes))
+        self._asked = set(talk.nodes)
         try:
-            total, layout = self._summed(session, talk, packed(requests[:1])[0].content)
+            keys = dict(self._keys())
+            shared = self._prepared_for(talk, keys) or self._begun(talk, keys)
+            shared.total.refused = talk.refused
+            following = self._next(keys) if again else None
+            total, layout = self._summed(shared, talk, packed(requests[:1])[0].content, following)
             reply = _reply(talk.latest, from_vector(total, layout, self._sums.terms), layout, talk.summed)
             return replace(talk.outcome(), replies=self._sums.mean([reply]))
         except FedMoEError as error:
-            return replace(talk.outcome(), problem=str(error))
+            number = str(requests[0].content.config_records["config"]["server-round"])
+            return replace(talk.outcome(), problem=f"{stage} of round {number}: {error}")
 
-    def _summed(self, session: Session, talk: _Talk, content: RecordDict) -> tuple[Any, Layout]:
-        config, arrays = content.config_records["config"], packed_bytes(content.array_records["arrays"])
-        keys, bits = dict(self._keys()), self._sums.terms.ring_bits
-        total = SecureSum(session, self.terms, keys, bits, question_digest(arrays, config))
+    def _next(self, keys: Mapping[int, str]) -> SecureSum:
+        self._number += 1
+        return SecureSum(Session(self._run, self._number), self.terms, keys, self._sums.terms.ring_bits)
+
+    def _prepared_for(self, talk: Talk, keys: Mapping[int, str]) -> Shared | None:
+        """Return the prepared sum if its members are those who are asked, and nobody's admitted key has changed."""
+        shared, self._prepared = self._prepared, None
+        fits = shared is not None and set(shared.deliveries) == set(talk.nodes) and shared.total.admitted == keys
+        return shared if fits else None
+
+    def _begun(self, talk: Talk, keys: Mapping[int, str]) -> Shared:
+        """Go through the first two phases of a sum."""
+        total = self._next(keys)
         total.refused = talk.refused
         question = to_text(total.invitation())
         said = talk.ask("keys", {client: {"question": question} for client in talk.nodes})
         members = total.members(talk.read(said, SignedKeys))
-        known = {str(each.client): keys[each.client] for each in members.keys}
-        asked = {"question": to_text(members), ADMITTED: json.dumps(known)}
+        asked = {"question": to_text(members), **_admitted(total, members)}
         said = talk.ask("shares", {each.client: asked for each in members.keys})
-        deliveries = total.deliveries(talk.read(said, Shares))
-        questions = {client: {"question": to_text(delivery)} for client, delivery in deliveries.items()}
-        layout = None
+        return Shared(total, total.deliveries(talk.read(said, Shares)))
+
+    def _summed(
+        self, shared: Shared, talk: Talk, content: RecordDict, following: SecureSum | None
+    ) -> tuple[Any, Layout]:
+        """Go through the last three phases; meanwhile the following sum, if any, goes through its first two."""
+        total, layout = shared.total, self._added(shared, talk)
+        config, arrays = content.config_records["config"], packed_bytes(content.array_records["arrays"])
+        survivors = total.survivors()
+        talk.summed = survivors.survivors
+        ahead = Ahead(following)
+        question = {"question": to_text(survivors), **ahead.invitation()}
+        said = talk.ask("survivors", dict.fromkeys(talk.summed, question))
+        unmasking = total.unmasking(talk.read(said, Agreement), question_digest(talk.kind, arrays, config))
+        question = {"question": to_text(unmasking), **ahead.members(said)}
+        said = talk.ask("unmasking", dict.fromkeys(said, question))
+        summed = total.sum(talk.read(said, Revealed))
+        self._prepared = ahead.shared(said)
+        assert layout is not None  # there are survivors
+        return summed, layout
+
+    def _added(self, shared: Shared, talk: Talk) -> Layout | None:
+        """Have the clients answer, add their masked vectors up, and return what the entries are."""
+        total, bits, layout = shared.total, self._sums.terms.ring_bits, None
+        questions = {client: {"question": to_text(delivery)} for client, delivery in shared.deliveries.items()}
         for client, record in talk.ask("masked", questions, with_model=True).items():
             try:
                 found, words = _layout(record, self._sums.shapes), from_bytes(record.get("words"), bits)
@@ -98,95 +150,52 @@ class SecureRounds:
                 total.add(Masked(client, words))
             else:
                 total.refused[client] = "a vector of other metrics or tables than the others'"
-        survivors = total.survivors()
-        talk.summed = survivors.survivors
-        said = talk.ask("survivors", {client: {"question": to_text(survivors)} for client in talk.summed})
-        unmasking = total.unmasking(talk.read(said, Agreement))
-        said = talk.ask("unmasking", {client: {"question": to_text(unmasking)} for client in said})
-        summed = total.sum(talk.read(said, Revealed))
-        assert layout is not None  # there are survivors
-        return summed, layout
+        return layout
 
 
-class _Talk:
-    """The messages of one sum: who is asked, who failed and why, and how many bytes travelled.
+class Ahead:
+    """The first two phases of the next sum, which travel along; what fails here leaves the next sum to begin anew.
 
-    nodes: client id -> node id; summed: the clients in the sum; latest: the latest reply that came.
+    total: the next sum; None: nothing travels along.
     """
 
-    def __init__(
-        self,
-        grid: Grid,
-        requests: Sequence[Message],
-        stage: str,
-        clients: Callable[[], Mapping[int, int]],
-        timeout: float | None,
-    ) -> None:
-        known = clients()
-        self.nodes = {known[message.metadata.dst_node_id]: message.metadata.dst_node_id for message in requests}
-        self.summed: tuple[int, ...] = ()
-        self.refused: dict[int, str] = {}
-        self.latest: Message
-        self._content = {known[message.metadata.dst_node_id]: message.content for message in requests}
-        self._kind = requests[0].metadata.message_type
-        self._call = grid, stage, clients, timeout
-        self._failed: dict[int, Failure] = {}
-        self._total = Exchange(len(requests), [])
+    def __init__(self, total: SecureSum | None) -> None:
+        self._total = total
 
-    def ask(
-        self, phase: str, questions: Mapping[int, Mapping[str, str]], with_model: bool = False
-    ) -> dict[int, ConfigRecord]:
-        """Ask clients for a phase; return client -> the record of its answer."""
-        grid, stage, clients, timeout = self._call
-        messages = []
-        for client, question in questions.items():
-            content = dict(self._content[client].items()) if with_model else {}
-            content[RECORD] = ConfigRecord(dict(question))
-            kind = f"{self._kind}.{phase}"
-            messages.append(Message(RecordDict(content), self.nodes[client], kind))
-        got = exchange(grid, messages, stage, clients, timeout)
-        self._failed |= {
-            failure.node: replace(failure, reason=f"{phase}: {failure.reason}") for failure in got.failures
-        }
-        self._total = replace(
-            self._total,
-            bytes_down=self._total.bytes_down + got.bytes_down,
-            bytes_up=self._total.bytes_up + got.bytes_up,
-            dropped=(*self._total.dropped, *got.dropped),
-        )
-        client_of = {node: client for client, node in self.nodes.items()}
-        found = {}
-        for reply in got.replies:
-            if reply.has_content() and RECORD in reply.content.config_records:
-                found[client_of[reply.metadata.src_node_id]] = reply.content.config_records[RECORD]
-                self.latest = reply
-        return dict(sorted(found.items()))
+    def invitation(self) -> dict[str, str]:
+        """Return what is added to a message: the question of the phase of keys."""
+        return {} if self._total is None else {NEXT: to_text(self._total.invitation())}
 
-    def read(self, said: Mapping[int, ConfigRecord], kind: type[Any]) -> list[Any]:
-        """Return the answers of a phase; one that is not of its own client is left out."""
-        found = []
-        for client, record in said.items():
-            try:
-                answer = from_text(kind, record.get("answer"))
-            except FedMoEError as error:
-                self.refused[client] = str(error)
-                continue
-            if answer.client == client:
-                found.append(answer)
-            else:
-                self.refused[client] = f"it answered as client {answer.client}"
-        return found
+    def members(self, said: Mapping[int, ConfigRecord]) -> dict[str, str]:
+        """Take the keys that came, and return what is added to a message: the question of the phase of shares."""
+        try:
+            if self._total is None:
+                return {}
+            members = self._total.members(_answers(said, SignedKeys))
+            return {NEXT: to_text(members), **_admitted(self._total, members)}
+        except FedMoEError:
+            self._total = None
+            return {}
 
-    def outcome(self) -> Exchange:
-        """Return what happened, without a reply: who is in the sum has not failed, whatever became of it later."""
-        _, stage, _, _ = self._call
-        failed = dict(self._failed)
-        for client, reason in self.refused.items():
-            node = self.nodes[client]
-            failed.setdefault(node, Failure(client, node, stage, reason, FailureKind.REFUSED))
-        inside = {self.nodes[client] for client in self.summed}
-        missing = [failure for node, failure in failed.items() if node not in inside]
-        return replace(self._total, failures=tuple(sorted(missing, key=lambda failure: failure.client or 0)))
+    def shared(self, said: Mapping[int, ConfigRecord]) -> Shared | None:
+        """Take the shares that came, and return the sum; None if it must begin anew."""
+        try:
+            if self._total is not None:
+                return Shared(self._total, self._total.deliveries(_answers(said, Shares)))
+        except FedMoEError:
+            pass
+        return None
+
+
+def _answers(said: Mapping[int, ConfigRecord], kind: type[Any]) -> list[Any]:
+    """Return the answers that travelled along, each of its own client."""
+    found = [(client, from_text(kind, record[NEXT])) for client, record in said.items() if NEXT in record]
+    return [answer for client, answer in found if answer.client == client]
+
+
+def _admitted(total: SecureSum, members: Members) -> dict[str, str]:
+    """Return what tells clients the members' admitted keys."""
+    return {ADMITTED: json.dumps({str(each.client): total.admitted[each.client] for each in members.keys})}
 
 
 def _layout(record: ConfigRecord, shapes: Mapping[str, tuple[int, ...]]) -> Layout:

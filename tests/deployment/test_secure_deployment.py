@@ -28,21 +28,21 @@ def five(tmp_path: Path) -> Iterator[Federation]:
     assert not made.processes()
 
 
-def phase(federation: Federation, client: int) -> tuple[str, str]:
-    """Return the sum that a client is in, and the phase that it has answered last."""
+def phases(federation: Federation, client: int) -> dict[int, str]:
+    """Return the sums that a client is in -> the phase that it has answered last."""
     try:
         note = json.loads((federation.client_dir(client) / "state" / "secure.json").read_text())
     except FileNotFoundError:
-        return "", ""
-    return note["session"][2], note["phase"]
+        return {}
+    return {each["session"][1]: each["phase"] for each in note["sums"]}
 
 
-def kill_when(federation: Federation, client: int, purpose: str, reached: str) -> Callable[[], bool]:
-    """Return what kills all of a client's processes (SIGKILL) once it has answered a phase, and says whether it has."""
+def kill_when(federation: Federation, client: int, number: int, reached: str) -> Callable[[], bool]:
+    """Return what kills all of a client's processes (SIGKILL) once it has answered a phase of a sum; it says whether."""
     folder = str(federation.client_dir(client))
 
     def looked() -> bool:
-        if phase(federation, client) != (purpose, reached):
+        if phases(federation, client).get(number) != reached:
             return False
         for process in sorted(federation.processes(), key=lambda process: process.pid):  # the supervisor comes first
             try:
@@ -60,8 +60,8 @@ def test_two_clients_are_killed_in_a_round(five: Federation) -> None:
     run = five.start_run(*REAL, f"save_dir={five.runs}")
     try:
         for killing in (
-            kill_when(five, 1, "train of round 2", "shares"),
-            kill_when(five, 3, "train of round 2", "agreed"),
+            kill_when(five, 1, 2, "shares"),  # the training of round 2 is the second sum
+            kill_when(five, 3, 2, "agreed"),
         ):
             deadline = time.monotonic() + LONG
             while not killing():

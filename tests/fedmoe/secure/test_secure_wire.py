@@ -51,7 +51,8 @@ def test_vectors_travel_as_bytes() -> None:
 
 def test_the_digest_of_a_question_is_of_all_of_it() -> None:
     config = {"server-round": 1, "shared": ["a", "b"], "rate": 0.5}
-    one = question_digest(b"model", config)
-    assert one == question_digest(b"model", dict(reversed(config.items())))
-    assert one != question_digest(b"other", config)
-    assert one != question_digest(b"model", config | {"rate": 0.6})
+    one = question_digest("train", b"model", config)
+    assert one == question_digest("train", b"model", dict(reversed(config.items())))
+    assert one != question_digest("evaluate", b"model", config)
+    assert one != question_digest("train", b"other", config)
+    assert one != question_digest("train", b"model", config | {"rate": 0.6})
