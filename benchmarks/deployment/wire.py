@@ -1,8 +1,8 @@
 """``python -m benchmarks.deployment.wire [CONFIG] [key=value ...]``: bytes a client and round, plain and masked.
 
 In plain a client sends the rows of the item table that it touched, so that is a mean over users; a masked vector is the
-whole table for everybody. What the server sends, the model, is the same. The messages of the other four phases come on
-top: docs/secure-aggregation.md has their sizes.
+whole table for everybody, or the rows that any client of the round touched, after these were counted. What the server
+sends, the model, is the same. The messages of the other phases come on top: docs/secure-aggregation.md has their sizes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from data.registry import load_dataset
 from data.sampling import generator
 from fedmoe.loading import to_run_config
 from fedmoe.modalities import GROUPS
+from fedmoe.secure.primitives import word_type
 from fedmoe.settings import Settings
 from fedmoe.sums.terms import Terms
 from fedmoe.sums.total import entries
-from fedmoe.wire import NamedArrays, pack
+from fedmoe.wire import ROWS, NamedArrays, pack
 from fedmoe_client.learning.client import FedMoEClient, carry_out, workbench
 from fedmoe_client.learning.own_client import TABLE
 from fedmoe_client.store.private import InContext
@@ -40,43 +41,63 @@ def main(words: Sequence[str]) -> int:
         "python -m benchmarks.deployment.wire", description=(__doc__ or "").split("\n\n")[0]
     )
     parser.add_argument("settings", nargs="*", help="a YAML file or its name in configs/, then key=value")
-    parser.add_argument("--users", type=int, default=20, help="users whose replies in plain are looked at")
-    parser.add_argument("--clients", type=int, nargs="+", default=[20, 1000], help="clients of a round")
+    parser.add_argument("--clients", type=int, nargs="+", default=[20, 200], help="clients of a round, who are trained")
     return exit_status(lambda: _print(parser.parse_args(words)))
 
 
 def masked_bytes(settings: Settings, arrays: NamedArrays, clients: int) -> int:
     """Return the bytes of a masked vector in which all arrays are added up and the rows of the item table counted."""
     shapes = {name: array.shape for name, array in arrays.items()}
-    terms = Terms(settings.privacy.sum_bits or 20, clients, settings.privacy.update_norm, largest_weight(settings))
+    terms = _terms(settings, clients)
     words = entries(shapes, {}, METRICS, terms) + len(arrays[TABLE])
     return words * terms.dtype.itemsize
 
 
-def plain_bytes(settings: Settings, arrays: NamedArrays, user: int) -> int:
-    """Return the bytes of the arrays that a user's client sends in plain, all groups shared."""
+def parted_bytes(settings: Settings, arrays: NamedArrays, clients: int, rows: int) -> int:
+    """Return the bytes of the two masked vectors of a client: the counts of rows, and all arrays at those touched."""
+    terms = _terms(settings, clients)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    values = entries(shapes, {TABLE: np.arange(rows)}, METRICS, terms) * terms.dtype.itemsize
+    return values + len(arrays[TABLE]) * word_type(terms.count_bits).itemsize
+
+
+def answer(settings: Settings, arrays: NamedArrays, user: int) -> NamedArrays:
+    """Return what a user's client sends in plain, all groups shared."""
     bench = workbench(to_run_config(settings))
     client = FedMoEClient(bench, user, InContext(RecordDict()), simulated=True)
     trained = carry_out(client, "train", pack(arrays), {"server-round": 1, "shared": list(GROUPS)}).arrays
     assert trained is not None
-    return len(pack(trained))
+    return trained
+
+
+def _terms(settings: Settings, clients: int) -> Terms:
+    return Terms(settings.privacy.sum_bits or 20, clients, settings.privacy.update_norm, largest_weight(settings))
 
 
 def _print(given: argparse.Namespace) -> None:
     settings = job(given.settings)
     known = load_dataset(settings).interactions
     arrays = initial_arrays(settings, load_dataset(settings))
-    users = generator(settings.seed, "wire").choice(known.num_users, min(given.users, known.num_users), replace=False)
-    plain = float(np.mean([plain_bytes(settings, arrays, int(user)) for user in users]))
+    most = min(max(given.clients), known.num_users)
+    users = generator(settings.seed, "wire").choice(known.num_users, most, replace=False)
+    answers = [answer(settings, arrays, int(user)) for user in users]
+    touched = [each.get(TABLE + ROWS, np.arange(len(arrays[TABLE]))) for each in answers]
+    plain = float(np.mean([len(pack(each)) for each in answers]))
     numbers = sum(prod(array.shape) for array in arrays.values())
     print(
         f"{settings.name}: {known.num_items} items, {numbers} numbers, {len(pack(arrays)) / 1e6:.2f} MB to each client"
     )
-    rows = [["plain", f"{plain / 1e6:.2f}", "1"]]
+    rows = [["plain", "", f"{plain / 1e6:.2f}", "1"]]
     for clients in given.clients:
-        masked = masked_bytes(settings, arrays, clients)
-        rows.append([f"masked, {clients} clients a round", f"{masked / 1e6:.2f}", f"{masked / plain:.1f}"])
-    print(table(["", "MB from each client", "times"], rows))
+        union = len(np.unique(np.concatenate(touched[:clients])))
+        each = {
+            "whole": (len(arrays[TABLE]), masked_bytes(settings, arrays, clients)),
+            "rows first": (union, parted_bytes(settings, arrays, clients, union)),
+        }
+        for name, (summed, masked) in each.items():
+            words = f"masked, {clients} clients a round, {name}"
+            rows.append([words, str(summed), f"{masked / 1e6:.2f}", f"{masked / plain:.1f}"])
+    print(table(["", "rows of items", "MB from each client", "times"], rows))
 
 
 if __name__ == "__main__":

@@ -139,8 +139,8 @@ class SecureClient:
     def mask(self, request: Delivery, vector: Words, bits: int, asked: bytes = b"") -> Masked:
         """Phase 3: keep the neighbours' shares and return the vector under all masks.
 
-        vector: ``[length]`` numbers below ``2**bits``; uint32 up to 32 bits, else uint64. asked: digest of the question
-        that the vector answers; only vectors that answer the same one are unmasked.
+        vector: ``[length]`` numbers below ``2**bits``, of ``word_type(bits)``. asked: digest of the question
+        that the vector answers; vectors that answer different ones have no sum.
         """
         notes = self._notes(request.session, "shares")
         if not in_ring(vector, bits):
@@ -161,7 +161,8 @@ class SecureClient:
             key = self._agreed(notes, public[other].sealing, other, me)
             held[str(other)] = [str(share) for share in _opened(key, request, other, me)]
             try:
-                total = total + pair_mask(masking, public[other].masking, request.session, me, other, len(vector), bits)
+                pair = masking, public[other].masking
+                total = total + pair_mask(*pair, request.session, me, other, len(vector), bits, asked)
             except ValueError as error:
                 raise Refusal(RefusalKind.SHARES, f"client {other}: its masking key is none ({error})") from error
         self._note({**notes, "phase": "masked", "sharing": sorted(sharing), "held": held, "asked": asked.hex()})

@@ -19,12 +19,16 @@ def own_mask(seed: bytes, session: Session, length: int, bits: int) -> Words:
 
 
 def pair_mask(
-    private: bytes, public: bytes, session: Session, client: int, other: int, length: int, bits: int
+    private: bytes, public: bytes, session: Session, client: int, other: int, length: int, bits: int, asked: bytes
 ) -> Words:
     """Return what ``client`` adds for its pair with ``other``: the same as the other one adds, with the other sign.
 
-    private: of one of the two; public: of the other one. Raises ValueError for a public key that is none.
+    private: of one of the two; public: of the other one. asked: digest of the question that the vectors answer; masks
+    of two who were asked different things do not cancel, so no sum tells what one of them has answered (Pasquini et
+    al. 2022, "Eluding secure aggregation in federated learning via model inconsistency").
+
+    Raises ValueError for a public key that is none.
     """
-    pair = session.about("pair mask", min(client, other), max(client, other))
+    pair = session.about("pair mask", min(client, other), max(client, other), asked)
     drawn = stream(agreed_key(private, public, pair), length, bits)
     return drawn if client < other else (-drawn) & largest(bits)

@@ -139,8 +139,7 @@ class Survivors:
     def content(self, transcript: bytes, sharing: Sequence[int], asked: bytes) -> bytes:
         """Return what is signed: the sum, the members' keys, who has shared, what was asked, whose vectors are summed.
 
-        asked: digest of the question that the vectors answer, such as the model to train. With other questions to
-        other clients a server could have all vectors but one be zero (Pasquini et al. 2022).
+        asked: digest of the question that the vectors answer, such as the model to train; see ``masks.pair_mask``.
         """
         lists = (encoded(*sorted(sharing)), encoded(*sorted(self.survivors)))
         return self.session.about("survivors", transcript, asked, *lists)

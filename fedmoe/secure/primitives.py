@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fedmoe.errors import FedMoEError
 
-Words = NDArray[np.unsignedinteger[Any]]  # uint32 up to 32 bits an entry, else uint64
+Words = NDArray[np.unsignedinteger[Any]]  # of the smallest type that holds an entry, see ``word_type``
 LARGEST_BITS = 64
 _NONCE = 12
 
@@ -77,7 +77,7 @@ def word_type(bits: int) -> np.dtype[np.unsignedinteger[Any]]:
     """Return the type of numbers below ``2**bits``. Raises ValueError unless ``bits`` is from 1 to 64."""
     if not 1 <= bits <= LARGEST_BITS:
         raise ValueError(f"{bits} bits: a ring has 1 to {LARGEST_BITS}")
-    return np.dtype(np.uint32) if bits <= 32 else np.dtype(np.uint64)
+    return next(np.dtype(f"u{size}") for size in (1, 2, 4, 8) if bits <= 8 * size)
 
 
 def largest(bits: int) -> np.unsignedinteger[Any]:

@@ -34,24 +34,24 @@ Answer = TypeVar("Answer", SignedKeys, Shares, Agreement, Revealed)
 
 
 class SecureSum:
-    """One sum. Its methods are called once each, in their order, except ``add``.
+    """One sum. Its methods are called once each, in their order, except ``add``, and ``expect`` before that.
 
     Args:
         session: which sum it is.
         terms: what it promises.
         admitted: client -> the line of its admitted public key.
-        bits: of an entry; sums are modulo ``2**bits``.
 
     Attributes:
         admitted: as given.
         refused: client -> why its answer was not taken.
     """
 
-    def __init__(self, session: Session, terms: Terms, admitted: Mapping[int, str], bits: int) -> None:
+    def __init__(self, session: Session, terms: Terms, admitted: Mapping[int, str]) -> None:
         self._session = session
         self._terms = terms
         self.admitted = admitted
-        self._bits = bits
+        self._bits = 0
+        self._asked = b""
         self._members = Members(session, ())
         self._ring: Ring
         self._sharing: set[int] = set()
@@ -106,6 +106,10 @@ class SecureSum:
             for client in listed
         }
 
+    def expect(self, bits: int, asked: bytes = b"") -> None:
+        """Say what the vectors are: modulo ``2**bits``, and of a question with this digest (``SecureClient.mask``)."""
+        self._bits, self._asked = bits, asked
+
     def add(self, answer: Masked) -> None:
         """Take one answer of phase 3."""
         length = len(answer.words) if self._total is None else len(self._total)
@@ -123,13 +127,10 @@ class SecureSum:
         self._left("sent a masked vector", self._added)
         return Survivors(self._session, tuple(sorted(self._added)))
 
-    def unmasking(self, answers: Iterable[Agreement], asked: bytes = b"") -> Unmasking:
-        """Take the answers of phase 4, and return the question of phase 5, for the survivors.
-
-        asked: digest of the question that the vectors answer, see ``SecureClient.mask``. Raises TooFewClients.
-        """
+    def unmasking(self, answers: Iterable[Agreement]) -> Unmasking:
+        """Take the answers of phase 4, and return the question of phase 5, for the survivors. Raises TooFewClients."""
         survivors = self.survivors()
-        content = survivors.content(self._members.digest(self._terms), sorted(self._sharing), asked)
+        content = survivors.content(self._members.digest(self._terms), sorted(self._sharing), self._asked)
 
         def problem(agreement: Agreement) -> str | None:
             if agreement.client not in self._added:
@@ -167,7 +168,8 @@ class SecureSum:
             key = self._secret(client, keys[client], public_of, public[client].masking)
             for other in self._ring.neighbours(client):
                 if other in self._added:
-                    mask = pair_mask(key, public[other].masking, self._session, other, client, length, self._bits)
+                    pair = key, public[other].masking
+                    mask = pair_mask(*pair, self._session, other, client, length, self._bits, self._asked)
                     total = total - mask
         return total & largest(self._bits)
 

@@ -62,6 +62,11 @@ def question_digest(kind: str, arrays: bytes, config: Mapping[str, Any]) -> byte
     return sha256(encoded(kind, arrays, json.dumps(dict(config), sort_keys=True, default=bytes.hex))).digest()
 
 
+def union_digest(asked: bytes, union: bytes) -> bytes:
+    """Return a digest of the second question of two: what was asked at first, and the packed rows of the union."""
+    return sha256(encoded("union", asked, union)).digest()
+
+
 def _session(found: Mapping[str, Any]) -> Session:
     return Session(str(found["run"]), int(found["number"]))
 

@@ -66,6 +66,11 @@ class Terms:
         return (2 * most).bit_length()
 
     @property
+    def count_bits(self) -> int:
+        """Bits of an entry that counts clients."""
+        return self.clients.bit_length()
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """The unsigned integers that hold an entry of the ring."""
         return np.dtype(np.uint32 if self.ring_bits <= 32 else np.uint64)

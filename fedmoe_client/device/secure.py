@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -18,16 +19,17 @@ from fedmoe.errors import FedMoEError, TellableError
 from fedmoe.secure.client import SecureClient
 from fedmoe.secure.messages import Delivery, Invitation, Members, Session, Survivors, Unmasking
 from fedmoe.secure.notes import Notes
-from fedmoe.secure.phases import AHEAD, NEXT, RECORD, SMALLEST
-from fedmoe.secure.primitives import Signer
-from fedmoe.secure.wire import from_text, question_digest, to_bytes, to_text
+from fedmoe.secure.phases import AHEAD, NEXT, PART, RECORD, ROWS_FIRST, SMALLEST, UNION
+from fedmoe.secure.primitives import Signer, word_type
+from fedmoe.secure.wire import from_text, question_digest, to_bytes, to_text, union_digest
 from fedmoe.sums.terms import Terms
-from fedmoe.sums.total import NAMES
-from fedmoe.sums.vectors import layout_of, to_vector
+from fedmoe.sums.total import NAMES, Union
+from fedmoe.sums.vectors import Layout, checked_union, layout_of, to_counts, to_values, to_vector
 from fedmoe.wire import NamedArrays, packed_bytes, unpack
 from fedmoe_client.device.node import Node, node_from
-from fedmoe_client.store.folder import StateFolder
+from fedmoe_client.store.folder import State, StateFolder
 
+SUMMING = "summing"  # state: an answer whose rows were counted, until the rest of it is added up
 ADMITTED = "admitted"  # note: client id -> its public key, as the server told it at first
 Answer = tuple[NamedArrays | None, dict[str, Any], RecordDict]
 
@@ -47,9 +49,16 @@ def answer_phase(message: Message, context: Context, carried_out: Callable[[], A
         delivery = from_text(Delivery, asked["question"])
         with store.lock():
             _client(store, node, asked).ready(delivery.session)
-        answer = carried_out()
+        answered = None if UNION in asked else _answered(message, carried_out(), asked)
         with store.lock():
-            return {RECORD: _masked(_client(store, node, asked), delivery, answer, message)}
+            if answered is None:
+                answered = _kept(store, asked[UNION])
+            elif asked.get(PART) == ROWS_FIRST:
+                answered.keep(store)
+            masked = answered.masked(_client(store, node, asked), delivery)
+            if UNION in asked:
+                store.drop(SUMMING)
+            return {RECORD: masked}
     with store.lock():
         client, run = _client(store, node, asked), str(context.run_id)
         said: dict[str, Any] = {"answer": _said(client, phase, asked["question"], run)}
@@ -72,19 +81,61 @@ def _said(client: SecureClient, phase: str, question: Any, run: str) -> str:
     return to_text(client.unmask(from_text(Unmasking, question)))
 
 
-def _masked(client: SecureClient, delivery: Delivery, answer: Answer, message: Message) -> ConfigRecord:
-    """Return a client's answer as a masked vector, and what its entries are."""
+@dataclass(frozen=True)
+class _Answered:
+    """A client's answer in integers, of which a vector is to be masked.
+
+    asked: digest of what was asked; union: the rows of each table that are added up, in the second of two sums; None:
+    all of it is added up, or, with ``counts``, the rows that the client touched are counted.
+    """
+
+    arrays: NamedArrays
+    layout: Layout
+    terms: Terms
+    asked: bytes
+    counts: bool = False
+    union: Union | None = None
+
+    def masked(self, client: SecureClient, delivery: Delivery) -> ConfigRecord:
+        """Return the vector under masks, and what its entries are."""
+        bits = self.terms.count_bits if self.counts else self.terms.ring_bits
+        if self.counts:
+            vector = to_counts(self.arrays, self.layout, self.terms)
+        elif self.union is None:
+            vector = to_vector(self.arrays, self.layout, self.terms)
+        else:
+            vector = to_values(self.arrays, self.layout, self.terms, self.union)
+        masked = client.mask(delivery, vector.astype(word_type(bits)), bits, self.asked)
+        return ConfigRecord({"words": to_bytes(masked.words), "layout": json.dumps(self.layout.to_json())})
+
+    def keep(self, store: StateFolder) -> None:
+        """Keep the answer for the second sum: the client is not trained again."""
+        about = {"layout": self.layout.to_json(), "terms": self.terms.to_config(), "asked": self.asked.hex()}
+        store.save(SUMMING, State(self.arrays, about))
+
+
+def _answered(message: Message, answer: Answer, asked: Mapping[str, Any]) -> _Answered:
+    """Return what a message had the client do, as what is added up."""
     arrays, _, records = answer
     if arrays is None or NAMES not in records:
         raise FedMoEError("the answer is not in integers, which alone are added up under masks")
     config, packed = message.content.config_records["config"], packed_bytes(message.content.array_records["arrays"])
-    terms = Terms.of_config(config)
     metrics, added = (json.loads(str(records.config_records[NAMES][key])) for key in ("metrics", "arrays"))
     shapes = {name: array.shape for name, array in unpack(packed).items() if name in added}
-    layout = layout_of(arrays, metrics, shapes)
-    asked = question_digest(message.metadata.message_type.partition(".")[0], packed, config)
-    masked = client.mask(delivery, to_vector(arrays, layout, terms), terms.ring_bits, asked)
-    return ConfigRecord({"words": to_bytes(masked.words), "layout": json.dumps(layout.to_json())})
+    kind, part = message.metadata.message_type.partition(".")[0], str(asked.get(PART, ""))
+    digest = question_digest(kind + part, packed, config)
+    layout, terms = layout_of(arrays, metrics, shapes), Terms.of_config(config)
+    return _Answered(arrays, layout, terms, digest, counts=part == ROWS_FIRST)
+
+
+def _kept(store: StateFolder, union: Any) -> _Answered:
+    """Return the answer whose rows were counted before, to be added up at the rows of the union (packed)."""
+    state = store.load(SUMMING)
+    if state is None:
+        raise FedMoEError("the client has no answer whose rows were counted")
+    layout, terms = Layout.of_json(state.about["layout"]), Terms.of_config(state.about["terms"])
+    digest = union_digest(bytes.fromhex(state.about["asked"]), union)
+    return _Answered(state.arrays, layout, terms, digest, union=checked_union(unpack(union), layout))
 
 
 class _NoteBook:

@@ -3,6 +3,7 @@
 * ``private-VERSION.state``: its private parameters after each of the last rounds, and its memory; one file for each
   model version, so another model starts afresh and finds its own again;
 * ``global.state``: the arrays last received from the server, and what ``recommend`` needs to use them;
+* ``summing.state``: an answer whose touched rows were counted under masks, until the rest of it is added up;
 * ``NAME.json``: small notes, such as the client's number.
 
 A ``.state`` file is a line with the SHA-256 of the rest, then safetensors. Every file is written beside its place,
@@ -140,6 +141,10 @@ class StateFolder:
         body = save(arrays, metadata={_META: json.dumps({"names": list(arrays), "about": state.about})})
         content = MAGIC + sha256(body).hexdigest().encode() + b"\n" + body
         write_file(self.folder / f"{name}.state", content, mode=0o600, durable=True)
+
+    def drop(self, name: str) -> None:
+        """Remove ``NAME.state``, if it is there."""
+        (self.folder / f"{name}.state").unlink(missing_ok=True)
 
     def erase(self) -> list[str]:
         """Remove everything but the lock and return the names of what was there."""

@@ -66,7 +66,7 @@ def _found(settings: Settings) -> Iterator[tuple[str, str]]:
             yield f"simulation.{name}", "engine flower has no hosts"
     if settings.simulation.device == "cuda" and not settings.simulation.client_gpus:
         yield "simulation.device", "clients have no part of a GPU; set simulation.client_gpus"
-    masked = ("secure_aggregation", "smallest_cohort", "dropouts", "corrupt")
+    masked = ("secure_aggregation", "rows_first", "smallest_cohort", "dropouts", "corrupt")
     yield from ((f"privacy.{name}", "real clients mask their sums, simulated ones add up") for name in masked)
     if not settings.privacy.on:
         used = {*masked, "sum_bits", "update_norm" if settings.privacy.sum_bits else ""}

@@ -43,7 +43,7 @@ class Talk:
         self._total = Exchange(len(requests), [])
 
     def ask(
-        self, phase: str, questions: Mapping[int, Mapping[str, str]], with_model: bool = False
+        self, phase: str, questions: Mapping[int, Mapping[str, Any]], with_model: bool = False
     ) -> dict[int, ConfigRecord]:
         """Ask clients for a phase; return client -> the record of its answer."""
         grid, stage, clients, timeout = self._call

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from test_deployed_run import FIRST_NODE
+from test_rows_first import unions
 from test_secure_run import USERS, SecureLoopback
 
 from benchmarks.deployment import wire
+from fedmoe.wire import pack
 from model.build import initial_arrays
 
 
@@ -28,5 +31,22 @@ def test_the_count_is_what_a_client_sends(tmp_path: Path, capsys: pytest.Capture
         counted = wire.masked_bytes(grid.settings, arrays, USERS)
     assert {len(record["words"]) for record in records} == {counted}  # type: ignore[arg-type]
     assert abs(wire.METRICS - metrics) < 8
-    plain = wire.plain_bytes(grid.settings, arrays, 0)
+    plain = len(pack(wire.answer(grid.settings, arrays, 0)))
     assert 0.1 * sum(array.nbytes for array in arrays.values()) < plain <= 1.2 * counted
+
+
+def test_so_is_the_count_of_two_vectors(tmp_path: Path) -> None:
+    words = ("num_rounds=1", "warmup_rounds=1", "warmup=all", "data.synthetic.items=800", "privacy.rows_first=on")
+    grid = SecureLoopback(tmp_path / "run", *words)
+    grid.serve()
+    records = [
+        reply.content.config_records["secure"]
+        for reply in grid.received
+        if reply.metadata.message_type == "train.masked" and reply.metadata.src_node_id == FIRST_NODE
+    ]
+    sent = sum(len(record["words"]) for record in records)  # type: ignore[arg-type]
+    arrays = initial_arrays(grid.settings, grid.dataset)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "METRICS", len(json.loads(str(records[0]["layout"]))["metrics"]))
+        (rows,) = unions(grid)
+        assert sent == wire.parted_bytes(grid.settings, arrays, USERS, len(rows))

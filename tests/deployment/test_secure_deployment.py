@@ -38,7 +38,7 @@ def phases(federation: Federation, client: int) -> dict[int, str]:
 
 
 def kill_when(federation: Federation, client: int, number: int, reached: str) -> Callable[[], bool]:
-    """Return what kills all of a client's processes (SIGKILL) once it has answered a phase of a sum; it says whether."""
+    """Return what kills all of a client's processes (SIGKILL) once it has answered a phase of a sum."""
     folder = str(federation.client_dir(client))
 
     def looked() -> bool:

@@ -60,7 +60,8 @@ class Cohort:
         self.ids = range(10, 10 + self.size)
         self.notebooks = {client: MemoryNotebook() for client in self.ids}
         self.vectors = vectors_of(self.ids, self.length, self.bits, self.seed)
-        self.server = SecureSum(self.session, self.terms, admitted(self.ids), self.bits)
+        self.server = SecureSum(self.session, self.terms, admitted(self.ids))
+        self.server.expect(self.bits)
 
     def client(self, client: int) -> SecureClient:
         """Return a client as it is after a restart: what it knows is in its notebook."""

@@ -33,7 +33,7 @@ def noted(cohort: Cohort, client: int) -> Notes:
 def zeros() -> tuple[Cohort, Words]:
     """Return a cohort, and the masked vector of a client that has nothing but zeros."""
     cohort = Cohort(5, bits=BITS, length=LENGTH)
-    cohort.vectors[ME] = np.zeros(LENGTH, np.uint32)
+    cohort.vectors[ME] = np.zeros(LENGTH, np.uint8)
     return cohort, cohort.until_masked()[ME]
 
 
@@ -62,7 +62,7 @@ def test_either_kind_of_mask_hides_the_vector_without_the_other() -> None:
     without_pairs = masked.copy()
     for other in members_of(notes).keys:
         if other.client != ME:
-            without_pairs -= pair_mask(key, other.masking, SESSION, ME, other.client, LENGTH, BITS)
+            without_pairs -= pair_mask(key, other.masking, SESSION, ME, other.client, LENGTH, BITS, b"")
     assert abs(chi_square(without_pairs & largest(BITS))) < 6
     neither = (without_pairs - own_mask(seed, SESSION, LENGTH, BITS)) & largest(BITS)
     assert chi_square(neither) > 1000
@@ -74,23 +74,49 @@ def test_the_same_vector_in_two_sums_has_nothing_in_common() -> None:
     assert abs(chi_square(difference)) < 6
 
 
+@pytest.mark.parametrize("told", [b"the model", b"another model"])
+def test_who_was_asked_something_else_is_not_alone_in_the_sum(told: bytes) -> None:
+    """The others' updates are zero, by a model made for that, and their signatures are enough: ME's is left out.
+
+    With the model that the others got there is a sum, in which ME is alone: that is the attack. With its own model, as
+    a lying server would have it, the sum is noise.
+    """
+    cohort = Cohort(5, bits=BITS, length=LENGTH)
+    cohort.vectors = {client: np.zeros(LENGTH, np.uint8) for client in cohort.ids}
+    cohort.vectors[ME] = np.arange(LENGTH, dtype=np.uint8) // 16
+    cohort.server.expect(BITS, b"the model")
+    for client, request in cohort.until_deliveries().items():
+        asked = told if client == ME else b"the model"
+        cohort.server.add(cohort.client(client).mask(request, cohort.vectors[client], BITS, asked))
+    survivors = cohort.server.survivors()
+    others = [client for client in cohort.ids if client != ME]
+    unmasking = cohort.server.unmasking([cohort.client(client).agree(survivors) for client in others])
+    found = cohort.server.sum([cohort.client(client).unmask(unmasking) for client in others])
+    if told == b"the model":
+        assert (found == cohort.vectors[ME]).all()
+    else:
+        assert abs(chi_square(found)) < 6
+        assert abs(chi_square((found - cohort.vectors[ME]) & largest(BITS))) < 6
+
+
 def test_masks_differ_for_each_sum_and_pair_and_have_all_values() -> None:
     cohort = Cohort(5)
     keys: list[SignedKeys] = cohort.sent_keys()
     private = bytes.fromhex(noted(cohort, 10)["masking"])
-    one = pair_mask(private, keys[1].masking, SESSION, 10, 11, 100, 32)
-    other = pair_mask(bytes.fromhex(noted(cohort, 11)["masking"]), keys[0].masking, SESSION, 11, 10, 100, 32)
+    one = pair_mask(private, keys[1].masking, SESSION, 10, 11, 100, 32, b"")
+    other = pair_mask(bytes.fromhex(noted(cohort, 11)["masking"]), keys[0].masking, SESSION, 11, 10, 100, 32, b"")
     assert not (one + other).any()  # the two of a pair cancel
     for session in (replace(SESSION, number=4), replace(SESSION, run="8")):
-        assert not np.isin(pair_mask(private, keys[1].masking, session, 10, 11, 100, 32), one).any()
-    assert not np.isin(pair_mask(private, keys[1].masking, SESSION, 10, 12, 100, 32), one).any()
+        assert not np.isin(pair_mask(private, keys[1].masking, session, 10, 11, 100, 32, b""), one).any()
+    assert not np.isin(pair_mask(private, keys[1].masking, SESSION, 10, 12, 100, 32, b""), one).any()
+    assert not np.isin(pair_mask(private, keys[1].masking, SESSION, 10, 11, 100, 32, b"asked"), one).any()
     assert set(stream(bytes(32), 4096, 4)) == set(range(16))  # the largest one too
 
 
-@pytest.mark.parametrize("bits", [1, 31, 32, 33, 64])
-def test_streams_fill_their_ring(bits: int) -> None:
+@pytest.mark.parametrize(("bits", "size"), [(1, 1), (8, 1), (9, 2), (16, 2), (31, 4), (32, 4), (33, 8), (64, 8)])
+def test_streams_fill_their_ring(bits: int, size: int) -> None:
     drawn = stream(b"k" * 32, 1000, bits)
-    assert drawn.dtype == (np.uint32 if bits <= 32 else np.uint64)
+    assert drawn.dtype == np.dtype(f"u{size}")
     assert drawn.max() <= largest(bits)
     assert drawn.max() > largest(bits) // 2
     with pytest.raises(ValueError, match="1 to 64"):

@@ -34,7 +34,7 @@ def cohorts(draw: st.DrawFn, lost: bool) -> Cohort:
     return Cohort(
         size,
         TERMS,
-        bits=draw(st.sampled_from([1, 16, 20, 31, 32, 33, 64])),
+        bits=draw(st.sampled_from([1, 8, 9, 16, 20, 31, 32, 33, 64])),
         length=draw(st.integers(0, 20)),
         seed=draw(st.integers(0, 2**32)),
         vanish=vanish,
@@ -136,7 +136,7 @@ def test_terms_that_cannot_be_kept_are_refused_before_anyone_shares() -> None:
         graph.plan(5, Terms(3, 0.4, 0.4))
     with pytest.raises(FedMoEError, match="from 0 to below 1"):
         graph.plan(5, Terms(3, float("nan"), 0.1))
-    server = SecureSum(SESSION, Terms(4, 0.2, 0.1), {}, 32)
+    server = SecureSum(SESSION, Terms(4, 0.2, 0.1), {})
     with pytest.raises(TooFewClients, match="0 clients sent keys, 4 are needed"):
         server.members([])
 
