@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from fedmoe.data_settings import DataSettings, named_after_data
 from fedmoe.execution_settings import DeploymentSettings as DeploymentSettings
@@ -17,6 +17,7 @@ from fedmoe.execution_settings import GuardSettings as GuardSettings
 from fedmoe.execution_settings import SimulationSettings as SimulationSettings
 from fedmoe.execution_settings import Tracking as Tracking
 from fedmoe.learning_settings import EvaluationSettings as EvaluationSettings
+from fedmoe.learning_settings import PrivacySettings as PrivacySettings
 from fedmoe.learning_settings import TrainingSettings as TrainingSettings
 from fedmoe.modalities import (
     EXPERT,
@@ -30,7 +31,7 @@ from fedmoe.modalities import (
     selected,
     with_attributes,
 )
-from fedmoe.section import Count, CountOrZero, Fraction, NonNegative, Positive, Probability, Section
+from fedmoe.section import Count, CountOrZero, Fraction, NonNegative, Probability, Section
 
 
 class ModelSettings(Section):
@@ -137,98 +138,6 @@ class FederationSettings(Section):
             return given
         own, default = given["strategy_parameters"], cls.model_fields["strategy_parameters"].default
         return given | {"strategy_parameters": default | own} if isinstance(own, dict) else given
-
-
-def _words_of_yaml(given: Any) -> Any:
-    """Return on and off, which YAML reads as true and false, as words."""
-    return ("on" if given else "off") if isinstance(given, bool) else given
-
-
-class PrivacySettings(Section):
-    """Client-level differential privacy; off unless epsilon or noise_multiplier is given. See docs/privacy.md."""
-
-    epsilon: Positive | None = Field(
-        None, description="budget of the run: chooses the noise, and the run stops before it is overspent; null: none"
-    )
-    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        1e-5, description="chance that epsilon does not hold; below 1 / clients"
-    )
-    noise_multiplier: Positive | None = Field(
-        None, description="noise in multiples of the clipping norm; null: chosen so that all rounds cost epsilon"
-    )
-    clipping: Literal["fixed", "adaptive"] = Field(
-        "fixed", description="clipping norm of the updates: update_norm, or following a quantile of the clients' norms"
-    )
-    update_norm: Positive = Field(
-        0.2,
-        description="largest L2 norm of a client's update; the first one, if adaptive; 1 with sum_bits and no noise",
-    )
-    norm_quantile: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        0.5, description="adaptive clipping: share of the clients whose updates are within the norm"
-    )
-    norm_rate: Positive = Field(0.2, description="adaptive clipping: speed with which the norm follows")
-    sum_bits: Annotated[int, Field(ge=0, le=24)] | None = Field(
-        None,
-        description="the server uses clients' updates and metrics as exact sums alone, of integers of so many bits, "
-        "8 to 24; 0: each client's, as floats; null: 0, and 20 in a deployment that can aggregate securely",
-    )
-    secure_aggregation: Annotated[Literal["auto", "on", "off"], BeforeValidator(_words_of_yaml)] = Field(
-        "auto",
-        description="real clients add their integers up under masks, so that the server sees sums alone; auto: where "
-        "it can be had, and the run says why not; on: an error where it cannot",
-    )
-    rows_first: Annotated[Literal["auto", "on", "off"], BeforeValidator(_words_of_yaml)] = Field(
-        "auto",
-        description="secure aggregation: count the touched rows of the item table in a sum of their own, and add the "
-        "answers up at those alone; auto: where that spares half the bytes, and a megabyte a client",
-    )
-    smallest_cohort: Annotated[int, Field(ge=3)] = Field(
-        3, description="secure aggregation: the fewest clients whose sum the server may see"
-    )
-    dropouts: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
-        0.3, description="secure aggregation: largest share of a round's clients that may vanish in it"
-    )
-    corrupt: Annotated[float, Field(ge=0.1, lt=0.5)] = Field(
-        0.1, description="secure aggregation: largest share of the clients that may be in league with the server"
-    )
-    side: Literal["server", "client", "distributed"] = Field(
-        "server",
-        description="who clips the updates and makes the noise; client: before anything leaves it; distributed: each "
-        "client a share, which is enough in the sum (sum_bits)",
-    )
-    metrics: Literal["none", "exact"] = Field(
-        "none", description="what clients report of their training: none, or exact numbers outside the guarantee"
-    )
-
-    @property
-    def on(self) -> bool:
-        """Whether the run is private."""
-        return self.epsilon is not None or self.noise_multiplier is not None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _sums_clip_less(cls, given: Any) -> Any:
-        """Without noise a clipping norm is a guard against outliers, and few updates need it."""
-        if not isinstance(given, dict) or not given.get("sum_bits"):
-            return given
-        noisy = any(given.get(key) is not None for key in ("epsilon", "noise_multiplier"))
-        return given if noisy else {"update_norm": 1.0} | given
-
-    @model_validator(mode="after")
-    def _sums_fit(self) -> Self:
-        if 0 < (self.sum_bits or 0) < 8:
-            raise ValueError(f"sum_bits ({self.sum_bits}) must be 0 or 8 to 24")
-        if self.secure_aggregation == "on" and self.sum_bits == 0:
-            raise ValueError("secure_aggregation adds integers up: set sum_bits too, such as to 20")
-        if not self.on:
-            return self
-        if self.sum_bits and self.side != "distributed":
-            raise ValueError(f"side {self.side} clips single updates, which sum_bits hides: set side to distributed")
-        if self.side == "distributed" and not self.sum_bits:
-            raise ValueError("side distributed hides an update in the sum alone: set sum_bits, such as 14")
-        if self.side == "distributed" and (self.clipping != "fixed" or self.metrics != "none"):
-            raise ValueError("side distributed takes clipping fixed and metrics none: set these two")
-        return self
 
 
 class Settings(Section):
