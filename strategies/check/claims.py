@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.check.command import Broken
-from strategies.check.made_up import ROUNDS, Client, Trial, Values, trained, values
+from strategies.check.made_up import ROUNDS, Trial, Values, first_change, trained
 from strategies.layers.layer import chain
 from strategies.needs import needs_every_reply
 
@@ -34,8 +34,8 @@ def chance(make: Make) -> str:
     """Whether the result follows from the replies: the global generators are another run's, or another round's."""
     if any(type(part).__name__.startswith("DifferentialPrivacy") for part in chain(make())):
         return "Flower's noise for privacy, which it draws from the global generators"
-    one, other = (_after(make, ROUNDS, chance=number) for number in (0, 1))
-    if changed := _first_difference(one, other):
+    one, other = (Trial(make(), chance=number).rounds(1, ROUNDS).model for number in (0, 1))
+    if changed := first_change(one, other):
         raise Broken(
             f"'{changed}' depends on the global generators (np.random or random): make a generator of your own from a "
             "seed and the round, or a run cannot be repeated or resumed"
@@ -45,9 +45,10 @@ def chance(make: Make) -> str:
 
 def all_move(make: Make) -> str:
     """Whether each shared parameter is trained: one that is put back in every round is never learned."""
-    start, model = values(Trial(make()).arrays), _after(make, ROUNDS)
-    for name, before in start.items():
-        if np.array_equal(before, model[name]):
+    trial = Trial(make())
+    start, model = trial.model, trial.rounds(1, ROUNDS).model
+    for name in start:
+        if not first_change(start, model, [name]):
             raise Broken(
                 f"'{name}' is unchanged after {ROUNDS} rounds in which all changed it: return what was aggregated"
             )
@@ -65,7 +66,7 @@ def present(make: Make) -> str:
             name: np.asarray(2.0 * sent[name] - value + 0.3, np.float32) for name, value in given[0].items()
         }, given[1]
 
-    if _first_difference(_after(make, ROUNDS), _after(make, ROUNDS, elsewhere)) is None:
+    if not first_change(*(Trial(make()).rounds(1, ROUNDS, client).model for client in (trained, elsewhere))):
         raise Broken(
             "the model after a round is the same whatever the clients replied in it: it is a round old; return what "
             "aggregate_train has made of the replies it was given"
@@ -77,7 +78,7 @@ def needs(make: Make) -> str:
     """Whether a strategy that says it needs no single replies gives the same result for their mean."""
     if needs_every_reply(make()):
         return "sees each reply"
-    apart, merged = (_after(make, ROUNDS, every=every) for every in (True, False))
+    apart, merged = (Trial(make(), every=every).rounds(1, ROUNDS).model for every in (True, False))
     for name, array in apart.items():
         difference = float(np.abs(array - merged[name]).max())
         if difference > 1e-4 * (1.0 + float(np.abs(array).max())):
@@ -135,26 +136,14 @@ def _share(make: Make, weight: int) -> float:
         return _pulled(sent, k % 2 == 0), weight if k % 2 == 0 else 1
 
     trial = Trial(make())
-    sent = values(trial.arrays)
-    trial.round(1, client)
-    found, far, near = values(trial.arrays), _pulled(sent, True), _pulled(sent, False)
+    sent = trial.model
+    found, far, near = trial.rounds(1, 1, client).model, _pulled(sent, True), _pulled(sent, False)
     way = sum(float(((far[name] - near[name]) ** 2).sum()) for name in sent)
     return sum(float(((found[name] - near[name]) * (far[name] - near[name])).sum()) for name in sent) / way
 
 
 def _pulled(sent: Values, far: bool) -> Values:
     return {name: np.asarray(value + (0.2 if far else 0.1), np.float32) for name, value in sent.items()}
-
-
-def _after(make: Make, last: int, client: Client = trained, chance: int = 0, every: bool | None = None) -> Values:
-    """Return the model after rounds 1 to ``last``; every: whether the strategy sees each reply, None: as it says."""
-    trial = Trial(make(), chance=chance, every=every)
-    trial.rounds(1, last, client)
-    return values(trial.arrays)
-
-
-def _first_difference(one: Values, other: Values) -> str | None:
-    return next((name for name, array in one.items() if not np.array_equal(array, other[name])), None)
 
 
 CLAIMS: Mapping[str, Callable[[Make], str]] = {

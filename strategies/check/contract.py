@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-from flwr.app import ArrayRecord
-from flwr.serverapp.strategy import Strategy
 
 from fedmoe.check.command import Broken, Finding, in_words
 from fedmoe.check.command import findings as tried
-from strategies.check.claims import CLAIMS
-from strategies.check.made_up import CLIENTS, ROUNDS, WARMUP_ROUNDS, Client, Trial, Values, trained, values
+from strategies.check.claims import CLAIMS, Make
+from strategies.check.made_up import CLIENTS, ROUNDS, WARMUP_ROUNDS, Client, Trial, Values, first_change, trained
 from strategies.state import state_arrays
 
-Make = Callable[[], Strategy]
 ORDERS: Sequence[Sequence[int]] = ([7, 6, 5, 4, 3, 2, 1, 0], [3, 0, 6, 1, 7, 5, 2, 4])
 LOST = 2  # the client whose reply is lost
 AWAY = 0.5  # how far the result may turn from a reply that gains weight
@@ -112,9 +109,9 @@ def _order(make: Make) -> str:
 def _private(make: Make) -> str:
     trial = Trial(make())
     for number in range(1, ROUNDS + 1):
-        private, before = trial.partial.schedule.private_names(number), _bytes(trial.arrays)
+        private, before = trial.partial.schedule.private_names(number), trial.model
         trial.round(number)
-        if private and (changed := _changed(before, trial.arrays, private)):
+        if private and (changed := first_change(before, trial.model, private)):
             raise Broken(f"round {number}: '{changed}' is private and has changed")
     return "bit for bit as they were"
 
@@ -124,11 +121,9 @@ def _resume(make: Make) -> str:
     state_arrays(whole.partial)  # a state that no checkpoint holds is refused before the first round, too
     whole.rounds(1, ROUNDS)
     for stop in range(1, ROUNDS):
-        first = Trial(make())
-        first.rounds(1, stop)
-        second = Trial(make(), first.arrays, state_arrays(first.partial))
-        second.rounds(stop + 1, ROUNDS)
-        if changed := _changed(_bytes(whole.arrays), second.arrays):
+        first = Trial(make()).rounds(1, stop)
+        second = Trial(make(), first.arrays, state_arrays(first.partial)).rounds(stop + 1, ROUNDS)
+        if changed := first_change(whole.model, second.model):
             raise Broken(f"'{changed}' differs after a run that was resumed after round {stop}")
     return f"after rounds 1 to {ROUNDS - 1}: equal bit for bit"
 
@@ -146,9 +141,9 @@ def _all_lost(make: Make) -> str:
     trial = Trial(make())
     trial.round(1)
     for number in (2, 3):
-        before = _bytes(trial.arrays)
+        before = trial.model
         trial.round(number, lambda k, r, sent: None)
-        if changed := _changed(before, trial.arrays):
+        if changed := first_change(before, trial.model):
             raise Broken(f"'{changed}' has changed in a round without any reply")
     return "the model stays as it was"
 
@@ -197,20 +192,11 @@ def _rounds(make: Make) -> Iterator[tuple[Trial, int]]:
             return
 
 
-def _bytes(arrays: ArrayRecord) -> dict[str, bytes]:
-    return {name: bytes(array.data) for name, array in arrays.items()}
-
-
-def _changed(before: Mapping[str, bytes], after: ArrayRecord, names: Iterable[str] | None = None) -> str | None:
-    """Return the first of these parameters, of all without names, of which not every byte is the same."""
-    return next((name for name in names or before if after[name].data != before[name]), None)
-
-
 def _after(make: Make, client: Client, order: Sequence[int] | None = None) -> Values:
     """Return the model after one round."""
     trial = Trial(make())
     trial.round(1, client, order)
-    return values(trial.arrays)
+    return trial.model
 
 
 def _weighted(factor: int) -> Client:

@@ -94,6 +94,11 @@ class Trial:
         if state is not None:
             load_state_arrays(self.partial, state)
 
+    @property
+    def model(self) -> Values:
+        """The model now."""
+        return values(self.arrays)
+
     def round(self, number: int, client: Client = trained, order: Sequence[int] | None = None) -> None:
         """Train one round; ``order``: clients in the order in which their replies are handed over, default 0, 1, ..."""
         with as_in_a_run(number + ROUNDS * self.chance):
@@ -104,10 +109,11 @@ class Trial:
             arrays, _ = self.partial.aggregate_train(number, map(clients.answer, asked))
         self.arrays = self.arrays if arrays is None else arrays
 
-    def rounds(self, first: int, last: int, client: Client = trained) -> None:
-        """Train several rounds."""
+    def rounds(self, first: int, last: int, client: Client = trained) -> Trial:
+        """Train several rounds; return the trial."""
         for number in range(first, last + 1):
             self.round(number, client)
+        return self
 
     def evaluate(self, number: int) -> MetricRecord | None:
         """Evaluate: client k reports ``hr@10`` of k / 10, with one example each."""
@@ -120,6 +126,11 @@ class Trial:
         said = (getattr(part, "example_records", None) for part in chain(self.probe))
         records: Mapping[str, Mapping[str, Any]] = next((each for each in said if each is not None), {})
         return _Clients(number, self.partial.schedule.shared_names(number), client, records)
+
+
+def first_change(one: Values, other: Values, names: Iterable[str] | None = None) -> str | None:
+    """Return the first of these parameters, of all without names, of which not every byte is the same."""
+    return next((name for name in names or one if one[name].tobytes() != other[name].tobytes()), None)
 
 
 class _Probe(Stateless):
