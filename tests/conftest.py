@@ -19,7 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
-LONGEST = {"ray_address", "federation"}  # fixtures of tests that start engines or deployments
+LONGEST = {"ray_address", "hosts_here", "federation"}  # fixtures of tests that start engines or deployments
 RAY = """
 import logging, ray
 ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -79,3 +79,13 @@ def ray_address(ray_process: subprocess.Popen[str]) -> str:
     """Where Ray runs, for simulations to join it: to start it takes seconds. Nobody is connected to it."""
     assert ray_process.stdout is not None
     return ray_process.stdout.readline().strip()
+
+
+@pytest.fixture(scope="module")
+def hosts_here() -> Iterator[None]:
+    """The hosts of the engines ``ray`` and ``vectorized`` are in this process, and Ray need not run."""
+    from hosts_here import put_here  # Ray and Flower, which many tests do without
+
+    with pytest.MonkeyPatch.context() as patch:
+        put_here(patch)
+        yield

@@ -62,8 +62,8 @@ def final(run_dir: Path) -> Mapping[str, Any]:
     return result
 
 
-def test_the_guards_hold(ray_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sim.main([*JOB, f"ray_address={ray_address}", f"save_dir={tmp_path / 'clean'}"]) == 0
+def test_the_guards_hold(hosts_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sim.main([*JOB, f"save_dir={tmp_path / 'clean'}"]) == 0
     aggregate = PartialAggregation.aggregate_train
     bad: dict[int, int] = {}  # node -> which change
 
@@ -77,7 +77,7 @@ def test_the_guards_hold(ray_address: str, tmp_path: Path, monkeypatch: pytest.M
         return aggregate(self, server_round, replies)
 
     monkeypatch.setattr(PartialAggregation, "aggregate_train", with_bad_clients)
-    assert sim.main([*JOB, f"ray_address={ray_address}", f"save_dir={tmp_path / 'bad'}"]) == 0
+    assert sim.main([*JOB, f"save_dir={tmp_path / 'bad'}"]) == 0
     clean, attacked = (next((tmp_path / name).iterdir()) for name in ("clean", "bad"))
     assert len(bad) >= 15
     assert final(attacked)["failed_rounds"] == []

@@ -28,6 +28,7 @@ from fedmoe_server.rounds.record import Exchange
 from model.build import build_model
 from strategies.rules.row_wise import ITEM_TABLE
 
+pytestmark = pytest.mark.usefixtures("hosts_here")  # what a run does is the same wherever its hosts are
 WORDS = (
     "dataset=synthetic data.synthetic.users=12 data.synthetic.items=200 dim=8 attention_dim=8 blocks=1 max_seq_len=10 "
     "memory_size=10 memory_refresh=5 num_negatives=20 client_fraction=1 warmup_rounds=1 evaluate_every=0 num_rounds=2 "

@@ -26,7 +26,7 @@ ENGINES = {"ray": [], "vectorized": [], "flower": ["client_cpus=1"]}
 
 
 @pytest.fixture(scope="module")
-def runs(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def runs(hosts_here: None, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The run folder of the same run on each engine."""
     found = {}
     for engine, words in ENGINES.items():

@@ -41,9 +41,9 @@ def bench_of(*words: str) -> Workbench:
     return plain_clients.bench_of(*SMALL, *words)
 
 
-def run_on(engine: str, ray_address: str, folder: Path, *words: str) -> dict[str, np.ndarray]:
+def run_on(engine: str, folder: Path, *words: str) -> dict[str, np.ndarray]:
     """Return the final arrays of a run."""
-    given = [*SMALL, *words, f"engine={engine}", f"ray_address={ray_address}", f"save_dir={folder / engine}"]
+    given = [*SMALL, *words, f"engine={engine}", f"save_dir={folder / engine}"]
     assert sim.main(given) == 0
     (run_dir,) = (folder / engine).iterdir()
     return load_file(run_dir / "checkpoints" / "round-000003" / "arrays.safetensors")
@@ -69,15 +69,15 @@ def scaffold(bench: Workbench, clients: int, rounds: int) -> NamedArrays:
     return model
 
 
-def test_scaffold_is_the_papers_algorithm_on_both_engines(ray_address: str, tmp_path: Path) -> None:
+def test_scaffold_is_the_papers_algorithm_on_both_engines(hosts_here: None, tmp_path: Path) -> None:
     words = "client=examples.clients.scaffold:ScaffoldClient strategy=examples.clients.scaffold:Scaffold".split()
     words += ["strategy_parameters.clients=6"]
     expected = scaffold(bench_of(), clients=6, rounds=3)
     for engine in ("ray", "vectorized"):
-        found = run_on(engine, ray_address, tmp_path, *words)
+        found = run_on(engine, tmp_path, *words)
         for name, array in expected.items():
             np.testing.assert_allclose(found[name], array, atol=2e-5, err_msg=f"{engine} {name}")
-    plain = run_on("ray", ray_address, tmp_path / "plain", "strategy=fedavg", "client_weight=equal")
+    plain = run_on("ray", tmp_path / "plain", "strategy=fedavg", "client_weight=equal")
     assert max(np.abs(plain[name] - expected[name]).max() for name in expected) > 1e-3
 
 
@@ -120,10 +120,10 @@ def test_fedprox_is_the_term_that_the_strategy_asks_for() -> None:
     assert any(not np.array_equal(plain[name], own[name]) for name in own)
 
 
-def test_a_client_that_only_changes_what_it_sends_is_trained_in_a_stack(ray_address: str, tmp_path: Path) -> None:
+def test_a_client_that_only_changes_what_it_sends_is_trained_in_a_stack(hosts_here: None, tmp_path: Path) -> None:
     words = [f"client={__name__}:Halved", "aggregate_in_hosts=false", "strategy=fedavg"]
-    alone = run_on("ray", ray_address, tmp_path, *words)
-    stacked = run_on("vectorized", ray_address, tmp_path, *words)
+    alone = run_on("ray", tmp_path, *words)
+    stacked = run_on("vectorized", tmp_path, *words)
     for name, array in alone.items():
         np.testing.assert_allclose(stacked[name], array, atol=3e-5)
 

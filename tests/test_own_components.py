@@ -32,19 +32,19 @@ LOSS = ["loss=examples.losses.bpr_max:BPRMax", "loss_parameters.penalty=0.5"]
 METRIC = ["evaluation.metrics={mrr: examples.metrics.mrr:MRR}", "evaluation.metric_parameters={mrr: {cutoff: 20}}"]
 
 
-def run_on(engine: str, ray_address: str, folder: Path, words: list[str]) -> tuple[dict[str, np.ndarray], Path]:
+def run_on(engine: str, folder: Path, words: list[str]) -> tuple[dict[str, np.ndarray], Path]:
     """Return the final arrays of a run, and its folder."""
-    given = [*SMALL, *words, f"engine={engine}", f"ray_address={ray_address}", f"save_dir={folder / engine}"]
+    given = [*SMALL, *words, f"engine={engine}", f"save_dir={folder / engine}"]
     assert sim.main(given) == 0
     (run_dir,) = (folder / engine).iterdir()
     return load_file(run_dir / "checkpoints" / "round-000002" / "arrays.safetensors"), run_dir
 
 
 def test_a_backbone_that_does_not_stack_is_trained_one_by_one_and_the_run_says_so(
-    ray_address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    hosts_here: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    alone, _ = run_on("ray", ray_address, tmp_path, GRU)
-    stacked, _ = run_on("vectorized", ray_address, tmp_path, GRU)
+    alone, _ = run_on("ray", tmp_path, GRU)
+    stacked, _ = run_on("vectorized", tmp_path, GRU)
     assert caplog.text.count("(GRU) does not stack") == 1
     start = build_model(*_settings_and_data(GRU)).state_dict()
     assert {name for name in alone if name.startswith("backbone.gru")} and "backbone.positions.weight" not in alone
@@ -53,12 +53,12 @@ def test_a_backbone_that_does_not_stack_is_trained_one_by_one_and_the_run_says_s
         assert array.tobytes() == stacked[name].tobytes()
 
 
-def test_a_loss_and_a_metric_of_ones_own_run_stacked_and_alone(ray_address: str, tmp_path: Path) -> None:
+def test_a_loss_and_a_metric_of_ones_own_run_stacked_and_alone(hosts_here: None, tmp_path: Path) -> None:
     found, tests = {}, {}
     for engine in ("ray", "vectorized"):
-        found[engine], run_dir = run_on(engine, ray_address, tmp_path, [*LOSS, *METRIC])
+        found[engine], run_dir = run_on(engine, tmp_path, [*LOSS, *METRIC])
         tests[engine] = json.loads((run_dir / "result.json").read_text())["test"]
-    plain, _ = run_on("ray", ray_address, tmp_path / "plain", [])
+    plain, _ = run_on("ray", tmp_path / "plain", [])
     for name, array in found["ray"].items():
         np.testing.assert_allclose(array, found["vectorized"][name], atol=3e-5)
     assert max(np.abs(array - plain[name]).max() for name, array in found["ray"].items()) > 1e-4
@@ -67,7 +67,7 @@ def test_a_loss_and_a_metric_of_ones_own_run_stacked_and_alone(ray_address: str,
     assert tests["vectorized"]["personalised"]["mrr"] == pytest.approx(numbers["mrr"], abs=1e-6)
 
 
-def test_a_data_set_of_ones_own_runs_and_is_read_anew_when_its_file_changes(ray_address: str, tmp_path: Path) -> None:
+def test_a_data_set_of_ones_own_runs_and_is_read_anew_when_its_file_changes(hosts_here: None, tmp_path: Path) -> None:
     file = tmp_path / "combined_data_1.txt"
     rng = np.random.default_rng(5)
     films = {film: rng.permutation(40)[: rng.integers(12, 30)] for film in range(1, 31)}
@@ -85,7 +85,7 @@ def test_a_data_set_of_ones_own_runs_and_is_read_anew_when_its_file_changes(ray_
     met = [film for film in sorted(expected, key=lambda film: (film % 9, film)) if 7 in films[film]]
     assert [int(dataset.interactions.item_ids[item]) for item in dataset.interactions.history(user)] == met
     for engine in ("ray", "vectorized"):
-        given = [*small, *words, f"engine={engine}", f"ray_address={ray_address}", f"save_dir={tmp_path / engine}"]
+        given = [*small, *words, f"engine={engine}", f"save_dir={tmp_path / engine}"]
         assert sim.main(given) == 0
     file.write_text(file.read_text() + "99:\n7,5,2019-01-01\n")
     again = load_dataset(load_settings([*small, *words])[0], tmp_path / "cache")

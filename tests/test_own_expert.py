@@ -25,10 +25,9 @@ SMALL = (
 ).split()
 
 
-def test_it_runs_stacked_and_alone(ray_address: str, tmp_path: Path) -> None:
+def test_it_runs_stacked_and_alone(hosts_here: None, tmp_path: Path) -> None:
     np.save(tmp_path / "audio.npy", np.random.default_rng(1).normal(size=(60, 6)).astype(np.float32))
     words = [*SMALL, f"modalities.audio.file={tmp_path / 'audio.npy'}", "aggregate_in_hosts=false"]
-    words += [f"ray_address={ray_address}"]
     found, metrics = {}, {}
     for engine in ("ray", "vectorized"):
         assert sim.main([*words, f"engine={engine}", f"save_dir={tmp_path / engine}"]) == 0

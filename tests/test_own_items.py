@@ -19,7 +19,7 @@ QUICK = (
 
 
 def test_own_data_in_one_command(
-    ray_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hosts_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(0)
     (tmp_path / "pictures").mkdir()
@@ -36,7 +36,7 @@ def test_own_data_in_one_command(
     (tmp_path / "items.csv").write_text("\n".join(items) + "\n")
     (tmp_path / "clicks.csv").write_text("\n".join(clicks) + "\n")
     monkeypatch.chdir(tmp_path)
-    assert sim.main(["data_file=clicks.csv", "item_file=items.csv", *QUICK, f"ray_address={ray_address}"]) == 0
+    assert sim.main(["data_file=clicks.csv", "item_file=items.csv", *QUICK]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "clicks.csv read as csv (user_id, item_id, timestamp): 12 users, 30 items, 120 interactions" in told
     assert "items.csv has 30 of the 30 items (title: text, landscape: attributes, picture: picture)" in told

@@ -18,7 +18,9 @@ SMALL = (
 ).split()
 
 
-def test_it_runs_in_all_engines(ray_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs_in_all_engines(
+    hosts_here: None, ray_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "strategies"))
     found = {}
     for engine in ("ray", "flower", "vectorized"):

@@ -28,7 +28,7 @@ def arrays(run_dir: Path) -> dict[str, bytes]:
 
 
 def test_a_private_run_sends_no_metrics_stops_at_its_budget_and_resumes(
-    ray_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hosts_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[dict[str, Any]] = []
     aggregate = PartialAggregation.aggregate_train
@@ -39,7 +39,7 @@ def test_a_private_run_sends_no_metrics_stops_at_its_budget_and_resumes(
         return aggregate(self, server_round, replies)
 
     monkeypatch.setattr(PartialAggregation, "aggregate_train", audited)
-    assert sim.main([*PRIVATE, f"ray_address={ray_address}", f"save_dir={tmp_path}"]) == 0
+    assert sim.main([*PRIVATE, f"save_dir={tmp_path}"]) == 0
     (whole,) = tmp_path.iterdir()
     assert {tuple(sorted(metrics)) for metrics in sent} == {("norm_bit", "num-examples")}
     assert {metrics["num-examples"] for metrics in sent} == {1}

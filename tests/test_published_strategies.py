@@ -271,11 +271,10 @@ def reference(make: Callable[[], Loop]) -> Model:
 
 def run_on(engine: str, ray_address: str, folder: Path, strategy: type, *more: str) -> Path:
     """Do a run and return its folder."""
-    address = [] if engine == "flower" else [f"ray_address={ray_address}"]
     client = SUITE[strategy][1] if strategy in SUITE else ""
     words = [
         *SMALL,
-        *address,
+        f"ray_address={ray_address}",
         f"engine={engine}",
         f"save_dir={folder}",
         f"strategy=paper_strategies:{strategy.__name__}",
@@ -288,6 +287,7 @@ def arrays_of(run_dir: Path) -> Model:
     return load_file(run_dir / "checkpoints" / f"round-{ROUNDS:06d}" / "arrays.safetensors")
 
 
+pytestmark = pytest.mark.usefixtures("hosts_here")  # what a run does is the same wherever its hosts are
 # Always tried on each engine are questions, several models, own configs and records. Flower's runtime starts slowly.
 TALKING = (papers.PowerOfChoice, papers.IFCA, papers.OwnProximal, papers.FedNova, papers.OwnRates, papers.Asymmetric)
 ALWAYS = {"ray": tuple(SUITE), "vectorized": TALKING, "flower": (papers.PowerOfChoice, papers.IFCA, papers.Asymmetric)}

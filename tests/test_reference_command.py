@@ -48,9 +48,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_document_s_commands_train_on_the_files_they_name(
-    folder: Path, ray_address: str, capsys: pytest.CaptureFixture[str]
+    folder: Path, hosts_here: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sim.main([*PARTIAL, *SAVED[-2:], *QUICK, f"ray_address={ray_address}"]) == 0
+    assert sim.main([*PARTIAL, *SAVED[-2:], *QUICK]) == 0
     told = capsys.readouterr().out
     assert f"ml100k_ratings_processed.dat read as ratings: {USERS + 1} users, {ITEMS} items" in told
     assert f"visual features of {ITEMS} items; text features of {ITEMS} items" in told

@@ -23,6 +23,7 @@ SUMS = (
     "item_representation=id"
 ).split()
 
+pytestmark = pytest.mark.usefixtures("hosts_here")  # what a run does is the same wherever its hosts are
 SLOWLY = "strategy_parameters.eta=0.005"
 
 

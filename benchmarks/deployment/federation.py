@@ -114,11 +114,6 @@ class Federation:
         offline = [each.client for each in server.admitted() if nodes[each.node]["status"] != "online"]
         return [*dead, *(f"client {client}: not online" for client in offline)]
 
-    def restarts(self) -> int:
-        """Return how often supervisors have started a program again."""
-        states = [read_json(self.folder(client).supervisor, {}) for client in (None, *self.histories)]
-        return sum(program["restarts"] for state in states for program in state.get("programs", {}).values())
-
     def memory(self) -> int:
         """Return the proportional set size of all processes of the federation, in bytes."""
         total = 0

@@ -1,7 +1,6 @@
 """Ranking quality; see ``python -m benchmarks.quality COMMAND --help``.
 
 compare     central and federated variants over several seeds: means, paired tests, slices; a page and a picture
-central     the model of a finished run, trained centrally and shown beside it
 personal    whose private parameters help in finished runs: the user's own, the mean of all, another user's
 new_items   items that nobody has met: the model, noise, and what needs no training, over several seeds
 strategies  every strategy in a short run, in a table of docs/strategies.md
@@ -14,12 +13,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from benchmarks.quality import central, compare, new_items, personal, strategies
+from benchmarks.quality import compare, new_items, personal, strategies
 from benchmarks.runs import exit_status
 
 COMMANDS = {
     "compare": compare,
-    "central": central,
     "personal": personal,
     "new_items": new_items,
     "strategies": strategies,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from math import cos, pi
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,15 +14,10 @@ from torch import Tensor
 
 from benchmarks.runs import ranks_of
 from data.dataset import Dataset
-from data.registry import load_dataset
 from data.sampling import Split, generator, packed_windows, training_part
-from fedmoe.errors import FedMoEError
-from fedmoe.loading import settings_of_run
 from fedmoe.settings import Settings
 from fedmoe_client.learning.evaluation import catalogue_scorer, mean_metrics
 from fedmoe_client.learning.training import with_earlier_items
-from fedmoe_server.report.report import comparison, write_report
-from fedmoe_server.report.run_folder import RESULT, add_baseline
 from model.build import build_model
 from model.losses import WindowBatch, objective
 from model.residual_moe import ResidualMoE
@@ -43,39 +36,10 @@ class CentralPlan:
     evaluate_every: int = 4
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
-    parser.add_argument("run_dir", nargs="?", type=Path, help="folder of a completed run; default: the latest in runs/")
-    parser.add_argument("--epochs", type=int, help="passes over the data; default: those of the federated run")
-    parser.add_argument("--batch_size", type=int, default=CentralPlan.batch_size, help="windows of a step")
-    parser.add_argument("--learning_rate", type=float, default=CentralPlan.learning_rate, help="Adam's")
-
-
-def run(given: argparse.Namespace) -> None:
-    """Train as long as a finished run did, print both side by side and write the run's report again."""
-    run_dir = given.run_dir or latest_run(Path("runs"))
-    settings = settings_of_run(run_dir)
-    comparison(run_dir)  # a run that has not completed is refused before the training, not after
-    plan = CentralPlan(given.epochs or passes(settings), given.batch_size, given.learning_rate)
-    print(f"{run_dir}: {plan.epochs} epochs of batches of {plan.batch_size} windows")
-    _, found = train_centrally(settings, load_dataset(settings), plan, print)
-    add_baseline(run_dir, "central", found)
-    print(comparison(run_dir))
-    print(f"report: {write_report(run_dir)}")
-
-
 def passes(settings: Settings) -> int:
     """Return how often each user takes part in the planned rounds, at least once; it may train a few windows then."""
     federation = settings.federation
     return max(1, round(federation.num_rounds * federation.client_fraction * settings.training.local_epochs))
-
-
-def latest_run(folder: Path) -> Path:
-    """Return the latest completed run in a folder."""
-    completed = sorted(path.parent for path in folder.glob(f"*/{RESULT}"))
-    if not completed:
-        raise FedMoEError(f"{folder} holds no completed run: name a run folder, or run python sim.py first")
-    return completed[-1]
 
 
 def train_centrally(

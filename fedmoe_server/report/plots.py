@@ -19,8 +19,7 @@ from fedmoe_server.rounds.record import GLOBAL_PREFIX
 # Colours that people with a colour-vision deficiency can tell apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 EXPERT_COLOURS = (BLUE, ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9")
-BASELINE_STYLE = {"popularity": (GREY, "--"), "central": (GREEN, "-.")}
-BASELINE_LABEL = {"popularity": "popularity", "central": "centralised training"}
+BASELINE_STYLE = {"popularity": (GREY, "--")}
 SMOOTHED = 20  # rounds of a sweep's gate: it is the mean of a round's clients, who differ
 
 
@@ -167,8 +166,8 @@ def _level(axes: Axes, name: str, splits: Splits, key: str) -> None:
     value = splits.get(split, {}).get(key)
     if value is not None:
         colour, style = BASELINE_STYLE.get(name, (VERMILION, ":"))
-        label = BASELINE_LABEL.get(name, name) + (" (on test)" if split == "test" else "")
-        axes.axhline(value, color=colour, linestyle=style, linewidth=1.3, label=label)
+        where = " (on test)" if split == "test" else ""
+        axes.axhline(value, color=colour, linestyle=style, linewidth=1.3, label=f"{name}{where}")
 
 
 def _finish(axes: Axes, title: str, unit: str, records: Records) -> None:

@@ -1,12 +1,7 @@
-"""One readable report of a run, written from the files of its run folder alone.
-
-``python -m fedmoe_server.report.report RUN_DIR`` writes it again, e.g. after baselines were added.
-"""
+"""One readable report of a run, written from the files of its run folder alone."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +13,7 @@ from fedmoe.errors import FedMoEError
 from fedmoe.files import write_file
 from fedmoe_server.report.client_ranks import read_client_ranks
 from fedmoe_server.report.diagnosis import findings, guard_table, signs
-from fedmoe_server.report.plots import BASELINE_LABEL, draw_gate, draw_loss, draw_ranking
+from fedmoe_server.report.plots import draw_gate, draw_loss, draw_ranking
 from fedmoe_server.report.progress import duration, number
 from fedmoe_server.report.run_folder import PRIVACY, SETTINGS, Run, Splits, baselines_of, federated_metrics, read_run
 from fedmoe_server.rounds.record import Failure, Metrics
@@ -134,7 +129,7 @@ def _rows(run: Run) -> dict[str, Splits]:
         ):
             splits = {"test": run.result.test, "validation": run.result.validation, NEW: run.result.new}
             rows[title] = {split: found[kind] for split, found in splits.items() if found}
-    return rows | {BASELINE_LABEL.get(name, name): splits for name, splits in run.baselines.items()}
+    return rows | dict(run.baselines)
 
 
 def _new_items(run: Run) -> str:
@@ -273,21 +268,3 @@ def _bytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count:.0f} B"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the report of a run folder again."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fedmoe_server.report.report", description="write a run's report again"
-    )
-    parser.add_argument("run_dir", type=Path, help="run folder, e.g. runs/20250101-120000-ml-100k")
-    try:
-        print(write_report(parser.parse_args(arguments).run_dir))
-    except FedMoEError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -9,19 +9,18 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.check.command import Broken
-from strategies.check.made_up import ROUNDS, Client, Trial, Values, trained, values
+from strategies.check.made_up import ROUNDS, Subject, Trial, Values, first_change, trained
 from strategies.layers.layer import chain
 from strategies.needs import needs_every_reply
 
-Make = Callable[[], Strategy]
 WEIGHTS = (2, 4)  # of half of the clients, while the others have 1
 EXTRA = "extra"  # a config record that made-up clients add to their replies; of metric records FedAvg allows one
 NEAR = 0.01  # how near the share of these clients must come to that of squared weights
 
 
-def own_start(make: Make) -> str:
+def own_start(subject: Subject) -> str:
     """Whether the strategy leaves the loop to the run: a ``start`` of its own would never be called."""
-    for part in chain(make()):
+    for part in chain(subject.make()):
         if type(part).start is not Strategy.start:
             raise Broken(
                 f"{type(part).__name__} has a start() of its own, which is never called: do in configure_train what it "
@@ -30,12 +29,11 @@ def own_start(make: Make) -> str:
     return "the run's own loop"
 
 
-def chance(make: Make) -> str:
+def chance(subject: Subject) -> str:
     """Whether the result follows from the replies: the global generators are another run's, or another round's."""
-    if any(type(part).__name__.startswith("DifferentialPrivacy") for part in chain(make())):
+    if any(type(part).__name__.startswith("DifferentialPrivacy") for part in chain(subject.make())):
         return "Flower's noise for privacy, which it draws from the global generators"
-    one, other = (_after(make, ROUNDS, chance=number) for number in (0, 1))
-    if changed := _first_difference(one, other):
+    if changed := first_change(subject.trained, subject.trial(chance=1).rounds(1, ROUNDS).model):
         raise Broken(
             f"'{changed}' depends on the global generators (np.random or random): make a generator of your own from a "
             "seed and the round, or a run cannot be repeated or resumed"
@@ -43,18 +41,18 @@ def chance(make: Make) -> str:
     return "the result follows from the replies"
 
 
-def all_move(make: Make) -> str:
+def all_move(subject: Subject) -> str:
     """Whether each shared parameter is trained: one that is put back in every round is never learned."""
-    start, model = values(Trial(make()).arrays), _after(make, ROUNDS)
-    for name, before in start.items():
-        if np.array_equal(before, model[name]):
+    start = subject.course[0].before
+    for name in start:
+        if not first_change(start, subject.trained, [name]):
             raise Broken(
                 f"'{name}' is unchanged after {ROUNDS} rounds in which all changed it: return what was aggregated"
             )
     return f"each has changed after {ROUNDS} rounds"
 
 
-def present(make: Make) -> str:
+def present(subject: Subject) -> str:
     """Whether a round's result is that of its own replies, not of those of the round before."""
 
     def elsewhere(client: int, number: int, sent: Values) -> tuple[Values, int] | None:
@@ -65,7 +63,7 @@ def present(make: Make) -> str:
             name: np.asarray(2.0 * sent[name] - value + 0.3, np.float32) for name, value in given[0].items()
         }, given[1]
 
-    if _first_difference(_after(make, ROUNDS), _after(make, ROUNDS, elsewhere)) is None:
+    if not first_change(subject.trained, subject.trial().rounds(1, ROUNDS, elsewhere).model):
         raise Broken(
             "the model after a round is the same whatever the clients replied in it: it is a round old; return what "
             "aggregate_train has made of the replies it was given"
@@ -73,12 +71,12 @@ def present(make: Make) -> str:
     return "a round's result follows from its replies"
 
 
-def needs(make: Make) -> str:
+def needs(subject: Subject) -> str:
     """Whether a strategy that says it needs no single replies gives the same result for their mean."""
-    if needs_every_reply(make()):
+    if needs_every_reply(subject.make()):
         return "sees each reply"
-    apart, merged = (_after(make, ROUNDS, every=every) for every in (True, False))
-    for name, array in apart.items():
+    merged = subject.trial(every=False).rounds(1, ROUNDS).model
+    for name, array in subject.trained.items():
         difference = float(np.abs(array - merged[name]).max())
         if difference > 1e-4 * (1.0 + float(np.abs(array).max())):
             raise Broken(
@@ -88,9 +86,9 @@ def needs(make: Make) -> str:
     return "the mean of the replies is all it needs"
 
 
-def squared(make: Make) -> str:
+def squared(subject: Subject) -> str:
     """Whether weights count once: a mean that is weighted twice has the squares of the weights."""
-    shares = [_share(make, weight) for weight in (1, *WEIGHTS)]
+    shares = [_share(subject, weight) for weight in (1, *WEIGHTS)]
     expected = [weight**2 / (weight**2 + 1) for weight in (1, *WEIGHTS)]
     if all(abs(share - wanted) < NEAR for share, wanted in zip(shares, expected, strict=True)):
         seen = ", ".join(f"{share:.2f}" for share in shares[1:])
@@ -101,9 +99,9 @@ def squared(make: Make) -> str:
     return "no squares of weights"
 
 
-def records_kept(make: Make) -> str:
+def records_kept(subject: Subject) -> str:
     """Whether a strategy around another one hands on all records of the replies that it hands on one by one."""
-    outer = make()
+    outer = subject.make()
     inner = list(chain(outer))[-1]
     if inner is outer:
         return "no strategy inside, which would miss some"
@@ -128,16 +126,15 @@ def records_kept(make: Make) -> str:
     return "further records are handed on"
 
 
-def _share(make: Make, weight: int) -> float:
+def _share(subject: Subject, weight: int) -> float:
     """Return how far the result lies on the way from what half of the clients reply to what the others do, 0 to 1."""
 
     def client(k: int, number: int, sent: Values) -> tuple[Values, int]:
         return _pulled(sent, k % 2 == 0), weight if k % 2 == 0 else 1
 
-    trial = Trial(make())
-    sent = values(trial.arrays)
-    trial.round(1, client)
-    found, far, near = values(trial.arrays), _pulled(sent, True), _pulled(sent, False)
+    trial = subject.trial()
+    sent = trial.model
+    found, far, near = trial.rounds(1, 1, client).model, _pulled(sent, True), _pulled(sent, False)
     way = sum(float(((far[name] - near[name]) ** 2).sum()) for name in sent)
     return sum(float(((found[name] - near[name]) * (far[name] - near[name])).sum()) for name in sent) / way
 
@@ -146,18 +143,7 @@ def _pulled(sent: Values, far: bool) -> Values:
     return {name: np.asarray(value + (0.2 if far else 0.1), np.float32) for name, value in sent.items()}
 
 
-def _after(make: Make, last: int, client: Client = trained, chance: int = 0, every: bool | None = None) -> Values:
-    """Return the model after rounds 1 to ``last``; every: whether the strategy sees each reply, None: as it says."""
-    trial = Trial(make(), chance=chance, every=every)
-    trial.rounds(1, last, client)
-    return values(trial.arrays)
-
-
-def _first_difference(one: Values, other: Values) -> str | None:
-    return next((name for name, array in one.items() if not np.array_equal(array, other[name])), None)
-
-
-CLAIMS: Mapping[str, Callable[[Make], str]] = {
+CLAIMS: Mapping[str, Callable[[Subject], str]] = {
     "a loop of its own": own_start,
     "chance": chance,
     "every parameter is trained": all_move,

@@ -8,87 +8,86 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 
 import numpy as np
-from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.check.command import Broken, Finding, in_words
 from fedmoe.check.command import findings as tried
 from strategies.check.claims import CLAIMS
-from strategies.check.made_up import CLIENTS, ROUNDS, WARMUP_ROUNDS, Client, Trial, Values, trained, values
+from strategies.check.made_up import CLIENTS, ROUNDS, WARMUP_ROUNDS, Client, Subject, Values, first_change, trained
 from strategies.state import state_arrays
 
-Make = Callable[[], Strategy]
 ORDERS: Sequence[Sequence[int]] = ([7, 6, 5, 4, 3, 2, 1, 0], [3, 0, 6, 1, 7, 5, 2, 4])
 LOST = 2  # the client whose reply is lost
 AWAY = 0.5  # how far the result may turn from a reply that gains weight
 HEAVY = 3  # the client whose weight is raised
 
 
-def findings(make: Make) -> list[Finding]:
+def findings(make: Callable[[], Strategy]) -> list[Finding]:
     """Try all demands on strategies that ``make`` builds, a fresh one for each."""
     # q-FedAvg, Krum and Bulyan collect garbage at every reply; what is there by now need not be looked through again.
     gc.freeze()
     try:
-        return tried(FIRST, THEN, make)
+        return tried(FIRST, THEN, Subject(make))
     finally:
         gc.unfreeze()
 
 
-def _runs(make: Make) -> str:
-    for trial, number in _rounds(make):
-        if (raised := trial.probe.raised) is not None:
+def _runs(subject: Subject) -> str:
+    for stage in subject.course:
+        if stage.raised is not None:
             hint = (
                 "; if it is a record of its clients' replies, say what these add: example_records = "
                 '{"record": {"metric": 1.0}} in the class'
             )
-            raise Broken(f"round {number}: {in_words(raised)}{hint if isinstance(raised, KeyError) else ''}")
-        if trial.probe.returned is None:
-            raise Broken(f"round {number}: nothing was aggregated, though all {CLIENTS} clients replied")
+            words = f"round {stage.number}: {in_words(stage.raised)}"
+            raise Broken(f"{words}{hint if isinstance(stage.raised, KeyError) else ''}")
+        if stage.returned is None:
+            raise Broken(f"round {stage.number}: nothing was aggregated, though all {CLIENTS} clients replied")
     return f"{ROUNDS} rounds of {CLIENTS} clients, the shared groups changing after round {WARMUP_ROUNDS}"
 
 
-def _names(make: Make) -> str:
-    for trial, number in _rounds(make):
-        if trial.probe.returned is None:
+def _names(subject: Subject) -> str:
+    for stage in subject.course:
+        if stage.returned is None:
             continue
-        shared = set(trial.partial.schedule.shared_names(number))
-        if missing := sorted(shared - trial.probe.returned.keys()):
-            raise Broken(f"round {number}: no '{missing[0]}' in the result")
-        if added := sorted(trial.probe.returned.keys() - shared):
-            raise Broken(f"round {number}: '{added[0]}' in the result is not shared")
+        if missing := sorted(set(stage.shared) - stage.returned.keys()):
+            raise Broken(f"round {stage.number}: no '{missing[0]}' in the result")
+        if added := sorted(stage.returned.keys() - set(stage.shared)):
+            raise Broken(f"round {stage.number}: '{added[0]}' in the result is not shared")
     return "the result has the shared parameters' names"
 
 
-def _shapes(make: Make) -> str:
-    for trial, number in _rounds(make):
-        for name, array in (trial.probe.returned or {}).items():
-            wanted = tuple(trial.arrays[name].shape) or (1,) if name in trial.arrays else tuple(array.shape)
+def _shapes(subject: Subject) -> str:
+    for stage in subject.course:
+        for name, array in (stage.returned or {}).items():
+            wanted = stage.before[name].shape or (1,) if name in stage.before else tuple(array.shape)
             if tuple(array.shape) != wanted:
-                raise Broken(f"round {number}: '{name}' has shape {list(array.shape)}, expected {list(wanted)}")
+                raise Broken(f"round {stage.number}: '{name}' has shape {list(array.shape)}, expected {list(wanted)}")
             if np.dtype(array.dtype).kind != "f":
-                raise Broken(f"round {number}: '{name}' is {array.dtype}, expected a floating-point type")
+                raise Broken(f"round {stage.number}: '{name}' is {array.dtype}, expected a floating-point type")
     return "shapes as they were, floating-point numbers"
 
 
-def _finite(make: Make) -> str:
-    for trial, number in _rounds(make):
-        for name, array in (trial.probe.returned or {}).items():
+def _finite(subject: Subject) -> str:
+    for stage in subject.course:
+        for name, array in (stage.returned or {}).items():
             if np.dtype(array.dtype).kind == "f" and not np.isfinite(array.numpy()).all():
-                raise Broken(f"round {number}: '{name}' has a value that is not finite")
+                raise Broken(f"round {stage.number}: '{name}' has a value that is not finite")
     return "no NaN, no infinity"
 
 
-def _weight_scale(make: Make) -> str:
-    once, fourfold = (_after(make, _weighted(factor)) for factor in (1, 4))
+def _weight_scale(subject: Subject) -> str:
+    once, fourfold = (_after(subject, _weighted(factor)) for factor in (1, 4))
     _same(once, fourfold, "with all weights multiplied by 4")
     return "a common factor of all weights changes nothing"
 
 
-def _weight_pull(make: Make) -> str:
-    light, heavy = (_after(make, _one_aside(weight)) for weight in (1, 6))
+def _weight_pull(subject: Subject) -> str:
+    light, heavy = (_after(subject, _one_aside(weight)) for weight in (1, 6))
     one, other = (_aside(client, light) for client in (HEAVY, HEAVY + 1))
     # Towards the reply whose weight was raised, summed over all parameters: a clipped update keeps this sign, too.
     moved, way = ({name: a[name] - b[name] for name in light} for a, b in ((heavy, light), (one, other)))
@@ -102,39 +101,33 @@ def _weight_pull(make: Make) -> str:
     return "more weight, more pull" if used else "weights are not used"
 
 
-def _order(make: Make) -> str:
-    expected = _after(make, trained)
+def _order(subject: Subject) -> str:
+    expected = subject.course[0].model
     for order in ORDERS:
-        _same(expected, _after(make, trained, order), "with the replies in another order")
+        _same(expected, _after(subject, trained, order), "with the replies in another order")
     return "the result does not depend on it"
 
 
-def _private(make: Make) -> str:
-    trial = Trial(make())
-    for number in range(1, ROUNDS + 1):
-        private, before = trial.partial.schedule.private_names(number), _bytes(trial.arrays)
-        trial.round(number)
-        if private and (changed := _changed(before, trial.arrays, private)):
-            raise Broken(f"round {number}: '{changed}' is private and has changed")
+def _private(subject: Subject) -> str:
+    for stage in subject.course:
+        if stage.private and (changed := first_change(stage.before, stage.model, stage.private)):
+            raise Broken(f"round {stage.number}: '{changed}' is private and has changed")
     return "bit for bit as they were"
 
 
-def _resume(make: Make) -> str:
-    whole = Trial(make())
+def _resume(subject: Subject) -> str:
+    whole = subject.trial()
     state_arrays(whole.partial)  # a state that no checkpoint holds is refused before the first round, too
-    whole.rounds(1, ROUNDS)
     for stop in range(1, ROUNDS):
-        first = Trial(make())
-        first.rounds(1, stop)
-        second = Trial(make(), first.arrays, state_arrays(first.partial))
-        second.rounds(stop + 1, ROUNDS)
-        if changed := _changed(_bytes(whole.arrays), second.arrays):
+        whole.round(stop)
+        second = subject.trial(whole.arrays, deepcopy(state_arrays(whole.partial))).rounds(stop + 1, ROUNDS)
+        if changed := first_change(subject.trained, second.model):
             raise Broken(f"'{changed}' differs after a run that was resumed after round {stop}")
     return f"after rounds 1 to {ROUNDS - 1}: equal bit for bit"
 
 
-def _one_lost(make: Make) -> str:
-    trial = Trial(make())
+def _one_lost(subject: Subject) -> str:
+    trial = subject.trial()
     skipped = False
     for number in range(1, ROUNDS + 1):
         trial.round(number, lambda k, r, sent: None if k == LOST else trained(k, r, sent))
@@ -142,19 +135,19 @@ def _one_lost(make: Make) -> str:
     return "its rounds are skipped" if skipped else "the others are aggregated"
 
 
-def _all_lost(make: Make) -> str:
-    trial = Trial(make())
+def _all_lost(subject: Subject) -> str:
+    trial = subject.trial()
     trial.round(1)
     for number in (2, 3):
-        before = _bytes(trial.arrays)
+        before = trial.model
         trial.round(number, lambda k, r, sent: None)
-        if changed := _changed(before, trial.arrays):
+        if changed := first_change(before, trial.model):
             raise Broken(f"'{changed}' has changed in a round without any reply")
     return "the model stays as it was"
 
 
-def _evaluation(make: Make) -> str:
-    found = Trial(make()).evaluate(1)
+def _evaluation(subject: Subject) -> str:
+    found = subject.trial().evaluate(1)
     value = None if found is None else found.get("hr@10")
     if not isinstance(value, int | float):
         raise Broken("the clients' metric 'hr@10' is not in the result")
@@ -163,13 +156,13 @@ def _evaluation(make: Make) -> str:
     return "metrics come back under their names"
 
 
-FIRST: Mapping[str, Callable[[Make], str]] = {
+FIRST: Mapping[str, Callable[[Subject], str]] = {
     "runs": _runs,
     "names are kept": _names,
     "shapes and types are kept": _shapes,
     "results are finite": _finite,
 }
-THEN: Mapping[str, Callable[[Make], str]] = {
+THEN: Mapping[str, Callable[[Subject], str]] = {
     "weights: common factor": _weight_scale,
     "weights: direction": _weight_pull,
     "order of the replies is irrelevant": _order,
@@ -182,35 +175,11 @@ THEN: Mapping[str, Callable[[Make], str]] = {
 }
 
 
-def _rounds(make: Make) -> Iterator[tuple[Trial, int]]:
-    """Yield the trial after each round, up to the first that the strategy spoilt."""
-    trial, failed = Trial(make()), False
-    for number in range(1, ROUNDS + 1):
-        try:
-            trial.round(number)
-        except Exception:
-            if trial.probe.raised is None and trial.probe.returned is None:
-                raise
-            failed = True
-        yield trial, number
-        if failed:
-            return
-
-
-def _bytes(arrays: ArrayRecord) -> dict[str, bytes]:
-    return {name: bytes(array.data) for name, array in arrays.items()}
-
-
-def _changed(before: Mapping[str, bytes], after: ArrayRecord, names: Iterable[str] | None = None) -> str | None:
-    """Return the first of these parameters, of all without names, of which not every byte is the same."""
-    return next((name for name in names or before if after[name].data != before[name]), None)
-
-
-def _after(make: Make, client: Client, order: Sequence[int] | None = None) -> Values:
+def _after(subject: Subject, client: Client, order: Sequence[int] | None = None) -> Values:
     """Return the model after one round."""
-    trial = Trial(make())
+    trial = subject.trial()
     trial.round(1, client, order)
-    return values(trial.arrays)
+    return trial.model
 
 
 def _weighted(factor: int) -> Client:

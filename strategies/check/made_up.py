@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from fedmoe.check.command import as_in_a_run
 from strategies.layers.course import grid_of_nodes
 from strategies.layers.layer import AggregationSchedule, Stateless, chain, kind_of
 from strategies.layers.partial import PartialAggregation
+from strategies.layers.replies import Valued, record_of
 from strategies.state import load_state_arrays
 
 CLIENTS = 8
@@ -72,7 +74,7 @@ class Trial:
 
     state: what ``state_arrays(trial.partial)`` returned in another trial; None: a fresh start.
     chance: number of the state in which the global generators are handed over, round by round.
-    every: whether the strategy sees each reply, or their mean; None: as it says.
+    every: whether the strategy sees each reply, or their mean.
 
     ``arrays`` is the model now; ``probe`` has seen what the strategy itself did in the latest round.
     """
@@ -83,16 +85,21 @@ class Trial:
         arrays: ArrayRecord | None = None,
         state: Mapping[str, Any] | None = None,
         chance: int = 0,
-        every: bool | None = None,
+        every: bool = True,
     ) -> None:
         self.chance = chance
         self.probe = _Probe(strategy)
-        if every is not None:
-            self.probe.needs_every_reply = strategy.needs_every_reply = every  # type: ignore[attr-defined]
+        if not every:
+            self.probe.needs_every_reply = strategy.needs_every_reply = False  # type: ignore[attr-defined]
         self.partial = PartialAggregation(self.probe, schedule())
         self.arrays = start_arrays() if arrays is None else arrays
         if state is not None:
             load_state_arrays(self.partial, state)
+
+    @property
+    def model(self) -> Values:
+        """The model now, a copy."""
+        return {name: value.copy() for name, value in values(self.arrays).items()}
 
     def round(self, number: int, client: Client = trained, order: Sequence[int] | None = None) -> None:
         """Train one round; ``order``: clients in the order in which their replies are handed over, default 0, 1, ..."""
@@ -104,10 +111,11 @@ class Trial:
             arrays, _ = self.partial.aggregate_train(number, map(clients.answer, asked))
         self.arrays = self.arrays if arrays is None else arrays
 
-    def rounds(self, first: int, last: int, client: Client = trained) -> None:
-        """Train several rounds."""
+    def rounds(self, first: int, last: int, client: Client = trained) -> Trial:
+        """Train several rounds; return the trial."""
         for number in range(first, last + 1):
             self.round(number, client)
+        return self
 
     def evaluate(self, number: int) -> MetricRecord | None:
         """Evaluate: client k reports ``hr@10`` of k / 10, with one example each."""
@@ -120,6 +128,62 @@ class Trial:
         said = (getattr(part, "example_records", None) for part in chain(self.probe))
         records: Mapping[str, Mapping[str, Any]] = next((each for each in said if each is not None), {})
         return _Clients(number, self.partial.schedule.shared_names(number), client, records)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A round to which all clients replied: the model before and after it, and what the strategy itself did.
+
+    shared, private: names of the parameters.
+    """
+
+    number: int
+    before: Values
+    model: Values
+    shared: Sequence[str]
+    private: Sequence[str]
+    returned: ArrayRecord | None
+    raised: Exception | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is tried out. make: returns a fresh strategy."""
+
+    make: Callable[[], Strategy]
+
+    def trial(self, *given: Any, **how: Any) -> Trial:
+        """Return a trial of a fresh strategy; given, how: see ``Trial``."""
+        return Trial(self.make(), *given, **how)
+
+    @cached_property
+    def course(self) -> list[Stage]:
+        """The rounds of a trial, up to the first that the strategy spoilt."""
+        trial, stages = self.trial(), list[Stage]()
+        for number in range(1, ROUNDS + 1):
+            before, failed = trial.model, False
+            try:
+                trial.round(number)
+            except Exception:
+                if trial.probe.raised is None and trial.probe.returned is None:
+                    raise
+                failed = True
+            schedule, did = trial.partial.schedule, (trial.probe.returned, trial.probe.raised)
+            names = schedule.shared_names(number), schedule.private_names(number)
+            stages.append(Stage(number, before, trial.model, *names, *did))
+            if failed:
+                break
+        return stages
+
+    @property
+    def trained(self) -> Values:
+        """The model after all rounds."""
+        return self.course[-1].model
+
+
+def first_change(one: Values, other: Values, names: Iterable[str] | None = None) -> str | None:
+    """Return the first of these parameters, of all without names, of which not every byte is the same."""
+    return next((name for name in names or one if one[name].tobytes() != other[name].tobytes()), None)
 
 
 class _Probe(Stateless):
@@ -188,7 +252,7 @@ class _Clients:
         arrays, examples = given
         # norm_bit is what Flower's client-side adaptive clipping adds.
         metrics = MetricRecord({"num-examples": examples, "loss": 1.0 + 0.1 * client, "norm_bit": client % 2})
-        record = ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()})
+        record = record_of({name: Valued(np.asarray(value)) for name, value in arrays.items()})
         more: dict[str, Any] = {
             name: (ConfigRecord if any(isinstance(value, str) for value in each.values()) else MetricRecord)(dict(each))
             for name, each in self.records.items()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hosts_here import put_here
 from small_comparison import Compared, compare
 
 
 @pytest.fixture(scope="session")
-def compared(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> Compared:
-    return compare(tmp_path_factory.mktemp("quality"), ray_address)
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    with pytest.MonkeyPatch.context() as patch:
+        put_here(patch)
+        return compare(tmp_path_factory.mktemp("quality"))

@@ -31,10 +31,9 @@ class Compared:
         return found
 
 
-def compare(folder: Path, ray_address: str) -> Compared:
+def compare(folder: Path) -> Compared:
     words = [
         *WORDS,
-        f"ray_address={ray_address}",
         "--seeds",
         "1",
         "--folder",

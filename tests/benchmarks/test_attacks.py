@@ -121,9 +121,9 @@ def test_noise_meets_one_attack() -> None:
 
 
 def test_a_small_benchmark_is_kept_and_shown(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_address: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], hosts_here: None
 ) -> None:
-    words = [*TINY, f"ray_address={ray_address}", "--attacks", "promotion", "--defences", "defaults"]
+    words = [*TINY, "--attacks", "promotion", "--defences", "defaults"]
     words += ["--folder", str(tmp_path), "--leak_users", "2", "--leak_rounds", "2"]
     assert main(words) == 0
     first = capsys.readouterr().out

@@ -51,9 +51,9 @@ def test_two_seeds_are_cases_of_one_table() -> None:
 
 
 def test_a_small_run_and_what_is_there_is_not_measured_again(
-    ray_address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hosts_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["new_items", *SMALL, f"ray_address={ray_address}", "--seeds", "1", "--folder", str(tmp_path)]
+    words = ["new_items", *SMALL, "--seeds", "1", "--folder", str(tmp_path)]
     words += ["--rows", "popularity", MODEL]
     assert main(words) == 0
     page = (tmp_path / "tiny" / "new_items.md").read_text()

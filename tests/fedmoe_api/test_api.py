@@ -45,9 +45,9 @@ Simulate = Callable[..., fedmoe.Run]
 
 
 @pytest.fixture(scope="module")
-def simulate(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Simulate:
+def simulate(hosts_here: None, tmp_path_factory: pytest.TempPathFactory) -> Simulate:
     def run(**more: Any) -> fedmoe.Run:
-        return fedmoe.simulate(ray_address=ray_address, save_dir=tmp_path_factory.mktemp("runs"), **SMALL | more)
+        return fedmoe.simulate(save_dir=tmp_path_factory.mktemp("runs"), **SMALL | more)
 
     return run
 

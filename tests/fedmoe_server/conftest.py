@@ -157,7 +157,7 @@ def make_loop(
     return ServerLoop(grid, strategy, partial, settings, directory, tracker, store, sums=sums)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fakes() -> Any:
     """The names of this module: test modules cannot import it by name under every import mode of pytest."""
 

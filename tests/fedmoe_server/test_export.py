@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import resource
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,32 @@ def catalogue(words: list[str]) -> int:
     return front_door.main(parser(), COMMANDS, ["catalogue", *words])
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A run that was exported once, by the command. printed, warned: what that said."""
+
+    settings: Settings
+    dataset: Dataset
+    arrays: dict[str, np.ndarray]
+    run_dir: Path
+    printed: str
+    warned: str
+
+    @property
+    def out(self) -> Path:
+        return self.run_dir / "export"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, fakes: Any) -> Exported:
+    run_dir = tmp_path_factory.mktemp("exported") / "run"
+    words = [word.replace("users=12", "users=100").replace("items=40", "items=300") for word in WORDS]
+    made = make_run(run_dir, fakes, words)
+    with redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()) as warned:
+        assert main([str(run_dir)]) == 0
+    return Exported(*made, run_dir, printed.getvalue(), warned.getvalue())
+
+
 def make_run(folder: Path, fakes: Any, words: Sequence[str] = WORDS) -> tuple[Settings, Dataset, dict[str, np.ndarray]]:
     """Write what a completed run leaves behind; return the best arrays."""
     settings, _ = load_settings(words)
@@ -66,14 +95,11 @@ def make_run(folder: Path, fakes: Any, words: Sequence[str] = WORDS) -> tuple[Se
 
 
 def test_the_best_model_is_exported_with_card_settings_and_program(
-    tmp_path: Path, fakes: Any, capsys: pytest.CaptureFixture[str]
+    exported: Exported, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings, dataset, arrays = make_run(tmp_path / "run", fakes)
-    assert main([str(tmp_path / "run")]) == 0
-    printed = capsys.readouterr()
-    assert "round 3" in printed.out
-    assert printed.err == ""
-    out = tmp_path / "run" / "export"
+    settings, dataset, arrays, out = exported.settings, exported.dataset, exported.arrays, exported.out
+    assert "round 3" in exported.printed
+    assert exported.warned == ""
     files = {WEIGHTS, PROGRAM, CARD, SETTINGS, "item_ids.txt", ITEMS, USERS}
     assert {path.name for path in out.iterdir()} == files
     found = load_file(out / WEIGHTS)
@@ -85,7 +111,7 @@ def test_the_best_model_is_exported_with_card_settings_and_program(
             parameter.copy_(torch.from_numpy(found[name]))
     model.eval()
     context = torch.tensor([[0, 0, 3, 1, 4, 7]])
-    candidates = torch.arange(1, 41).unsqueeze(0)
+    candidates = torch.arange(1, 301).unsqueeze(0)
     program = torch.export.load(out / PROGRAM).module()
     torch.testing.assert_close(program(context, candidates), model.rank_scores(context, candidates))
 
@@ -99,24 +125,28 @@ def test_the_best_model_is_exported_with_card_settings_and_program(
         *dataset.fingerprints().values(),
     ):
         assert words in card
-    assert main([str(tmp_path / "run")]) == 2
+    assert main([str(exported.run_dir)]) == 2
     assert "exists already" in capsys.readouterr().err
 
 
-def test_the_card_of_a_deployment_speaks_of_its_clients(tmp_path: Path, fakes: Any) -> None:
+def test_the_card_of_a_deployment_speaks_of_its_clients(
+    tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The server's own data set has users who took no part, and the clients' histories are not its to count."""
+    monkeypatch.setattr("fedmoe_server.report.export._save_program", lambda model, path: None)  # takes seconds
     settings, dataset, _ = make_run(tmp_path / "run", fakes)
     path = tmp_path / "run" / RESULT
     failure = {"client": 7, "node": 1, "stage": "test", "reason": "no reply in time", "kind": "no-reply"}
     ended = json.loads(path.read_text()) | {"final_clients": 12, "final_failures": [failure]}
     path.write_text(json.dumps(ended))
     (tmp_path / "run" / "run.json").write_text(json.dumps({"simulated": False, "data": {}}))
-    assert main([str(tmp_path / "run")]) == 0
-    card = " ".join((tmp_path / "run" / "export" / CARD).read_text().split())
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "run"), "--out", str(out)]) == 0
+    card = " ".join((out / CARD).read_text().split())
     assert "on the histories of 12 clients, as many as were connected at the end, which kept them" in card
     assert f"{dataset.interactions.num_items} items of the catalogue" in card
     assert f"{dataset.interactions.num_users} users" not in card
-    assert not (tmp_path / "run" / "export" / USERS).exists()  # nobody's history is the server's to hand on
+    assert not (out / USERS).exists()  # nobody's history is the server's to hand on
     assert "history = [4, 17]" in card
     assert "means over the users of those clients that answered, 11 of 12 (test) and 12 of 12 (validation)" in card
 
@@ -140,12 +170,9 @@ print(json.dumps(lists))
 """
 
 
-def test_plain_torch_ranks_as_we_do_by_the_cards_own_lines(tmp_path: Path, fakes: Any) -> None:
+def test_plain_torch_ranks_as_we_do_by_the_cards_own_lines(exported: Exported) -> None:
     """In a process that cannot import us: the same ten best items for 100 users, by the parameters in safetensors."""
-    words = [word.replace("users=12", "users=100").replace("items=40", "items=300") for word in WORDS]
-    settings, dataset, arrays = make_run(tmp_path / "run", fakes, words)
-    out = tmp_path / "out"
-    assert main([str(tmp_path / "run"), "--out", str(out)]) == 0
+    settings, dataset, arrays, out = exported.settings, exported.dataset, exported.arrays, exported.out
     card = (out / CARD).read_text()
     program = card.split("```python\n")[1].split("```")[0]
     assert len([line for line in program.splitlines() if line]) <= 12

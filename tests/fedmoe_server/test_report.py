@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from fedmoe.errors import FedMoEError
-from fedmoe_server.report import report
 from fedmoe_server.report.client_ranks import ClientRank, write_client_ranks
 from fedmoe_server.report.plots import draw_gate, draw_loss, draw_ranking
 from fedmoe_server.report.report import write_report
@@ -34,7 +33,7 @@ def test_report_without_baselines(fakes: Any, tmp_path: Path) -> None:
     assert "Completed: 6 rounds in 1 min 15 s." in text
     assert "| Test | HR@10 | NDCG@10 |" in text and "| Validation | HR@10 | NDCG@10 |" in text
     assert "with the clients' private parameters" in text and "server's model alone" in text
-    assert "popularity" not in text and "centralised" not in text
+    assert "popularity" not in text and "central" not in text
     assert "6 failures of 1 client." in text and "| 3 | 6 | 6 | train: ValueError: a\\|b |" in text
     assert "```yaml\nname: test\n" in text
     for name in ("loss.png", "ranking.png", "gate.png"):
@@ -58,14 +57,13 @@ def test_report_names_those_that_failed_at_the_end(fakes: Any, tmp_path: Path) -
     assert "means over all users" not in text
 
 
-def test_report_is_written_again_with_baselines(fakes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_is_written_again_with_baselines(fakes: Any, tmp_path: Path) -> None:
     write_report(finished(fakes, tmp_path))
     before = (tmp_path / "ranking.png").read_bytes()
     (tmp_path / "baselines.json").write_text(json.dumps(BASELINES))
-    assert report.main([str(tmp_path)]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'report.md'}\n"
+    assert write_report(tmp_path) == tmp_path / "report.md"
     text = (tmp_path / "report.md").read_text()
-    assert "| popularity | 0.0817 | 0.0437 |" in text and "| centralised training | 0.2100 | - |" in text
+    assert "| popularity | 0.0817 | 0.0437 |" in text and "| central | 0.2100 | - |" in text
     assert (tmp_path / "ranking.png").read_bytes() != before
 
 
@@ -98,10 +96,9 @@ def test_report_of_a_run_without_any_round(fakes: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "loss.png").exists()
 
 
-def test_what_is_no_run_folder_is_refused(fakes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report.main([str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and "metrics.jsonl" in error and error.count("\n") == 1
+def test_what_is_no_run_folder_is_refused(fakes: Any, tmp_path: Path) -> None:
+    with pytest.raises(FedMoEError, match=r"^[^\n]*metrics\.jsonl[^\n]*$"):
+        write_report(tmp_path)
     finished(fakes, tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0], "no", lines[1]]))

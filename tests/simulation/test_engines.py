@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import ray
 import simulation_apps as apps
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from hosts_here import put_here
 
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import SimulationSettings
@@ -59,6 +61,17 @@ def test_flower_and_ray_agree_to_the_last_bit(
     # Client 5 failed in round 1, was rolled back, and so has one visit where the others have two.
     assert flower["visits"].tolist() == [1] * 7 + [2, 2, 2, 2, 2, 1, 2, 2]
     assert console_handler.level == level
+
+
+def test_hosts_of_the_tests_own_process_give_the_same_bits(
+    plain: dict[str, np.ndarray], resources: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many tests have their hosts in their own process: see ``hosts_here``."""
+    put_here(monkeypatch)
+    found = outcome("ray", resources, tmp_path)
+    assert set(found["processes"]) == {os.getpid()}
+    assert all(plain[name].tobytes() == found[name].tobytes() for name in plain if name != "processes")
+    assert plain.keys() == found.keys()
 
 
 @pytest.mark.parametrize("engine", ["ray", "flower"])
