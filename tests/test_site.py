@@ -32,6 +32,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lists_have_an_empty_line_before_them(page: Path) -> None:
+    """Else the site shows them as a part of the paragraph, with their asterisks."""
+    assert re.findall(r"^(?![*#]|\d\. |  ).+\n(?:\* |1\. ).*", page.read_text(encoding="utf-8"), re.MULTILINE) == []
+
+
 def test_the_site_has_every_page() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     listed = re.findall(r"[\w-]+\.md", str(site["nav"]))

@@ -16,7 +16,7 @@ from fedmoe_server.deploy.deployed import AdmittedClient
 from strategies import build_strategy
 from strategies.sums.layer import ALTERNATIVES, content_with_mean
 
-BITS = 20  # of an entry, where the settings do not say: HR@10 is within .001 of floats (docs/privacy.md)
+BITS = 20  # of an entry, where the settings do not say: HR@10 is within .001 of floats (docs/guarantees.md)
 NO_LAUNCHER = "start the run with 'python -m fedmoe_server run', which decides it and knows the clients' keys"
 
 

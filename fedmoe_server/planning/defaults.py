@@ -128,6 +128,6 @@ def hopeless(settings: Settings) -> list[str]:
         if way < HOPELESS_WAY:
             found.append(
                 f"strategy_parameters.eta {eta:g} lets a parameter move by at most about {way:.2g} in "
-                f"{federation.num_rounds} rounds: leave it out, for {default:g}, or raise num_rounds"
+                f"{federation.num_rounds} rounds: {default:g} would do more, as would more rounds"
             )
     return found

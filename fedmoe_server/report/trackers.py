@@ -164,6 +164,8 @@ class WandB(RunTracker):
             mode=mode,
             dir=str(run.folder),
             reinit="create_new",
+            # Neither the terminal, whose lines name clients and files, nor code: settings and figures are the run.
+            settings={"console": "off", "disable_code": True, "disable_git": True, "quiet": True},
         )
 
     def round(self, number: int, values: Values) -> None:

@@ -51,7 +51,7 @@ def commands(text: str) -> list[list[str]]:
 
 def units() -> dict[str, str]:
     """Return the text of each unit; the client's is the server's with another line."""
-    server, _, rest = section("### systemd").partition("# /etc/systemd/system/fedmoe-client.service")
+    server, _, rest = section("## systemd").partition("# /etc/systemd/system/fedmoe-client.service")
     (line,) = re.findall(r"^ExecStart=.*$", rest, re.MULTILINE)
     client = re.sub(r"^ExecStart=.*$", line, server, flags=re.MULTILINE).replace("FedMoE server", "FedMoE client")
     return {"fedmoe-server.service": server, "fedmoe-client.service": client}
@@ -134,7 +134,7 @@ def test_systemd_finds_no_fault_in_the_units(tmp_path: Path) -> None:
 
 
 def test_the_container_file_and_its_commands() -> None:
-    text = section("### Container")
+    text = section("## Container")
     steps = dict(re.findall(r"^(FROM|ENTRYPOINT|VOLUME|USER) (.*)$", text, re.MULTILINE))
     assert steps["ENTRYPOINT"] == '["python", "-m"]'
     assert steps["FROM"].startswith("python:3.11")

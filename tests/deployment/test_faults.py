@@ -23,7 +23,7 @@ Report = Callable[[str], None]
 
 @pytest.fixture
 def report(capsys: pytest.CaptureFixture[str]) -> Report:
-    """Print a measurement even where output is captured: docs/deployment.md quotes them."""
+    """Print a measurement even where output is captured: docs/deployed.md quotes them."""
 
     def say(text: str) -> None:
         with capsys.disabled():

@@ -77,7 +77,7 @@ def test_a_hopeless_run_is_told_why() -> None:
     assert "30 rounds of 5% of the clients with local_epochs 1 train each client 1.5 times" in few
     assert (
         "eta 0.005 lets a parameter move by at most about 0.075 in 30 rounds" in small
-        and "leave it out, for 0.024" in small
+        and "0.024 would do more" in small
     )
 
 
