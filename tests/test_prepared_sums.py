@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
@@ -121,3 +122,24 @@ def test_the_simulation_has_the_bits_of_prepared_sums_with_missing_clients(tmp_p
     simulated = SecureLoopback(tmp_path / "simulation", *words, simulated=True, fails=fails)
     assert model_of(secure.serve()) == model_of(simulated.serve())
     assert phases(secure)[:3] == [FRESH, PREPARED, PREPARED]
+
+
+def test_a_client_joins_and_another_leaves_between_sums(tmp_path: Path) -> None:
+    class Changing(SecureLoopback):
+        """Client 4 comes for round 3, client 0 is gone from round 5 on."""
+
+        def get_node_ids(self) -> Iterable[int]:
+            here = {0, 1, 2, 3} if self.round < 2 else {0, 1, 2, 3, 4} if self.round < 4 else {1, 2, 3, 4}
+            return [FIRST_NODE + user for user in sorted(here)]
+
+    words = ("num_rounds=5", "evaluate_every=0", "min_clients=4")
+    grid, simulated = (
+        Changing(tmp_path / name, *words, simulated=name == "simulation") for name in ("deployment", "simulation")
+    )
+    run = grid.serve()
+    rounds = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["clients"] for row in rounds] == [4, 4, 5, 5, 4]
+    assert not any(row["failed"] for row in rounds)
+    # Five rounds, validation and test: a sum is prepared once the same clients were asked twice.
+    assert phases(grid) == [FRESH, PREPARED, FRESH, FRESH, FRESH, FRESH, PREPARED]
+    assert model_of(run) == model_of(simulated.serve())
