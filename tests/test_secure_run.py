@@ -194,6 +194,7 @@ def test_a_roster_pins_who_is_summed_with(tmp_path: Path) -> None:
         ("shares", {"answer": "nonsense"}),
         ("masked", {"words": b"abc", "layout": "{}"}),
         ("masked", {}),
+        ("masked", {"words": bytes(4000), "layout": "the others', with a metric more"}),
         ("survivors", {"answer": 7}),
         ("unmasking", {}),
     ],
@@ -202,7 +203,10 @@ def test_a_client_that_answers_garbage_harms_itself_alone(tmp_path: Path, phase:
     class Garbage(SecureLoopback):
         def _answer(self, message: Message) -> Message:
             reply = super()._answer(message)
-            if message.metadata.dst_node_id == FIRST_NODE + 2 and message.metadata.message_type == f"train.{phase}":
+            if message.metadata.dst_node_id == FIRST_NODE and message.metadata.message_type == f"train.{phase}":
+                layout = json.loads(str(reply.content["secure"].get("layout", "{}")))
+                if str(record.get("layout")).startswith("the others'"):
+                    record["layout"] = json.dumps(layout | {"metrics": [*layout["metrics"], "lie"]})
                 reply.content["secure"] = ConfigRecord(record)
             return reply
 
@@ -211,7 +215,7 @@ def test_a_client_that_answers_garbage_harms_itself_alone(tmp_path: Path, phase:
     (row,) = (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())
     assert row["failure"] is None
     summed = phase in ("survivors", "unmasking")
-    assert [(each["client"], each["kind"]) for each in row["failed"]] == ([] if summed else [(2, "refused")])
+    assert [(each["client"], each["kind"]) for each in row["failed"]] == ([] if summed else [(0, "refused")])
 
 
 def test_a_model_that_is_not_to_be_summed_is_not_trained(tmp_path: Path) -> None:

@@ -29,7 +29,6 @@ from fedmoe.wire import NamedArrays, packed_bytes, unpack
 from fedmoe_client.device.node import Node, node_from
 from fedmoe_client.store.folder import State, StateFolder
 
-SUMMING = "summing"  # state: an answer whose rows were counted, until the rest of it is added up
 ADMITTED = "admitted"  # note: client id -> its public key, as the server told it at first
 Answer = tuple[NamedArrays | None, dict[str, Any], RecordDict]
 
@@ -52,12 +51,12 @@ def answer_phase(message: Message, context: Context, carried_out: Callable[[], A
         answered = None if UNION in asked else _answered(message, carried_out(), asked)
         with store.lock():
             if answered is None:
-                answered = _kept(store, asked[UNION])
+                answered = _kept(store, delivery.session, asked[UNION])
             elif asked.get(PART) == ROWS_FIRST:
-                answered.keep(store)
+                answered.keep(store, delivery.session)
             masked = answered.masked(_client(store, node, asked), delivery)
             if UNION in asked:
-                store.drop(SUMMING)
+                store.drop(_name(delivery.session))
             return {RECORD: masked}
     with store.lock():
         client, run = _client(store, node, asked), str(context.run_id)
@@ -108,10 +107,10 @@ class _Answered:
         masked = client.mask(delivery, vector.astype(word_type(bits)), bits, self.asked)
         return ConfigRecord({"words": to_bytes(masked.words), "layout": json.dumps(self.layout.to_json())})
 
-    def keep(self, store: StateFolder) -> None:
+    def keep(self, store: StateFolder, session: Session) -> None:
         """Keep the answer for the second sum: the client is not trained again."""
         about = {"layout": self.layout.to_json(), "terms": self.terms.to_config(), "asked": self.asked.hex()}
-        store.save(SUMMING, State(self.arrays, about))
+        store.save(_name(session), State(self.arrays, about))
 
 
 def _answered(message: Message, answer: Answer, asked: Mapping[str, Any]) -> _Answered:
@@ -128,14 +127,19 @@ def _answered(message: Message, answer: Answer, asked: Mapping[str, Any]) -> _An
     return _Answered(arrays, layout, terms, digest, counts=part == ROWS_FIRST)
 
 
-def _kept(store: StateFolder, union: Any) -> _Answered:
-    """Return the answer whose rows were counted before, to be added up at the rows of the union (packed)."""
-    state = store.load(SUMMING)
+def _kept(store: StateFolder, session: Session, union: Any) -> _Answered:
+    """Return the run's answer whose rows were counted before, to be added up at the rows of the union (packed)."""
+    state = store.load(_name(session))
     if state is None:
         raise FedMoEError("the client has no answer whose rows were counted")
     layout, terms = Layout.of_json(state.about["layout"]), Terms.of_config(state.about["terms"])
     digest = union_digest(bytes.fromhex(state.about["asked"]), union)
     return _Answered(state.arrays, layout, terms, digest, union=checked_union(unpack(union), layout))
+
+
+def _name(session: Session) -> str:
+    """Return the name of the state with a run's answer, from the sum of its rows to that of the rest."""
+    return f"summing-{session.run}"
 
 
 class _NoteBook:

@@ -3,7 +3,7 @@
 * ``private-VERSION.state``: its private parameters after each of the last rounds, and its memory; one file for each
   model version, so another model starts afresh and finds its own again;
 * ``global.state``: the arrays last received from the server, and what ``recommend`` needs to use them;
-* ``summing.state``: an answer whose touched rows were counted under masks, until the rest of it is added up;
+* ``summing-RUN.state``: an answer whose touched rows were counted under masks, until the rest of it is added up;
 * ``NAME.json``: small notes, such as the client's number.
 
 A ``.state`` file is a line with the SHA-256 of the rest, then safetensors. Every file is written beside its place,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -158,17 +159,7 @@ class SecureRounds:
         total.refused = talk.refused
         total.expect(part.bits, part.asked)
         questions = {client: {"question": to_text(each), **part.words} for client, each in shared.deliveries.items()}
-        for client, record in talk.ask("masked", questions, part.with_model).items():
-            try:
-                found, words = layout_in(record, shapes), from_bytes(record.get("words"), part.bits)
-            except FedMoEError as error:
-                total.refused[client] = str(error)
-                continue
-            layout = layout or found
-            if found == layout:
-                total.add(Masked(client, words))
-            else:
-                total.refused[client] = "a vector of other metrics or tables than the others'"
+        layout = _add(total, talk.ask("masked", questions, part.with_model), part.bits, shapes, layout)
         survivors = total.survivors()
         talk.summed = survivors.survivors
         question = {"question": to_text(survivors), **ahead.invitation()}
@@ -180,6 +171,27 @@ class SecureRounds:
         self._prepared = ahead.shared(said)
         assert layout is not None  # there are survivors
         return summed.astype(self._sums.terms.dtype), layout
+
+
+def _add(
+    total: SecureSum, said: Mapping[int, ConfigRecord], bits: int, shapes: Shapes, layout: Layout | None
+) -> Layout | None:
+    """Add up the masked vectors that have a layout, or that of most of them, and return it; None: none came."""
+    found = {}
+    for client, record in said.items():
+        try:
+            found[client] = layout_in(record, shapes), from_bytes(record.get("words"), bits)
+        except FedMoEError as error:
+            total.refused[client] = str(error)
+    if found and layout is None:
+        told = Counter(json.dumps(each.to_json()) for each, _ in found.values())
+        layout = Layout.of_json(json.loads(told.most_common(1)[0][0]))
+    for client, (own, words) in found.items():
+        if own == layout:
+            total.add(Masked(client, words))
+        else:
+            total.refused[client] = "a vector of other metrics or tables than the others'"
+    return layout
 
 
 def _reply(latest: Message, arrays: Mapping[str, Any], layout: Layout, clients: Sequence[int]) -> Message:
