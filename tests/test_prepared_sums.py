@@ -14,10 +14,10 @@ from test_deployed_run import FIRST_NODE
 from test_secure_run import SecureLoopback, gone, model_of, results
 
 from fedmoe.secure.messages import Invitation, Session
-from fedmoe.secure.phases import NEXT, PHASES, RECORD
+from fedmoe.secure.phases import NEXT, RECORD
 from fedmoe.secure.wire import from_text, to_text
 
-FRESH, PREPARED = list(PHASES), list(PHASES[2:])
+FRESH, PREPARED = ["keys", "shares", "masked", "unmasking"], ["masked", "unmasking"]
 WORDS = ("num_rounds=3", "evaluate_every=0")
 
 
@@ -32,7 +32,7 @@ def phases(grid: SecureLoopback) -> list[list[str]]:
     return found
 
 
-def test_a_federation_in_which_everybody_takes_part_needs_three_messages_an_exchange(tmp_path: Path) -> None:
+def test_a_federation_in_which_everybody_takes_part_needs_two_messages_an_exchange(tmp_path: Path) -> None:
     grid = SecureLoopback(tmp_path / "deployment", "num_rounds=3", "evaluate_every=2")
     grid.serve()
     first, *others = phases(grid)
@@ -74,7 +74,7 @@ def test_other_clients_than_those_of_the_sum_before_begin_anew(tmp_path: Path) -
     assert len({frozenset(cohort) for cohort in cohorts}) > 1
 
 
-@pytest.mark.parametrize("phase", ["survivors", "unmasking"])
+@pytest.mark.parametrize("phase", ["masked", "unmasking"])
 @pytest.mark.parametrize("answer", ["nonsense", "{}", 7, None])
 def test_garbage_that_travels_along_harms_no_sum(tmp_path: Path, phase: str, answer: Any) -> None:
     class Garbage(SecureLoopback):
@@ -100,7 +100,7 @@ def test_a_client_answers_the_sum_that_goes_on_whatever_travels_along(tmp_path: 
         def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
             asked = list(messages)
             for message in asked:
-                if message.metadata.message_type == "train.survivors":
+                if message.metadata.message_type == "train.masked" and NEXT in message.content.config_records[RECORD]:
                     record = message.content.config_records[RECORD]
                     invitation = from_text(Invitation, record[NEXT])
                     record[NEXT] = to_text(Invitation(Session("8", 9), invitation.terms))
@@ -108,9 +108,9 @@ def test_a_client_answers_the_sum_that_goes_on_whatever_travels_along(tmp_path: 
 
     grid = Lying(tmp_path / "deployment", *WORDS)
     grid.serve()
-    said = [m for m in grid.received if m.metadata.message_type == "train.survivors"]
+    said = [m for m in grid.received if m.metadata.message_type == "train.masked"]
     assert said
-    assert all(set(message.content.config_records[RECORD]) == {"answer"} for message in said)
+    assert all(set(message.content.config_records[RECORD]) == {"words", "layout", "agreed"} for message in said)
     assert not [message for message in grid.received if message.has_error()]
     assert phases(grid)[:3] == [FRESH] * 3
 
@@ -121,7 +121,7 @@ def test_the_simulation_has_the_bits_of_prepared_sums_with_missing_clients(tmp_p
     secure = SecureLoopback(tmp_path / "deployment", *words, fails=fails)
     simulated = SecureLoopback(tmp_path / "simulation", *words, simulated=True, fails=fails)
     assert model_of(secure.serve()) == model_of(simulated.serve())
-    assert phases(secure)[:3] == [FRESH, PREPARED, PREPARED]
+    assert phases(secure)[:3] == [FRESH, PREPARED, ["masked", "survivors", "unmasking"]]
 
 
 def test_a_client_joins_and_another_leaves_between_sums(tmp_path: Path) -> None:

@@ -110,8 +110,9 @@ def test_differential_privacy_has_nothing_to_count(tmp_path: Path) -> None:
     words = (*FEW, *private, "min_reply_fraction=1", "data.synthetic.users=12", "privacy.rows_first=on")
     grid = SecureLoopback(tmp_path / "deployment", *words, users=12)
     grid.serve()
-    assert phases(grid)[0] == FRESH
-    assert phases(grid)[1:] == [PREPARED] * (len(phases(grid)) - 1)
+    first, *others = phases(grid)
+    assert first == ["keys", "shares", "masked", "survivors", "unmasking"]  # a sparse graph, since nobody may vanish
+    assert others == [["masked", "survivors", "unmasking"]] * len(others)
     assert [len(rows) for rows in unions(grid)] == [801]
 
 

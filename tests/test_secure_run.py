@@ -91,13 +91,14 @@ def test_a_secure_run_equals_the_simulation(tmp_path: Path) -> None:
     assert seen[0].startswith("Secure aggregation: the server sees sums over at least 3 clients")
     assert seen[1] == ""
     kinds = {message.metadata.message_type for message in secure.sent}
-    later = {f"evaluate.{phase}" for phase in PHASES[2:]}  # keys and shares came with the sum before
-    assert kinds == {"query"} | {f"train.{phase}" for phase in PHASES} | later
+    every = {"masked", "unmasking"}  # keys and shares came with the sum before, and nobody vanished
+    first = {f"train.{phase}" for phase in ("keys", "shares", *every)}
+    assert kinds == {"query"} | first | {f"evaluate.{phase}" for phase in every}
     # Of a client come keys, shares, masked words and what they are, signatures: no arrays and no metrics.
     for reply in secure.received:
         assert set(reply.content) <= {"secure", "config"}
         for record in reply.content.config_records.values():
-            assert set(record) in ({"answer"}, {"answer", "next"}, {"words", "layout"}, {"client-id"})
+            assert set(record) - {"next"} in ({"answer"}, {"words", "layout", "agreed"}, {"client-id"})
 
 
 def model_of(run_dir: Path) -> dict[str, bytes]:
@@ -148,7 +149,7 @@ def test_nothing_is_asked_in_plain_whatever_the_grid_can_do(tmp_path: Path) -> N
         words = (f"round_deadline={deadline}", "num_rounds=1", "privacy.secure_aggregation=on")
         grid = Reducing(tmp_path / deadline, *words)
         grid.serve()
-        assert {each.metadata.message_type.partition(".")[2] for each in grid.sent} == {"", *PHASES}
+        assert {each.metadata.message_type.partition(".")[2] for each in grid.sent} == {"", *PHASES} - {"survivors"}
         assert {each.metadata.message_type for each in grid.sent if "." not in each.metadata.message_type} == {"query"}
 
 
@@ -236,7 +237,7 @@ def test_what_was_answered_once_is_refused_after_a_restart(tmp_path: Path) -> No
     assert all(reply.has_error() for reply in said.values())
     assert "already unmasked" in said["evaluate.unmasking"].error.reason
     assert "has begun it before" in said["train.keys"].error.reason
-    for phase in ("shares", "masked", "survivors", "unmasking"):
+    for phase in ("shares", "masked", "unmasking"):
         assert "this client is not in it" in said[f"train.{phase}"].error.reason
 
 

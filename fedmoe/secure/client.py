@@ -165,8 +165,11 @@ class SecureClient:
                 total = total + pair_mask(*pair, request.session, me, other, len(vector), bits, asked)
             except ValueError as error:
                 raise Refusal(RefusalKind.SHARES, f"client {other}: its masking key is none ({error})") from error
-        self._note({**notes, "phase": "masked", "sharing": sorted(sharing), "held": held, "asked": asked.hex()})
-        return Masked(me, total & largest(bits))
+        notes = {**notes, "phase": "masked", "sharing": sorted(sharing), "held": held, "asked": asked.hex()}
+        self._note(notes)
+        everyone = Survivors(request.session, tuple(notes["sharing"]))
+        signature = self._signer.sign(_agreed_content(everyone, notes)) if ring.complete else b""
+        return Masked(me, total & largest(bits), signature)
 
     def agree(self, request: Survivors) -> Agreement:
         """Phase 4: sign whose vectors are summed; no other list is ever signed for this sum."""
@@ -180,9 +183,18 @@ class SecureClient:
         return Agreement(me, self._signer.sign(_agreed_content(request, notes)))
 
     def unmask(self, request: Unmasking) -> Revealed:
-        """Phase 5: give one share of each neighbour, if the cohort has agreed on the survivors; once a sum."""
-        notes = self._notes(request.session, "agreed")
+        """Phase 5: give one share of each neighbour, if the cohort has agreed on the survivors; once a sum.
+
+        Who has signed no list of survivors has agreed, with its vector, to the sum of all who have shared. In a
+        complete graph no two sets of clients can each put a secret together, so a server that has some unmask the one
+        sum and some the other gets at most one of both.
+        """
+        notes = self._notes(request.session, "agreed", "masked")
         me = self._signer.client
+        if notes["phase"] == "masked":
+            if not _ring(members_of(notes), terms_of(notes)).complete:
+                raise Refusal(RefusalKind.OUT_OF_TURN, "in a sparse graph survivors are agreed on before the unmasking")
+            notes["survivors"] = notes["sharing"]
         both = set(request.survivors) & set(request.dropped)
         if both:
             listed = ", ".join(map(str, sorted(both)))
@@ -197,14 +209,14 @@ class SecureClient:
         self._note({"session": notes["session"], "phase": "unmasked"})
         return Revealed(me, {**seeds, me: int(notes["own"])}, keys)
 
-    def _notes(self, session: Session, phase: str) -> Notes:
+    def _notes(self, session: Session, *phases: str) -> Notes:
         """Return the notes of a sum if the client is in it, and the phase's turn has come."""
         notes = sum_of(self._notebook.read(), session)
         if notes is None:
             raise Refusal(RefusalKind.OUT_OF_TURN, f"{session}: this client is not in it")
         if notes["phase"] == "unmasked":
             raise Refusal(RefusalKind.UNMASKED, f"{session}: already unmasked")
-        if notes["phase"] != phase:
+        if notes["phase"] not in phases:
             reason = f"{session}: the client's last answer was '{notes['phase']}', which this phase does not follow"
             raise Refusal(RefusalKind.OUT_OF_TURN, reason)
         return notes

@@ -101,6 +101,11 @@ class Ring:
         self.order = sorted(clients, key=lambda client: sha256(encoded("ring", digest, client)).digest())
         self.place = {client: place for place, client in enumerate(self.order)}
 
+    @property
+    def complete(self) -> bool:
+        """Whether everyone is everyone's neighbour."""
+        return self.plan.reach is None
+
     def neighbours(self, client: int) -> list[int]:
         """Return the clients with which one shares secrets and masks."""
         reach, place = self.plan.reach, self.place[client]

@@ -2,7 +2,8 @@
 
 Each phase is a question to every client that is left, and its answer: keys, shares, the masked vector, the survivors
 agreed on, and the unmasking. Nothing of the first two phases depends on what is summed, so a sum may go through them
-while the one before comes to its end.
+while the one before comes to its end. The fourth is for sums from which somebody has vanished: with its vector a client
+agrees to the sum of all who have shared.
 """
 
 from __future__ import annotations
@@ -123,10 +124,16 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Masked:
-    """Phase 3, the answer: a masked vector, ``[length]``."""
+    """Phase 3, the answer.
+
+    Attributes:
+        words: the masked vector, ``[length]``.
+        signature: an agreement, as in phase 4, to the sum of all who have shared; empty in a sparse graph.
+    """
 
     client: int
     words: Words
+    signature: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ class SecureSum:
         self._sharing: set[int] = set()
         self._total: Words | None = None
         self._added: set[int] = set()
+        self._agreed: dict[int, bytes] = {}  # client -> its agreement to the sum of all who have shared
         self.refused: dict[int, str] = {}
 
     def invitation(self) -> Invitation:
@@ -121,11 +122,21 @@ class SecureSum:
             total = answer.words.copy() if self._total is None else self._total + answer.words
             self._total = total & largest(self._bits)
             self._added.add(answer.client)
+            self._agreed[answer.client] = answer.signature
 
     def survivors(self) -> Survivors:
         """Return the question of phase 4. Raises TooFewClients."""
         self._left("sent a masked vector", self._added)
         return Survivors(self._session, tuple(sorted(self._added)))
+
+    def unmasking_of_all(self) -> Unmasking | None:
+        """Return the question of phase 5 where nobody has vanished; None: phase 4 comes before."""
+        if self._added != self._sharing or not self._ring.complete:
+            return None
+        try:
+            return self.unmasking(Agreement(client, signature) for client, signature in self._agreed.items())
+        except TooFewClients:
+            return None
 
     def unmasking(self, answers: Iterable[Agreement]) -> Unmasking:
         """Take the answers of phase 4, and return the question of phase 5, for the survivors. Raises TooFewClients."""

@@ -54,24 +54,30 @@ def answer_phase(message: Message, context: Context, carried_out: Callable[[], A
                 answered = _kept(store, delivery.session, asked[UNION])
             elif asked.get(PART) == ROWS_FIRST:
                 answered.keep(store, delivery.session)
-            masked = answered.masked(_client(store, node, asked), delivery)
+            client = _client(store, node, asked)
+            said = answered.masked(client, delivery)
             if UNION in asked:
                 store.drop(_name(delivery.session))
-            return {RECORD: masked}
+            return {RECORD: ConfigRecord(said | _ahead(client, phase, asked, context))}
     with store.lock():
-        client, run = _client(store, node, asked), str(context.run_id)
-        said: dict[str, Any] = {"answer": _said(client, phase, asked["question"], run)}
-        if phase in AHEAD and NEXT in asked:
-            with suppress(FedMoEError):  # the sum that goes on is not harmed; the next one asks again
-                said[NEXT] = _said(client, AHEAD[phase], asked[NEXT], run)
-    return {RECORD: ConfigRecord(said)}
+        client = _client(store, node, asked)
+        said = {"answer": _said(client, phase, asked["question"], context)}
+        return {RECORD: ConfigRecord(said | _ahead(client, phase, asked, context))}
 
 
-def _said(client: SecureClient, phase: str, question: Any, run: str) -> str:
+def _ahead(client: SecureClient, phase: str, asked: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    """Return the answer to what belongs to the next sum, if it can be given."""
+    if phase in AHEAD and NEXT in asked:
+        with suppress(FedMoEError):  # the sum that goes on is not harmed; the next one asks again
+            return {NEXT: _said(client, AHEAD[phase], asked[NEXT], context)}
+    return {}
+
+
+def _said(client: SecureClient, phase: str, question: Any, context: Context) -> str:
     """Return the answer to a phase in which nothing is masked, as text."""
     if phase == "keys":
         invitation = from_text(Invitation, question)
-        _refuse_other_run(invitation.session, run)
+        _refuse_other_run(invitation.session, str(context.run_id))
         return to_text(client.keys(invitation))
     if phase == "shares":
         return to_text(client.share(from_text(Members, question)))
@@ -95,8 +101,8 @@ class _Answered:
     counts: bool = False
     union: Union | None = None
 
-    def masked(self, client: SecureClient, delivery: Delivery) -> ConfigRecord:
-        """Return the vector under masks, and what its entries are."""
+    def masked(self, client: SecureClient, delivery: Delivery) -> dict[str, Any]:
+        """Return the vector under masks, what its entries are, and the agreement to the sum of all."""
         bits = self.terms.count_bits if self.counts else self.terms.ring_bits
         if self.counts:
             vector = to_counts(self.arrays, self.layout, self.terms)
@@ -105,7 +111,8 @@ class _Answered:
         else:
             vector = to_values(self.arrays, self.layout, self.terms, self.union)
         masked = client.mask(delivery, vector.astype(word_type(bits)), bits, self.asked)
-        return ConfigRecord({"words": to_bytes(masked.words), "layout": json.dumps(self.layout.to_json())})
+        agreed = {"agreed": masked.signature} if masked.signature else {}
+        return {"words": to_bytes(masked.words), "layout": json.dumps(self.layout.to_json()), **agreed}
 
     def keep(self, store: StateFolder, session: Session) -> None:
         """Keep the answer for the second sum: the client is not trained again."""

@@ -1,7 +1,7 @@
 """Rounds of real clients whose answers reach the server only as sums: the server's side of ``fedmoe.secure``.
 
-Each exchange with the clients becomes five, one for each phase, or three where the first two were had before; the
-phase of masked vectors carries the model and has the clients train or evaluate. What comes out is one reply, the sum,
+Each exchange with the clients becomes up to five, one for each phase; the phase of masked vectors carries the model and
+has the clients train or evaluate. What comes out is one reply, the sum,
 as if a host of a simulation had added the answers up.
 """
 
@@ -44,7 +44,8 @@ class SecureRounds:
     rows_first: see ``privacy.rows_first``.
 
     Where the same clients are asked once more, as in a federation in which everybody takes part, the next sum's keys
-    and shares travel with the last two phases of the one before: an exchange then takes three messages, not five.
+    and shares travel with the phases of the one before. An exchange from which nobody vanishes then takes two messages:
+    the one with the model, and the unmasking.
 
     Where few rows of large tables are touched, training takes two sums of the same clients: the touched rows are
     counted, then the answers are added up at those rows alone.
@@ -158,15 +159,18 @@ class SecureRounds:
         total, ahead = shared.total, Ahead(None if keys is None else self._next(keys))
         total.refused = talk.refused
         total.expect(part.bits, part.asked)
-        questions = {client: {"question": to_text(each), **part.words} for client, each in shared.deliveries.items()}
-        layout = _add(total, talk.ask("masked", questions, part.with_model), part.bits, shapes, layout)
+        more = {**part.words, **ahead.invitation()}
+        questions = {client: {"question": to_text(each), **more} for client, each in shared.deliveries.items()}
+        said = talk.ask("masked", questions, part.with_model)
+        layout = _add(total, said, part.bits, shapes, layout)
         survivors = total.survivors()
         talk.summed = survivors.survivors
-        question = {"question": to_text(survivors), **ahead.invitation()}
-        said = talk.ask("survivors", dict.fromkeys(talk.summed, question))
-        unmasking = total.unmasking(talk.read(said, Agreement))
-        question = {"question": to_text(unmasking), **ahead.members(said)}
-        said = talk.ask("unmasking", dict.fromkeys(said, question))
+        left, members = talk.summed, ahead.members(said)
+        unmasking = total.unmasking_of_all()
+        if unmasking is None:
+            said = talk.ask("survivors", dict.fromkeys(talk.summed, {"question": to_text(survivors)}))
+            left, unmasking = tuple(said), total.unmasking(talk.read(said, Agreement))
+        said = talk.ask("unmasking", dict.fromkeys(left, {"question": to_text(unmasking), **members}))
         summed = total.sum(talk.read(said, Revealed))
         self._prepared = ahead.shared(said)
         assert layout is not None  # there are survivors
@@ -180,15 +184,15 @@ def _add(
     found = {}
     for client, record in said.items():
         try:
-            found[client] = layout_in(record, shapes), from_bytes(record.get("words"), bits)
+            found[client] = layout_in(record, shapes), from_bytes(record.get("words"), bits), record.get("agreed")
         except FedMoEError as error:
             total.refused[client] = str(error)
     if found and layout is None:
-        told = Counter(json.dumps(each.to_json()) for each, _ in found.values())
+        told = Counter(json.dumps(each.to_json()) for each, *_ in found.values())
         layout = Layout.of_json(json.loads(told.most_common(1)[0][0]))
-    for client, (own, words) in found.items():
+    for client, (own, words, agreed) in found.items():
         if own == layout:
-            total.add(Masked(client, words))
+            total.add(Masked(client, words, agreed if isinstance(agreed, bytes) else b""))
         else:
             total.refused[client] = "a vector of other metrics or tables than the others'"
     return layout

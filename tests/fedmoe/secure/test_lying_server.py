@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from math import floor
 
 import pytest
 from cohort import SESSION, Cohort, admitted, line, signer
+from hypothesis import given
+from hypothesis import strategies as st
 
+from fedmoe.errors import FedMoEError
 from fedmoe.secure.client import SecureClient
 from fedmoe.secure.failures import Refusal, RefusalKind, TooFewClients
+from fedmoe.secure.graph import plan
 from fedmoe.secure.messages import Delivery, Invitation, Members, Session, SignedKeys, Survivors, Terms, Unmasking
 from fedmoe.secure.notes import MemoryNotebook
 from fedmoe.secure.primitives import public_of, random_key
@@ -197,6 +203,58 @@ def test_survivors_that_leave_too_few() -> None:
     refused(RefusalKind.SURVIVORS, "this one among", lambda: cohort.client(ME).agree(Survivors(SESSION, (11, 12, 13))))
 
 
+def test_the_sum_of_all_is_unmasked_by_a_quorum_alone() -> None:
+    cohort = Cohort(5)
+    cohort.until_masked()
+    true = cohort.server.unmasking_of_all()
+    assert true is not None and len(true.signatures) == 3
+    alone = replace(true, signatures=dict(list(true.signatures.items())[:2]))
+    refused(RefusalKind.SURVIVORS, "2 clients agree .*, 3 are needed", lambda: cohort.client(ME).unmask(alone))
+    forged = replace(true, signatures={**true.signatures, 11: true.signatures[12]})
+    refused(RefusalKind.SIGNATURE, "client 11", lambda: cohort.client(ME).unmask(forged))
+    fewer = replace(true, survivors=(10, 11, 12, 13), dropped=(14,))
+    refused(RefusalKind.SURVIVORS, "others than this client has agreed to", lambda: cohort.client(ME).unmask(fewer))
+
+
+def test_a_sum_cannot_be_unmasked_with_a_client_and_without_it() -> None:
+    """Everyone has agreed to the sum of all. The server has that unmasked by some, and a sum without 14 by the others.
+
+    The three who sign the shorter list are as few as may be. Both secrets of 14 would lay its vector open.
+    """
+    cohort = Cohort(5)
+    cohort.until_masked()
+    everyone, without = cohort.server.unmasking_of_all(), Survivors(SESSION, (10, 11, 12, 13))
+    assert everyone is not None
+    signatures = {client: cohort.client(client).agree(without).signature for client in (10, 11, 12)}
+    shorter = Unmasking(SESSION, without.survivors, (14,), signatures)
+    for client in (10, 11, 12):
+        refused(RefusalKind.SURVIVORS, "agreed to", lambda c=client: cohort.client(c).unmask(everyone))
+    revealed = [cohort.client(client).unmask(shorter) for client in (10, 11, 12)]
+    revealed += [cohort.client(client).unmask(everyone) for client in (13, 14)]
+    refused(RefusalKind.UNMASKED, "already", lambda: cohort.client(13).unmask(shorter))
+    threshold = cohort.server._ring.plan.threshold
+    assert sum(14 in each.keys for each in revealed) == threshold == 3
+    assert sum(14 in each.seeds for each in revealed) == 2  # its own share among them: one too few
+
+
+@given(st.integers(4, 400), st.floats(0, 0.49), st.floats(0.1, 0.49))
+def test_both_secrets_of_a_client_take_more_shares_than_there_are(
+    members: int, dropouts: float, corrupt: float
+) -> None:
+    """Each honest client gives a share of the one or of the other, and those in league with the server give both."""
+    with contextlib.suppress(FedMoEError):  # terms that cannot be kept
+        found = plan(members, Terms(3, dropouts, corrupt))
+        if found.reach is None:
+            assert 2 * found.threshold > members + floor(corrupt * members)
+
+
+def test_a_sparse_graph_is_not_unmasked_before_survivors_are_agreed_on(sparse: Cohort) -> None:
+    sparse.until_masked()
+    assert sparse.server.unmasking_of_all() is None
+    everyone = Unmasking(SESSION, tuple(sparse.ids), (), {})
+    refused(RefusalKind.OUT_OF_TURN, "sparse graph", lambda: sparse.client(ME).unmask(everyone))
+
+
 def test_both_kinds_of_share_of_one_client() -> None:
     cohort = Cohort(5, vanish={"masked": [14]})
     true = cohort.until_unmasking()
@@ -266,4 +324,4 @@ def test_a_failed_sum_leaves_no_share_with_the_server() -> None:
     for client in (10, 11):
         refused(RefusalKind.COHORT, "2 of 5", lambda c=client: cohort.client(c).agree(request))
         unmasking = Unmasking(SESSION, (10, 11), (12, 13, 14), {})
-        refused(RefusalKind.OUT_OF_TURN, "'masked'", lambda c=client, u=unmasking: cohort.client(c).unmask(u))
+        refused(RefusalKind.SURVIVORS, "agreed to", lambda c=client, u=unmasking: cohort.client(c).unmask(u))

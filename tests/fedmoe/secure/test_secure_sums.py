@@ -38,6 +38,7 @@ def cohorts(draw: st.DrawFn, lost: bool) -> Cohort:
         length=draw(st.integers(0, 20)),
         seed=draw(st.integers(0, 2**32)),
         vanish=vanish,
+        short=draw(st.booleans()),
     )
 
 
