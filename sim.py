@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from fedmoe.errors import FedMoEError
-from fedmoe.help import help_text
+from fedmoe.help import complete, help_text
 from fedmoe.loading import load_points, points_of_run
 from fedmoe_api.search import run_search
 from fedmoe_api.simulation import federate, planned
@@ -45,6 +45,7 @@ def main(words: list[str], program: str = "python sim.py") -> int:
 
 def command(program: str = "fedmoe") -> int:
     """Run this process's own command line."""
+    complete()
     sys.path.append(str(Path.cwd()))  # a strategy of the user's own may lie in the folder that the command is run in
     return main(sys.argv[1:], program)
 

@@ -1,13 +1,15 @@
-"""The help of the command line: one screen a topic, made from the settings themselves."""
+"""The help of the command line, one screen a topic, and completion in the shell, both from the settings themselves."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import textwrap
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
 from fedmoe.errors import FedMoEError, nearest
-from fedmoe.loading import ALIASES, CONFIGS, leaves
+from fedmoe.loading import ALIASES, CONFIGS, full_key, leaves
 from fedmoe.settings import Settings
 
 TOPICS = {
@@ -40,6 +42,9 @@ Train SASRec with a residual mixture of experts, one for each modality of the it
 {spellings}
 A run leaves its settings, metrics, checkpoints, plots and report.md in runs/<time>-<name>/. Exit status: 0 done, 2
 something for you to put right."""
+
+# What the command takes, as far as a shell completes it.
+SIM: dict[str, Any] = {"words": {"nargs": "*"}, "--dry-run": {"action": "store_true"}, "--resume": {}}
 
 
 def help_text(topics: list[str], program: str = "python sim.py") -> str:
@@ -97,3 +102,26 @@ def _default(value: Any) -> str:
 
 def _choices(annotation: Any) -> str:
     return f"  ({' | '.join(map(str, get_args(annotation)))})" if get_origin(annotation) is Literal else ""
+
+
+def complete(parser: argparse.ArgumentParser | None = None) -> None:
+    """Answer a shell that asks what may follow, and end; do nothing in any other process. None: that of ``sim.py``."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        made = parser or argparse.ArgumentParser()
+        for name, how in () if parser else SIM.items():
+            made.add_argument(name, **how)
+        argcomplete.autocomplete(made, default_completer=words)
+
+
+def words(prefix: str, action: argparse.Action, **others: Any) -> list[str]:
+    """Return shipped files and settings, whose keys are short where that is unique; for nothing the shell has files."""
+    fields = dict(leaves()) if action.dest == "words" else {}
+    key, equals, _ = prefix.partition("=")
+    if equals:
+        kind = getattr(fields.get(full_key(key, []) or ""), "annotation", None)
+        values = ("true", "false") if kind is bool else get_args(kind)
+        return [f"{key}={each}" for each in values if isinstance(each, str)]
+    keys = [full if "." in key else full.split(".")[-1] for full in fields]
+    return [f"{key}=" for key in keys if full_key(key, [])] + [path.stem for path in CONFIGS.glob("*.yaml") if fields]

@@ -52,7 +52,7 @@ def load_settings(words: Sequence[str], values: Mapping[str, Any] | None = None)
     """
     tree, problems, warnings = _tree_of(words)
     for key, value in (values or {}).items():
-        if path := _full_key(key, problems):
+        if path := full_key(key, problems):
             _set(tree, path, value)
     return _validated(tree, problems), warnings
 
@@ -90,7 +90,7 @@ def load_points(words: Sequence[str]) -> Points:
     for label, change in changes.items():
         own = deepcopy(tree)
         for key, value in change.items():
-            if path := _full_key(key, problems):
+            if path := full_key(key, problems):
                 _set(own, path, value)
         try:
             points[label] = _validated(own, [])
@@ -132,8 +132,9 @@ def _tree_of(words: Sequence[str]) -> tuple[dict[str, Any], list[str], list[str]
         if key in DEPRECATED:
             warnings.append(f"--{key} is accepted but does nothing: {DEPRECATED[key]}")
         elif key == "use_negative_sampling":
-            _set(tree, "training.loss", "sampled_softmax" if _is_true(text) else "softmax")
-        elif path := _full_key(key, problems):
+            on = text.strip().lower() not in ("false", "0", "no", "off")
+            _set(tree, "training.loss", "sampled_softmax" if on else "softmax")
+        elif path := full_key(key, problems):
             _set(tree, path, parse_value(text))
     return tree, problems, warnings
 
@@ -215,7 +216,8 @@ def _pairs(words: list[str], problems: list[str]) -> Iterator[tuple[str, str]]:
         yield key.replace("-", "_"), text
 
 
-def _full_key(key: str, problems: list[str]) -> str | None:
+def full_key(key: str, problems: list[str]) -> str | None:
+    """Return the full key that a key stands for; None, and the problem, where it is unknown or ambiguous."""
     key = ALIASES.get(key) or SPELLINGS.get(key, key)
     if key.startswith(f"{MODALITIES}."):
         return _modality_key(key, problems)
@@ -258,10 +260,6 @@ def parse_value(text: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError:
         return text
-
-
-def _is_true(text: str) -> bool:
-    return text.strip().lower() not in ("false", "0", "no", "off")
 
 
 def _set(tree: dict[str, Any], path: str, value: Any) -> None:

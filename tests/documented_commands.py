@@ -31,7 +31,7 @@ INLINE = re.compile(r"`((?:\w+=\S+ )*([\w-]+) [^`]+)`")
 ASSIGNED = re.compile(r"(\w+)=(\S+) (?=\S)")
 PROGRAMS = {"python", "pip", "fedmoe", "fedmoe-server", "fedmoe-client", "mkdocs", "podman", "ray", *FLOWER}
 RUNS = "runs/20260101-120000-"
-SHELL = {"export", "ssh-keygen", "ssh"}  # they are not ours, and have no parser to ask
+SHELL = {"export", "eval", "ssh-keygen", "ssh"}  # they are not ours, and have no parser to ask
 # Indented blocks that are no commands, by how they begin; the units and the container file have test_docs_units.py.
 SHOWN = (
     "final = LN(", "score(t, c) = ", "sim.py            the", "# seen on the sofa", "the client's text features is not",

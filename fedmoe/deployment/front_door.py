@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,10 @@ def main(parser: argparse.ArgumentParser, commands: Mapping[str, Command], words
 
     commands: those of the parser; they are handed what follows ``--``, which are options of Flower's own program.
     """
+    if "_ARGCOMPLETE" in os.environ:
+        from fedmoe.help import complete  # pydantic, which a supervisor does without
+
+        complete(parser)
     words = list(words)
     at = words.index("--") if "--" in words else len(words)
     given = parser.parse_args(words[:at])
