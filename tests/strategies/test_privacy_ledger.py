@@ -109,5 +109,5 @@ def test_the_report_says_what_was_spent(tmp_path: Path) -> None:
     assert section.count("\n| ") <= 13
     assert "| 24 |" in section
     file.write_text("no JSON")
-    with pytest.raises(FedMoEError, match="privacy.json is not readable JSON"):
+    with pytest.raises(FedMoEError, match="privacy.json cannot be read"):
         read_ledger(file)
