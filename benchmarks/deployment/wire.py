@@ -13,20 +13,17 @@ from collections.abc import Sequence
 from math import prod
 
 import numpy as np
-from flwr.app import RecordDict
 
-from benchmarks.runs import exit_status, job
+from benchmarks.runs import exit_status, job, sent_by
 from data.registry import load_dataset
 from data.sampling import generator
 from fedmoe.loading import to_run_config
-from fedmoe.modalities import GROUPS
 from fedmoe.settings import Settings
 from fedmoe.sums.terms import Terms
 from fedmoe.sums.total import entries
 from fedmoe.wire import NamedArrays, pack
-from fedmoe_client.learning.client import FedMoEClient, carry_out, workbench
+from fedmoe_client.learning.client import workbench
 from fedmoe_client.learning.own_client import TABLE
-from fedmoe_client.store.private import InContext
 from fedmoe_server.report.report import table
 from model.build import initial_arrays
 from strategies.sums.layer import largest_weight
@@ -55,11 +52,7 @@ def masked_bytes(settings: Settings, arrays: NamedArrays, clients: int) -> int:
 
 def plain_bytes(settings: Settings, arrays: NamedArrays, user: int) -> int:
     """Return the bytes of the arrays that a user's client sends in plain, all groups shared."""
-    bench = workbench(to_run_config(settings))
-    client = FedMoEClient(bench, user, InContext(RecordDict()), simulated=True)
-    trained = carry_out(client, "train", pack(arrays), {"server-round": 1, "shared": list(GROUPS)}).arrays
-    assert trained is not None
-    return len(pack(trained))
+    return len(pack(sent_by(workbench(to_run_config(settings)), user, pack(arrays))))
 
 
 def _print(given: argparse.Namespace) -> None:
