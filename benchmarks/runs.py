@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from data.dataset import Dataset
 from data.sampling import Split
 from fedmoe.errors import FedMoEError, nearest
 from fedmoe.loading import load_settings, settings_from
+from fedmoe.modalities import GROUPS
 from fedmoe.settings import EvaluationSettings, Settings
+from fedmoe.wire import NamedArrays
+from fedmoe_client.learning.client import FedMoEClient, carry_out
 from fedmoe_client.learning.evaluation import Scorer, ranks
+from fedmoe_client.learning.workbench import Workbench
+from fedmoe_client.store.private import InContext
 
 Ranks = NDArray[np.float64]
 """A rank from 1 for each user, ``[users]``."""
@@ -99,6 +105,17 @@ class Kept:
             raise FedMoEError(f"{self._path}: '{key}' is of other settings: choose another --folder")
         found: dict[str, Any] = self._lines[key]["result"]
         return found
+
+
+def sent_by(bench: Workbench, user: int, model: bytes, number: int = 1, **asked: Any) -> NamedArrays:
+    """Return the arrays that a simulated client, who remembers nothing, sends in a round; all groups are shared.
+
+    model: the server's, packed; asked: what else the config of the message has.
+    """
+    client = FedMoEClient(bench, user, InContext(RecordDict()), simulated=True)
+    sent = carry_out(client, "train", model, {"server-round": number, "shared": list(GROUPS), **asked}).arrays
+    assert sent is not None
+    return sent
 
 
 def context_length(settings: Settings) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fcntl import LOCK_EX, flock
 from pathlib import Path
+from typing import Any
 
 from fedmoe.errors import FedMoEError
 
@@ -65,6 +67,21 @@ def write_file(path: Path, content: bytes, mode: int = 0o644, durable: bool = Fa
             raise
         if durable:
             sync(path.parent)
+
+
+def write_json(path: Path, content: Any, mode: int = 0o600) -> None:
+    """Write a file that is the old or the new one at any time; without a mode it is its owner's alone."""
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode(), mode)
+
+
+def read_json(path: Path, missing: Any = None) -> Any:
+    """Return what is in a file of ``write_json``, ``missing`` if there is none. Raises FedMoEError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return missing
+    except (OSError, ValueError) as error:
+        raise FedMoEError(f"{path} cannot be read ({error}): restore or delete it") from error
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:

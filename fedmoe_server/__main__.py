@@ -9,14 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedmoe.deployment.flower_part import require_flower
-from fedmoe.deployment.folder import write_json
 from fedmoe.deployment.front_door import Command, main, parser_of
 from fedmoe.deployment.keys import read_public_key
 from fedmoe.deployment.ports import listens, own_address, parse_address, require_free, wait_until_closed
 from fedmoe.deployment.superexec import superexec
 from fedmoe.deployment.supervisor import Program, Supervisor, end_leftovers, require_stopped, start_in_background, stop
 from fedmoe.errors import FedMoEError
-from fedmoe.files import alone
+from fedmoe.files import alone, write_json
 from fedmoe_server.deploy.certificates import Certificates, given_certificates, own_certificates
 from fedmoe_server.deploy.deployed import AdmittedClient
 from fedmoe_server.deploy.server_folder import CONNECTION, Addresses, ServerFolder, superlink_command

@@ -17,6 +17,9 @@ from ray.exceptions import RayTaskError
 
 from simulation.ray import fleet, grid
 
+# Words with which Flower's own runtime, which stays on the session's Ray of two CPUs, has one process and not four.
+ONE_PROCESS = ["engine=flower", "client_cpus=1.5"]
+
 
 class Result:
     """What a call came to: the reference of Ray's that is always ready."""

@@ -17,7 +17,7 @@ from strategies import PartialAggregation
 
 JOB = (
     "quick dim=16 attention_dim=16 num_rounds=20 strategy_parameters.eta=0.015 evaluate_every=0 warmup_rounds=20 "
-    "hosts=1 engine=vectorized aggregate_in_hosts=false"
+    "hosts=1 engine=vectorized aggregate_in_hosts=false local_epochs=1"
 ).split()
 SPLITS = ("validation", "test")
 TABLE = "items.ids.weight"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from hosts_here import ONE_PROCESS
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
@@ -39,9 +40,9 @@ WORDS = (
 WORDS = [word.replace("{coverage:", "{coverage: ").replace("{length:", "{length: ") for word in WORDS]
 
 
-@pytest.mark.parametrize("engine", ["ray", "vectorized", "flower"])
-def test_the_coverage_of_a_run_is_that_of_its_users_lists(engine: str, ray_address: str, tmp_path: Path) -> None:
-    given = [*WORDS, f"engine={engine}", f"ray_address={ray_address}", f"save_dir={tmp_path}"]
+@pytest.mark.parametrize("engine", [["engine=ray"], ["engine=vectorized"], ONE_PROCESS], ids=" ".join)
+def test_the_coverage_of_a_run_is_that_of_its_users_lists(engine: list[str], ray_address: str, tmp_path: Path) -> None:
+    given = [*WORDS, *engine, f"ray_address={ray_address}", f"save_dir={tmp_path}"]
     assert sim.main(given) == 0
     (run_dir,) = tmp_path.iterdir()
     test = json.loads((run_dir / "result.json").read_text())["test"]

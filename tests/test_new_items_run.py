@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hosts_here import ONE_PROCESS
 from safetensors.numpy import load_file
 
 import sim
@@ -22,7 +23,7 @@ SMALL = (
     # FedAdam divides by roots that may be as small as tau: with 1e-6 it would magnify the last digits of sums.
     "strategy_parameters.tau=1e-3 federation.guards.norm_multiple=0"
 ).split()
-ENGINES = {"ray": [], "vectorized": [], "flower": ["client_cpus=1"]}
+ENGINES = {"ray": ["engine=ray"], "vectorized": ["engine=vectorized"], "flower": ONE_PROCESS}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def runs(hosts_here: None, ray_address: str, tmp_path_factory: pytest.TempPathFa
     found = {}
     for engine, words in ENGINES.items():
         folder = tmp_path_factory.mktemp(engine) / "runs"
-        given = [*SMALL, *words, f"engine={engine}", f"ray_address={ray_address}", f"save_dir={folder}"]
+        given = [*SMALL, *words, f"ray_address={ray_address}", f"save_dir={folder}"]
         assert sim.main(given) == 0
         (found[engine],) = folder.iterdir()
     return found

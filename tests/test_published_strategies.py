@@ -13,6 +13,7 @@ import paper_strategies as papers
 import pytest
 import torch
 from flwr.app import RecordDict
+from hosts_here import ONE_PROCESS
 from paper_strategies import ALPHA, CLIENTS, Model, mean, plus
 from plain_clients import bench_of, local_sgd
 from safetensors.numpy import load_file
@@ -275,7 +276,7 @@ def run_on(engine: str, ray_address: str, folder: Path, strategy: type, *more: s
     words = [
         *SMALL,
         f"ray_address={ray_address}",
-        f"engine={engine}",
+        *(ONE_PROCESS if engine == "flower" else [f"engine={engine}"]),
         f"save_dir={folder}",
         f"strategy=paper_strategies:{strategy.__name__}",
     ]

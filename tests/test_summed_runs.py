@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hosts_here import ONE_PROCESS
 from safetensors.numpy import load_file
 
 import sim
@@ -63,7 +64,7 @@ def test_engines_and_hosts_give_the_same_bits(runs: Runs) -> None:
     """Hosts add up, or the server does, on one host, on two, or on Flower's own runtime; sums of floats differ."""
     merged = runs("engine=ray", SLOWLY)
     same(merged, runs("engine=ray", SLOWLY, "aggregate_in_hosts=false", "hosts=2"))
-    same(merged, runs("engine=flower", SLOWLY))
+    same(merged, runs(*ONE_PROCESS, SLOWLY))
     plain = runs("engine=ray", SLOWLY, "sum_bits=0", "norm_multiple=0")
     # FedAdam steps by .005 at most, whichever way a gradient of nearly nothing points.
     assert all(np.abs(plain[0][name] - array).max() < 0.02 for name, array in merged[0].items())
@@ -97,7 +98,7 @@ def test_a_private_run_of_sums(runs: Runs) -> None:
     """The same bits on two engines, noise in the model, the account in the run's folder, and no training metric."""
     words = SLOWLY, "client_fraction=1", "side=distributed", "noise_multiplier=2", "sum_bits=12", "evaluate_every=0"
     private = runs("engine=ray", *words)
-    same(private, runs("engine=flower", *words))
+    same(private, runs(*ONE_PROCESS, *words))
     ledger = json.loads((private[3] / "privacy.json").read_text())
     assert [entry["round"] for entry in ledger["rounds"]] == [1, 2, 3]
     assert ledger["epsilon"] == pytest.approx(epsilon_of([Release(2.0, 1.0, 3)], 1e-5))

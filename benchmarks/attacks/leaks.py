@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from benchmarks.attacks.clients import TABLE
+from benchmarks.runs import sent_by
 from data.sampling import Interactions, generator, training_part
 from fedmoe.loading import to_run_config
-from fedmoe.modalities import GROUPS
 from fedmoe.settings import Settings
 from fedmoe.wire import ROWS, NamedArrays, pack
-from fedmoe_client.learning.client import FedMoEClient, carry_out, workbench
+from fedmoe_client.learning.client import workbench
 from fedmoe_client.learning.private_reply import METRICS_KEY, NOISE_KEY, NORM_KEY
-from fedmoe_client.store.private import InContext
 from strategies import noise_of
 
 Changes = NDArray[np.floating]
@@ -58,10 +56,7 @@ def _changes(settings: Settings, interactions: Interactions, sent: NamedArrays, 
     bench, before = workbench(to_run_config(settings)), sent[TABLE]
     changes = np.zeros((rounds, *before.shape), np.float32)
     for number in range(1, rounds + 1):
-        config = {"server-round": number, "shared": list(GROUPS), **_asked(settings, interactions)}
-        client = FedMoEClient(bench, user, InContext(RecordDict()), simulated=True)
-        trained = carry_out(client, "train", pack(sent), config).arrays
-        assert trained is not None
+        trained = sent_by(bench, user, pack(sent), number, **_asked(settings, interactions))
         rows = trained.get(TABLE + ROWS, ...)
         changes[number - 1][rows] = trained[TABLE] - before[rows]
     return changes

@@ -17,21 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from benchmarks.attacks.clients import TABLE
 from benchmarks.attacks.leaks import auc, norm, sign, touched
-from benchmarks.runs import exit_status, job
+from benchmarks.runs import exit_status, job, sent_by
 from benchmarks.tables import write_page
 from data.registry import load_dataset
 from data.sampling import generator, training_part
 from fedmoe.loading import to_run_config
-from fedmoe.modalities import GROUPS
 from fedmoe.settings import Settings
 from fedmoe.wire import ROWS, pack
-from fedmoe_client.learning.client import FedMoEClient, carry_out, workbench
-from fedmoe_client.store.private import InContext
+from fedmoe_client.learning.client import workbench
 from fedmoe_server.report.report import table
 from model.build import initial_arrays
 from strategies import noise_for
@@ -181,9 +178,7 @@ def _updates(settings: Settings, user: int, draws: int) -> list[tuple[Update, fl
     sent = initial_arrays(settings, bench.dataset)
     packed = pack(sent)
     for number in range(1, draws + 1):
-        client = FedMoEClient(bench, user, InContext(RecordDict()), simulated=True)
-        trained = carry_out(client, "train", packed, {"server-round": number, "shared": list(GROUPS)}).arrays
-        assert trained is not None
+        trained = sent_by(bench, user, packed, number)
         rows = trained.get(TABLE + ROWS, np.arange(len(sent[TABLE])))
         before = sent | {TABLE: sent[TABLE][rows]}
         moved = {name: trained[name] - before[name] for name in sent if name in trained}

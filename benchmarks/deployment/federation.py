@@ -15,9 +15,10 @@ import psutil
 
 from benchmarks.runs import job
 from data.registry import load_dataset
-from fedmoe.deployment.folder import TAG, Folder, read_json
+from fedmoe.deployment.folder import TAG, Folder
 from fedmoe.deployment.processes import recorded, running_supervisor
 from fedmoe.errors import FedMoEError
+from fedmoe.files import read_json
 from fedmoe_server.deploy.one_machine import OneMachine
 from fedmoe_server.deploy.server_folder import CONNECTION, ServerFolder
 from fedmoe_server.report.run_folder import METRICS, read_records

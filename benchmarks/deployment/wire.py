@@ -13,21 +13,18 @@ from collections.abc import Sequence
 from math import prod
 
 import numpy as np
-from flwr.app import RecordDict
 
-from benchmarks.runs import exit_status, job
+from benchmarks.runs import exit_status, job, sent_by
 from data.registry import load_dataset
 from data.sampling import generator
 from fedmoe.loading import to_run_config
-from fedmoe.modalities import GROUPS
 from fedmoe.secure.primitives import word_type
 from fedmoe.settings import Settings
 from fedmoe.sums.terms import Terms
 from fedmoe.sums.total import entries
 from fedmoe.wire import ROWS, NamedArrays, pack
-from fedmoe_client.learning.client import FedMoEClient, carry_out, workbench
+from fedmoe_client.learning.client import workbench
 from fedmoe_client.learning.own_client import TABLE
-from fedmoe_client.store.private import InContext
 from fedmoe_server.report.report import table
 from model.build import initial_arrays
 from strategies.sums.layer import largest_weight
@@ -63,11 +60,7 @@ def parted_bytes(settings: Settings, arrays: NamedArrays, clients: int, rows: in
 
 def answer(settings: Settings, arrays: NamedArrays, user: int) -> NamedArrays:
     """Return what a user's client sends in plain, all groups shared."""
-    bench = workbench(to_run_config(settings))
-    client = FedMoEClient(bench, user, InContext(RecordDict()), simulated=True)
-    trained = carry_out(client, "train", pack(arrays), {"server-round": 1, "shared": list(GROUPS)}).arrays
-    assert trained is not None
-    return trained
+    return sent_by(workbench(to_run_config(settings)), user, pack(arrays))
 
 
 def _terms(settings: Settings, clients: int) -> Terms:

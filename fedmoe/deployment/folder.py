@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
 
 from fedmoe.errors import FedMoEError
 from fedmoe.files import write_file
@@ -86,18 +84,3 @@ class Folder:
             "PYTHONUNBUFFERED": "1",
         }
         return {**quiet, **kept, **base, **fixed}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file that is the old or the new one at any time, readable by its owner alone."""
-    write_file(path, (json.dumps(content, indent=2) + "\n").encode(), mode=0o600)
-
-
-def read_json(path: Path, missing: Any = None) -> Any:
-    """Return what is in a file of ``write_json``, ``missing`` if there is none. Raises FedMoEError if it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return missing
-    except (OSError, ValueError) as error:
-        raise FedMoEError(f"{path} cannot be read ({error}): restore or delete it") from error

@@ -8,8 +8,9 @@ from typing import Any
 
 import psutil
 
-from fedmoe.deployment.folder import TAG, Folder, read_json
+from fedmoe.deployment.folder import TAG, Folder
 from fedmoe.errors import FedMoEError
+from fedmoe.files import read_json
 
 GRACE = 10.0  # seconds that programs have to end by themselves
 

@@ -17,9 +17,10 @@ from typing import IO, Any
 import psutil
 
 from fedmoe.deployment.flower_part import BEAT
-from fedmoe.deployment.folder import Folder, write_json
+from fedmoe.deployment.folder import Folder
 from fedmoe.deployment.processes import GRACE, end_all, identity, running_supervisor, still_there
 from fedmoe.errors import FedMoEError
+from fedmoe.files import write_json
 
 POLL = 0.2  # seconds between two looks at the programs
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0  # seconds before a crashed program is started again, doubled each time

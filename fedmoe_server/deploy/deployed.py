@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from fedmoe.deployment.folder import Folder, read_json
+from fedmoe.deployment.folder import Folder
+from fedmoe.files import read_json
 from fedmoe.packages import app_version
 
 if TYPE_CHECKING:  # the supervisor loads neither Flower nor settings

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from fedmoe.deployment.folder import read_json, write_json
 from fedmoe.errors import FedMoEError
+from fedmoe.files import read_json, write_json
 from fedmoe_server.deploy.deployed import held, progress_log
 from fedmoe_server.deploy.server_folder import ServerFolder
 from fedmoe_server.report.run_folder import CHECKPOINTS, read_result

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fedmoe.deployment.flower_part import CONTROL_SECRET, part_command
-from fedmoe.deployment.folder import Folder, read_json, write_json
+from fedmoe.deployment.folder import Folder
 from fedmoe.deployment.ports import parse_address
 from fedmoe.errors import FedMoEError
+from fedmoe.files import read_json, write_json
 from fedmoe_server.deploy.certificates import Certificates
 from fedmoe_server.deploy.deployed import AdmittedClient, admitted_clients
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from fedmoe.deployment.folder import read_json
 from fedmoe.deployment.ports import listens, parse_address
 from fedmoe.deployment.processes import recorded
 from fedmoe.errors import FedMoEError
+from fedmoe.files import read_json
 from fedmoe_server.deploy.known_runs import KnownRun, State, known_runs, state_of
 from fedmoe_server.deploy.server_folder import CONNECTION, ServerFolder
 from fedmoe_server.report.progress import duration

@@ -16,7 +16,7 @@ import yaml
 
 from data.sampling import NEW
 from fedmoe.errors import FedMoEError
-from fedmoe.files import write_file
+from fedmoe.files import read_json, write_json
 from fedmoe.settings import Settings
 from fedmoe_server.rounds.record import Metrics, Result, RoundRecord
 
@@ -103,10 +103,8 @@ def read_result(run_dir: Path) -> Result:
     """Read ``result.json``; without it the run is unfinished. FedMoEError: it is damaged."""
     path = run_dir / RESULT
     try:
-        return Result.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return Result()
-    except (OSError, ValueError, TypeError) as error:
+        return Result.from_json(read_json(path, {}))
+    except (TypeError, AttributeError) as error:
         raise FedMoEError(f"{path} cannot be read: {error}") from error
 
 
@@ -124,13 +122,7 @@ def federated_metrics(run_dir: Path) -> dict[str, Splits]:
 
 def baselines_of(run_dir: Path) -> dict[str, Splits]:
     """Return the baselines in a run folder by name; raises FedMoEError if the file is damaged."""
-    path = run_dir / BASELINES
-    try:
-        known: dict[str, Splits] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise FedMoEError(f"{path} cannot be read ({error}): delete it, it is made again") from error
+    known: dict[str, Splits] = read_json(run_dir / BASELINES, {})
     return known
 
 
@@ -140,8 +132,8 @@ def add_baseline(run_dir: Path, name: str, metrics: Splits) -> None:
 
 
 def write_document(path: Path, content: Any) -> None:
-    """Write a JSON file of the run folder, which is the old or the new one at any time."""
-    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
+    """Write a JSON file of the run folder, which others may read."""
+    write_json(path, content, mode=0o644)
 
 
 def new_run_dir(settings: Settings, now: datetime) -> Path:
@@ -187,8 +179,7 @@ def describe_run(run_dir: Path, simulated: bool, data: Mapping[str, str], going_
     Raises FedMoEError if the run goes on with other data, or with the other kind of clients, than it began with.
     """
     path, told = run_dir / RUN, {"simulated": simulated, "data": dict(data), "sees": sees}
-    if going_on and path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+    if going_on and (before := read_json(path)) is not None:
         if before.get("simulated", simulated) != simulated:
             kind = "simulated" if before["simulated"] else "real"
             raise FedMoEError(f"{run_dir} is a run of {kind} clients: go on with it as it began")
@@ -202,8 +193,7 @@ def describe_run(run_dir: Path, simulated: bool, data: Mapping[str, str], going_
 
 def seen_by_the_server(run_dir: Path) -> str:
     """Return what the server sees of a run's clients, in words; "" for a simulation, and before a run has begun."""
-    path = run_dir / RUN
-    return str(json.loads(path.read_text(encoding="utf-8")).get("sees", "")) if path.exists() else ""
+    return str(read_json(run_dir / RUN, {}).get("sees", ""))
 
 
 def averaged(result: Result) -> str:
@@ -219,8 +209,7 @@ def averaged(result: Result) -> str:
 
 def is_simulated(run_dir: Path) -> bool:
     """Whether a run's clients were simulated; a run folder that does not say so is of a simulation."""
-    path = run_dir / RUN
-    return not path.exists() or bool(json.loads(path.read_text(encoding="utf-8")).get("simulated", True))
+    return bool(read_json(run_dir / RUN, {}).get("simulated", True))
 
 
 def bytes_needed(model_bytes: int, client_bytes: int, clients: int, rounds: int) -> int:

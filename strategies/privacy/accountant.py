@@ -68,12 +68,22 @@ def noise_for(epsilon: float, delta: float, rate: float, rounds: int) -> float:
 def _epsilon(releases: tuple[tuple[float, float, int], ...], delta: float) -> float:
     if not releases:
         return 0.0
+    _, rdp = _backend()
+    # Renyi divergences of rounds add up: that of one round is worked out once, for any number of them.
+    found = [(rounds, *_of_one(noise, rate)) for noise, rate, rounds in releases]
+    orders, total = found[0][1], sum(rounds * divergence for rounds, _, divergence in found)
+    with _quiet():
+        return float(rdp.compute_epsilon(orders, total, delta)[0])
+
+
+@lru_cache(maxsize=64)
+def _of_one(noise: float, rate: float) -> tuple[Any, Any]:
+    """Return the orders of the accountant, and the Renyi divergence of one round at each of them."""
     dp_event, rdp = _backend()
     with _quiet():
         accountant = rdp.RdpAccountant()
-        for noise, rate, rounds in releases:
-            accountant.compose(dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(noise)), rounds)
-        return float(accountant.get_epsilon(delta))
+        accountant.compose(dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(noise)))
+    return accountant.orders, accountant.rdp
 
 
 def _backend() -> tuple[Any, Any]:

@@ -7,12 +7,12 @@ every round that was ever aggregated stays in the ledger.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmoe.errors import FedMoEError
+from fedmoe.files import read_json
 from fedmoe.settings import Settings
 from strategies.privacy.accountant import Release, epsilon_of
 from strategies.privacy.rule import PrivateUpdates
@@ -91,10 +91,8 @@ class PrivacyLedger:
 
 def read_ledger(path: Path) -> dict[str, Any] | None:
     """Return what a ledger's file holds; None if there is none, because the run is not private."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
-    except (OSError, ValueError) as error:
-        raise FedMoEError(f"{path} is not readable JSON: {error}") from error
+    found: dict[str, Any] | None = read_json(path)
+    return found
 
 
 def spent_before(ledger: Path | None, entries: Sequence[Entry], deployed: bool) -> list[Entry]:

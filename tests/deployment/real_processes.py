@@ -144,6 +144,16 @@ class Federation:
                 continue
         return found
 
+    def kill_client(self, client: int) -> None:
+        """Kill all of a client's processes (SIGKILL), the supervisor first."""
+        folder = str(self.client_dir(client))
+        for process in sorted(self.processes(), key=lambda process: process.pid):
+            try:
+                if process.environ().get(TAG) == folder:
+                    process.kill()
+            except (psutil.Error, OSError):  # it has ended by itself
+                continue
+
     def process(self, client: int | None, program: str) -> psutil.Process:
         """Return the process of a client (None: of the server) whose command names a program."""
         folder = self.server_dir if client is None else self.client_dir(client)

@@ -11,10 +11,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 
-from fedmoe.deployment.folder import TAG, Folder, read_json, write_json
+from fedmoe.deployment.folder import TAG, Folder
 from fedmoe.deployment.keys import make_key_pair, read_public_key, read_roster
 from fedmoe.deployment.ports import free_port, listens, parse_address, require_free, wait_until_closed
 from fedmoe.errors import FedMoEError
+from fedmoe.files import read_json, write_json
 
 
 def mode(path: Path) -> int:

@@ -14,10 +14,10 @@ from flwr.common.config import parse_config_args
 
 import fedmoe_client.__main__ as client_door
 import fedmoe_server.__main__ as server_door
-from fedmoe.deployment.folder import write_json
 from fedmoe.deployment.front_door import main
 from fedmoe.deployment.keys import make_key_pair
 from fedmoe.errors import FedMoEError
+from fedmoe.files import write_json
 from fedmoe_client.device.client_folder import ClientFolder, node_config, supernode_command
 from fedmoe_server.deploy.bundle import RUN_CONFIG, write_bundle
 from fedmoe_server.deploy.certificates import Certificates

@@ -6,7 +6,7 @@ import psutil
 import pytest
 from real_processes import SMALL, Federation, wait_for
 
-from fedmoe.deployment.folder import read_json
+from fedmoe.files import read_json
 from fedmoe_client.device.resident_call import running
 
 pytestmark = pytest.mark.deployment

@@ -32,7 +32,7 @@ def test_a_run_is_left_found_again_looked_at_and_stopped(federation: Federation)
     assert f"python -m fedmoe_server follow {number}" in said
     assert f"python -m fedmoe_server stop {number}" in said
 
-    federation.client(2, "down")
+    federation.kill_client(2)  # the server takes it for connected until its heartbeats lapse, and asks it once more
     wait_for(lambda: records(federation.run_dir())[-1]["failed"] != [], 120, "a round without client 2")
     shown = federation.server("status")
     assert f"{number}: running" in shown

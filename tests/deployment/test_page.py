@@ -18,9 +18,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from real_processes import Federation, wait_for
 
-from fedmoe.deployment.folder import read_json, write_json
 from fedmoe.deployment.ports import free_port, listens, parse_address
 from fedmoe.errors import FailureKind, FedMoEError
+from fedmoe.files import read_json, write_json
 from fedmoe_server.deploy.deployed import AdmittedClient, held_log, progress_log
 from fedmoe_server.deploy.known_runs import note_run
 from fedmoe_server.deploy.server_folder import Addresses, ServerFolder

@@ -20,7 +20,7 @@ from real_processes import Federation, records, wait_for
 from test_faults import LONG, Report, ended, in_training, report, rounds_done, running
 
 from fedmoe.deployment.flower_part import CONTROL_SECRET
-from fedmoe.deployment.folder import read_json
+from fedmoe.files import read_json
 
 __all__ = ["report"]
 METHOD = "/flwr.proto.Runtime/AcquireTask"

@@ -7,12 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from real_processes import Federation, assert_same_bits, records
 from test_secure_run import USERS, WORDS, SecureLoopback, gone
-
-from fedmoe.deployment.folder import TAG
 
 pytestmark = pytest.mark.faults
 REAL = (*WORDS, "min_clients=3", "wait_seconds=280", "round_deadline=280", "rest_seconds=30")
@@ -39,17 +36,11 @@ def phases(federation: Federation, client: int) -> dict[int, str]:
 
 def kill_when(federation: Federation, client: int, number: int, reached: str) -> Callable[[], bool]:
     """Return what kills all of a client's processes (SIGKILL) once it has answered a phase of a sum."""
-    folder = str(federation.client_dir(client))
 
     def looked() -> bool:
         if phases(federation, client).get(number) != reached:
             return False
-        for process in sorted(federation.processes(), key=lambda process: process.pid):  # the supervisor comes first
-            try:
-                if process.environ().get(TAG) == folder:
-                    process.kill()
-            except (psutil.Error, OSError):  # it has ended by itself
-                continue
+        federation.kill_client(client)
         return True
 
     return looked

@@ -16,12 +16,13 @@ import psutil
 import pytest
 
 from fedmoe.deployment import supervisor
-from fedmoe.deployment.folder import TAG, Folder, read_json
+from fedmoe.deployment.folder import TAG, Folder
 from fedmoe.deployment.keys import make_key_pair
 from fedmoe.deployment.ports import free_port, listens, wait_until_closed
 from fedmoe.deployment.processes import running_supervisor
 from fedmoe.deployment.supervisor import Program, start_in_background, stop
 from fedmoe.errors import FedMoEError
+from fedmoe.files import read_json
 
 ROOT = Path(__file__).parents[2]
 # A program that starts another one, which it loses; and writes down both processes.

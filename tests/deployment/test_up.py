@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from real_processes import SMALL, Federation
 
-from fedmoe.deployment.folder import Folder, read_json
+from fedmoe.deployment.folder import Folder
 from fedmoe.deployment.processes import running_supervisor
+from fedmoe.files import read_json
 
 AHEAD = """
 import datetime, os, sys
