@@ -74,6 +74,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="CLIENTS",
         help="answer only where the server sees no more than the sum of so many clients (default: %(const)s)",
     )
+    up_parser.add_argument(
+        "--answer-after",
+        type=_count,
+        metavar="SECONDS",
+        help="send masked answers no sooner after the question, so that their time does not tell how long a history is",
+    )
     up_parser.add_argument("--roster", type=Path, help="public keys of the clients to sum with, a line each")
     up_parser.add_argument("--port", type=int, help="local port of the node (default: a free one)")
     up_parser.add_argument("--foreground", action="store_true", help="stay in the foreground (systemd, containers)")
@@ -201,6 +207,7 @@ def _node_config(folder: ClientFolder, given: argparse.Namespace) -> str:
             "require-secure": given.require_secure_aggregation,
             "warm": "false" if given.plain else None,
             "keep-torch": given.keep_torch,
+            "answer-after": given.answer_after,
             "fedmoe": f'"{app_version()}"',
         }
     )

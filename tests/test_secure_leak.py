@@ -7,6 +7,7 @@ on the same run with masks of zeros, which are plain updates, must read the hist
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,20 @@ def test_neither_do_metrics_sizes_and_errors(log: Log) -> None:
             )
     errors = {reply.error.reason for reply in log.received if reply.has_error()}
     assert errors == {"FedMoEError: see the client's own log", "the server is gone"}
+
+
+def test_masked_answers_wait_where_their_time_is_to_say_nothing(tmp_path: Path) -> None:
+    took: dict[str, list[float]] = {"train.masked": [], "train.unmasking": []}
+
+    class Timed(Log):
+        def _answer(self, message: Message) -> Message:
+            begun = time.monotonic()
+            reply = super()._answer(message)
+            took.get(message.metadata.message_type, []).append(time.monotonic() - begun)
+            return reply
+
+    timed = Timed(tmp_path / "run", 5, "num_rounds=1", "data.synthetic.mean_length=30")
+    timed.node = lambda user: {"answer-after": 1}
+    timed.serve()
+    assert len(took["train.masked"]) == 5
+    assert min(took["train.masked"]) >= 1 > min(took["train.unmasking"])

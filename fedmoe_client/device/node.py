@@ -11,7 +11,7 @@ from fedmoe.errors import FedMoEError, TellableError, nearest
 
 Value = bool | int | float | str
 PATHS = ("history", "catalogue", "state-dir", "key", "roster")
-KEYS = ("partition-id", "num-partitions", *PATHS, "warm", "require-secure", "keep-torch", "fedmoe")
+KEYS = ("partition-id", "num-partitions", *PATHS, "warm", "require-secure", "keep-torch", "answer-after", "fedmoe")
 KEEP_SECONDS = 300
 
 
@@ -29,6 +29,7 @@ class Node:
         roster: file of the public keys that it sums with; None: those that the server has told, each at first.
         smallest: the fewest clients in a sum that it answers for, and it answers in no other way; 0: it does.
         keep: seconds without a message after which the resident process ends, and torch's memory is given back.
+        answer_after: seconds after the question, at the earliest, in which it answers with a masked vector.
         version: of the FedMoE that has started the node; "": an earlier version, or not ours.
     """
 
@@ -41,6 +42,7 @@ class Node:
     roster: Path | None = None
     smallest: int = 0
     keep: int = KEEP_SECONDS
+    answer_after: int = 0
     version: str = ""
 
     def __post_init__(self) -> None:
@@ -82,11 +84,16 @@ def node_from(config: Mapping[str, Value]) -> Node:
     smallest = config.get("require-secure", 0)
     if isinstance(smallest, bool) or not isinstance(smallest, int) or smallest < 0:
         raise FedMoEError(f"node config: require-secure = {smallest!r} must be a number of clients")
-    keep = config.get("keep-torch", KEEP_SECONDS)
-    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-        raise FedMoEError(f"node config: keep-torch = {keep!r} must be a number of seconds")
+    keep, after = _seconds(config, "keep-torch", KEEP_SECONDS, 1), _seconds(config, "answer-after", 0, 0)
     version = str(config.get("fedmoe", ""))
-    return Node(_number(config), history, catalogue, state_dir, warm, key_file, roster, smallest, keep, version)
+    return Node(_number(config), history, catalogue, state_dir, warm, key_file, roster, smallest, keep, after, version)
+
+
+def _seconds(config: Mapping[str, Value], key: str, default: int, least: int) -> int:
+    given = config.get(key, default)
+    if isinstance(given, bool) or not isinstance(given, int) or given < least:
+        raise FedMoEError(f"node config: {key} = {given!r} must be a number of seconds")
+    return given
 
 
 def _number(config: Mapping[str, Value]) -> int | None:

@@ -7,6 +7,7 @@ last two phases may carry the first two of the next sum along. No torch here.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,10 +46,12 @@ def answer_phase(message: Message, context: Context, carried_out: Callable[[], A
         raise TellableError("this node has no key or state folder for secure sums: start it with 'fedmoe_client up'")
     store, asked = StateFolder(node.state_dir), dict(message.content.config_records[RECORD])
     if phase == "masked":
-        delivery = from_text(Delivery, asked["question"])
+        begun, delivery = time.monotonic(), from_text(Delivery, asked["question"])
         with store.lock():
             _client(store, node, asked).ready(delivery.session)
         answered = None if UNION in asked else _answered(message, carried_out(), asked)
+        if answered is not None:  # how long it took tells how long the history is
+            time.sleep(max(0.0, begun + node.answer_after - time.monotonic()))
         with store.lock():
             if answered is None:
                 answered = _kept(store, delivery.session, asked[UNION])
