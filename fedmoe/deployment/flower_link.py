@@ -6,6 +6,7 @@ import importlib
 import threading
 import time
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from typing import Any
 
 CHORE_SECONDS = 1.0  # between two times that the server ends silent tasks and writes down how many bytes went
@@ -15,12 +16,13 @@ STATE = "flwr.server.superlink.linkstate.sql_linkstate"
 
 
 class Post:
-    """Knows for which nodes a message lies ready, with all its objects."""
+    """Knows for which nodes a message lies ready, with all its objects, and which replies are still on their way."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._sending: dict[str, list[int]] = defaultdict(list)  # by session, in which an app hands messages over
         self._ready: Counter[int] = Counter()
+        self._arriving: dict[str, set[str]] = defaultdict(set)  # by session: the messages that are replied to
 
     def begun(self, session: str, node: int, whole: bool) -> None:
         """Note a message for a node. whole: nothing of it is missing; else its session will be ``ended``."""
@@ -31,9 +33,20 @@ class Post:
             else:
                 self._sending[session].append(node)
 
-    def ended(self, session: str) -> None:
-        """Note that all objects of a session's messages are there."""
+    def arriving(self, session: str, message: str) -> None:
+        """Note a reply to a message of which something is missing; its session will be ``ended``."""
         with self._changed:
+            self._arriving[session].add(message)
+
+    def whole(self, messages: Collection[str]) -> set[str]:
+        """Return the messages to which no reply is on its way."""
+        with self._changed:
+            return set(messages).difference(*self._arriving.values())
+
+    def ended(self, session: str) -> None:
+        """Note that all objects of a session's messages are there, or that it was given up."""
+        with self._changed:
+            self._arriving.pop(session, None)
             if nodes := self._sending.pop(session, None):
                 self._ready.update(nodes)
                 self._changed.notify_all()
@@ -50,7 +63,11 @@ class Post:
 
 
 def hold_looks(post: Post) -> None:
-    """Let a node's look for a message wait for one, so that it need not look again and again."""
+    """Let a node's look for a message wait for one, so that it need not look again and again.
+
+    A reply is handed to the app once all of it is there. Flower hands it over before, and the app then waits for the
+    rest: a client that vanishes while it sends would keep the round, beyond its deadline, for three minutes.
+    """
     links: Any = importlib.import_module(STATE).SqlLinkState
     handler: Any = importlib.import_module("flwr.server.superlink.fleet.message_handler.message_handler")
     store, put, clean, pull = (
@@ -59,24 +76,36 @@ def hold_looks(post: Post) -> None:
         links._cleanup_push_session,
         handler.pull_messages,
     )
+    replies = links.get_message_res
     cleaned = threading.local()
 
     def store_and_note(state: Any, message: Any, tree: Any, session: str) -> Any:
         stored, missing = store(state, message, tree, session)
         if stored and not message.metadata.reply_to_message_id:
             post.begun(session, message.metadata.dst_node_id, whole=not missing)
+        elif stored and missing:
+            post.arriving(session, message.metadata.reply_to_message_id)
         return stored, missing
 
     def clean_and_note(state: Any, session: str, **others: Any) -> Any:
         cleaned.session = session
-        return clean(state, session, **others)
+        done = clean(state, session, **others)
+        if not getattr(cleaned, "putting", False):  # it has expired
+            post.ended(session)
+        return done
 
     def put_and_tell(state: Any, run: int, session: str, *of_object: Any) -> Any:
-        cleaned.session = None
-        stored = put(state, run, session, *of_object)
+        cleaned.session, cleaned.putting = None, True
+        try:
+            stored = put(state, run, session, *of_object)
+        finally:
+            cleaned.putting = False
         if cleaned.session == session:  # with the last object, and the database holds it by now
             post.ended(session)
         return stored
+
+    def whole_replies(state: Any, message_ids: set[str], run_id: int) -> Any:
+        return replies(state, message_ids=post.whole(message_ids), run_id=run_id)
 
     def wait_and_pull(request: Any, **others: Any) -> Any:
         node = request.node.node_id
@@ -87,6 +116,7 @@ def hold_looks(post: Post) -> None:
 
     links.store_message_and_object_tree, links.store_object = store_and_note, put_and_tell
     links._cleanup_push_session, handler.pull_messages = clean_and_note, wait_and_pull
+    links.get_message_res = whole_replies
 
 
 def do_chores_seldom() -> None:

@@ -1,6 +1,6 @@
 """Starts a program of Flower's as a part that can be watched: ``python -m fedmoe.deployment.flower_part PROGRAM``.
 
-Flower 1.39 as it is leaves ten things open, which are mended here and in ``flower_link``, and nowhere else:
+Flower 1.39 as it is leaves eleven things open, which are mended here and in ``flower_link``, and nowhere else:
 
 * its database waits 5 s for a lock; beyond that a request fails, and with it whoever asked. Here it waits 60 s.
 * where the main thread of a program ends by an exception, other threads keep the process alive. Here it ends.
@@ -11,6 +11,8 @@ Flower 1.39 as it is leaves ten things open, which are mended here and in ``flow
   is waited for, which then lies there until something else comes. Here it is sent.
 * its node looks for a message every 3 s, and asks the server in vain most times; one that comes while the server still
   gets the message from its app waits another second. Here the server answers when there is a whole message.
+* its server hands a reply to the app before all of it has come, and the app waits for the rest: a client that vanishes
+  while it sends keeps the round for 3 minutes, whatever its deadline. Here a reply is handed over when it is whole.
 * its node looks for its own app's reply every half second, which a secure sum of five questions pays five times. Here
   it looks five times as often.
 * its superexec asks its node or server for a task every second, which costs more than most messages, and a message

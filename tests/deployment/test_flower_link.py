@@ -51,40 +51,66 @@ def test_each_message_lets_one_look_through() -> None:
     assert waited(post, NODE)
 
 
+class Server:
+    """Flower's server with its database left out: what is handed over in one session, of two objects."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        links = importlib.import_module(flower_link.STATE).SqlLinkState
+        self.handler: Any = importlib.import_module("flwr.server.superlink.fleet.message_handler.message_handler")
+        self.missing = ["one", "two"]
+
+        def put(state: Any, run: int, session: str, name: str, content: bytes) -> bool:
+            self.missing.remove(name)
+            if not self.missing:
+                state._cleanup_push_session(session, cleanup_messages=False)
+            return True
+
+        def pull(request: Any, state: Any, store: Any) -> Any:
+            return SimpleNamespace(messages_list=["message"] if not self.missing else [])
+
+        monkeypatch.setattr(links, "store_message_and_object_tree", lambda *_: (True, list(self.missing)))
+        monkeypatch.setattr(links, "store_object", put)
+        monkeypatch.setattr(links, "_cleanup_push_session", lambda *_, **__: None)
+        monkeypatch.setattr(links, "get_message_res", lambda _, message_ids, run_id: sorted(message_ids))
+        monkeypatch.setattr(self.handler, "pull_messages", pull)
+        hold_looks(Post())
+        self.state: Any = object.__new__(links)
+
+    def hand_over(self, node: int, reply_to: str = "") -> None:
+        message = SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=reply_to, dst_node_id=node))
+        assert self.state.store_message_and_object_tree(message, "tree", "session") == (True, ["one", "two"])
+
+
 def test_a_node_gets_its_message_when_the_last_object_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower's server with its database left out: an app hands a message of two objects over, a node looks for it."""
-    links = importlib.import_module(flower_link.STATE).SqlLinkState
-    handler: Any = importlib.import_module("flwr.server.superlink.fleet.message_handler.message_handler")
-    missing = ["one", "two"]
-
-    def put(state: Any, run: int, session: str, name: str, content: bytes) -> bool:
-        missing.remove(name)
-        if not missing:
-            state._cleanup_push_session(session, cleanup_messages=False)
-        return True
-
-    def pull(request: Any, state: Any, store: Any) -> Any:
-        return SimpleNamespace(messages_list=["message"] if not missing else [])
-
-    monkeypatch.setattr(links, "store_message_and_object_tree", lambda *_: (True, list(missing)))
-    monkeypatch.setattr(links, "store_object", put)
-    monkeypatch.setattr(links, "_cleanup_push_session", lambda *_, **__: None)
-    monkeypatch.setattr(handler, "pull_messages", pull)
     monkeypatch.setattr(flower_link, "HOLD_SECONDS", LONG)
-    hold_looks(Post())
-    state: Any = object.__new__(links)
+    server = Server(monkeypatch)
     found: list[Any] = []
     request = SimpleNamespace(node=SimpleNamespace(node_id=NODE))
-    look = lambda: found.append(handler.pull_messages(request=request, state=state, store=None))  # noqa: E731
+    look = lambda: found.append(server.handler.pull_messages(request=request, state=server.state, store=None))  # noqa: E731
     looking = threading.Thread(target=look)
     looking.start()
-    message = SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id="", dst_node_id=NODE))
-    assert state.store_message_and_object_tree(message, "tree", "session") == (True, ["one", "two"])
-    assert state.store_object(5, "session", "one", b"")
+    server.hand_over(NODE)
+    assert server.state.store_object(5, "session", "one", b"")
     assert looking.is_alive()
-    assert state.store_object(5, "session", "two", b"")
+    assert server.state.store_object(5, "session", "two", b"")
     looking.join(LONG)
     assert [each.messages_list for each in found] == [["message"]]
+
+
+@pytest.mark.parametrize("expires", [False, True])
+def test_an_app_gets_a_reply_when_its_last_object_is_stored(monkeypatch: pytest.MonkeyPatch, expires: bool) -> None:
+    """Or when Flower has given it up, and tells so. Until then the others' replies are not kept back."""
+    server = Server(monkeypatch)
+    server.hand_over(NODE, reply_to="question")
+    pull = lambda: server.state.get_message_res(message_ids={"question", "other"}, run_id=5)  # noqa: E731
+    assert pull() == ["other"]
+    server.state.store_object(5, "session", "one", b"")
+    assert pull() == ["other"]
+    if expires:
+        server.state._cleanup_push_session("session", cleanup_messages=True)
+    else:
+        server.state.store_object(5, "session", "two", b"")
+    assert pull() == ["other", "question"]
 
 
 def test_a_server_ends_silent_tasks_and_counts_bytes_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
