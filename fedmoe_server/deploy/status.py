@@ -131,7 +131,7 @@ def clients_of(
     for entry in server.admitted():
         node = described.get(entry.node, {})
         online = node.get("status") == "online"
-        since = str(node.get("online-at" if online else "offline-at", "")).replace("N/A", "")
+        since = str(node.get("online-at" if online else "offline-at", "")).replace("N/A", "").rstrip("Z")
         found.append(ClientStatus(entry.client, online, since, tuple(failures.get(entry.client, ()))))
     return found
 
