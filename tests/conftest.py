@@ -81,11 +81,10 @@ def ray_address(ray_process: subprocess.Popen[str]) -> str:
     return ray_process.stdout.readline().strip()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def hosts_here() -> Iterator[None]:
     """The hosts of the engines ``ray`` and ``vectorized`` are in this process, and Ray need not run."""
-    from hosts_here import put_here  # Ray and Flower, which many tests do without
+    import hosts_here  # Ray and Flower, which many tests do without
 
-    with pytest.MonkeyPatch.context() as patch:
-        put_here(patch)
+    with hosts_here.hosts_here():
         yield

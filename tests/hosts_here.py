@@ -8,7 +8,8 @@ they return is pickled, as it is on its way to another process.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -87,6 +88,14 @@ class Here:
 
 def _travelled(value: Any) -> Any:
     return pickle.loads(cloudpickle.dumps(value))
+
+
+@contextmanager
+def hosts_here() -> Iterator[None]:
+    """Within the block the grids of this process have their hosts here."""
+    with pytest.MonkeyPatch.context() as patch:
+        put_here(patch)
+        yield
 
 
 def put_here(patch: pytest.MonkeyPatch) -> None:

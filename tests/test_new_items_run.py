@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hosts_here import ONE_PROCESS
+from hosts_here import ONE_PROCESS, hosts_here
 from safetensors.numpy import load_file
 
 import sim
@@ -27,13 +27,14 @@ ENGINES = {"ray": ["engine=ray"], "vectorized": ["engine=vectorized"], "flower":
 
 
 @pytest.fixture(scope="module")
-def runs(hosts_here: None, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def runs(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The run folder of the same run on each engine."""
     found = {}
     for engine, words in ENGINES.items():
         folder = tmp_path_factory.mktemp(engine) / "runs"
         given = [*SMALL, *words, f"ray_address={ray_address}", f"save_dir={folder}"]
-        assert sim.main(given) == 0
+        with hosts_here():
+            assert sim.main(given) == 0
         (found[engine],) = folder.iterdir()
     return found
 

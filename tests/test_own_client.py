@@ -120,8 +120,9 @@ def test_fedprox_is_the_term_that_the_strategy_asks_for() -> None:
     assert any(not np.array_equal(plain[name], own[name]) for name in own)
 
 
-def test_a_client_that_only_changes_what_it_sends_is_trained_in_a_stack(hosts_here: None, tmp_path: Path) -> None:
-    words = [f"client={__name__}:Halved", "aggregate_in_hosts=false", "strategy=fedavg"]
+def test_a_client_that_only_changes_what_it_sends_is_trained_in_a_stack(ray_address: str, tmp_path: Path) -> None:
+    """In processes of Ray, which find the class by its name."""
+    words = [f"client={__name__}:Halved", "aggregate_in_hosts=false", "strategy=fedavg", f"ray_address={ray_address}"]
     alone = run_on("ray", tmp_path, *words)
     stacked = run_on("vectorized", tmp_path, *words)
     for name, array in alone.items():

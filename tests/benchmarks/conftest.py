@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hosts_here import put_here
+from hosts_here import hosts_here
 from small_comparison import Compared, compare
 
 
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
-    with pytest.MonkeyPatch.context() as patch:
-        put_here(patch)
+    with hosts_here():
         return compare(tmp_path_factory.mktemp("quality"))

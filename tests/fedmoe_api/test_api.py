@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hosts_here import hosts_here
 from rich.console import Console
 
 import fedmoe
@@ -27,6 +28,7 @@ from fedmoe_server.report.progress import progress_for
 from fedmoe_server.rounds.record import RoundRecord
 from simulation.ray.cluster import THREAD_VARIABLES
 
+pytestmark = pytest.mark.usefixtures("hosts_here")
 ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {
     "dataset": "synthetic",
@@ -45,9 +47,10 @@ Simulate = Callable[..., fedmoe.Run]
 
 
 @pytest.fixture(scope="module")
-def simulate(hosts_here: None, tmp_path_factory: pytest.TempPathFactory) -> Simulate:
+def simulate(tmp_path_factory: pytest.TempPathFactory) -> Simulate:
     def run(**more: Any) -> fedmoe.Run:
-        return fedmoe.simulate(save_dir=tmp_path_factory.mktemp("runs"), **SMALL | more)
+        with hosts_here():  # those of a fixture, too
+            return fedmoe.simulate(save_dir=tmp_path_factory.mktemp("runs"), **SMALL | more)
 
     return run
 
