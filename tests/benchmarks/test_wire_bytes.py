@@ -11,6 +11,7 @@ from test_rows_first import unions
 from test_secure_run import USERS, SecureLoopback
 
 from benchmarks.deployment import wire
+from benchmarks.deployment.masking import seconds_of_a_sum
 from fedmoe.wire import pack
 from model.build import initial_arrays
 
@@ -50,3 +51,9 @@ def test_so_is_the_count_of_two_vectors(tmp_path: Path) -> None:
         patch.setattr(wire, "METRICS", len(json.loads(str(records[0]["layout"]))["metrics"]))
         (rows,) = unions(grid)
         assert sent == wire.parted_bytes(grid.settings, arrays, USERS, len(rows))
+
+
+@pytest.mark.parametrize("dropouts", [0.0, 0.3])
+def test_a_sum_is_timed_to_its_end(dropouts: float) -> None:
+    client, server = seconds_of_a_sum(1000, 20, 12, dropouts)
+    assert 0 < client < 5 and 0 < server < 5
