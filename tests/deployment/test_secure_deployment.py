@@ -11,7 +11,7 @@ import pytest
 from real_processes import Federation, assert_same_bits, records
 from test_secure_run import USERS, WORDS, SecureLoopback, gone
 
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.deployment
 REAL = (*WORDS, "min_clients=3", "wait_seconds=280", "round_deadline=280", "rest_seconds=30")
 LONG = 900  # seconds; a busy machine is no error
 
