@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,15 +145,18 @@ class Federation:
                 continue
         return found
 
-    def kill_client(self, client: int) -> None:
-        """Kill all of a client's processes (SIGKILL), the supervisor first."""
-        folder = str(self.client_dir(client))
+    def kill_client(self, client: int, known: Iterable[psutil.Process] = ()) -> None:
+        """Kill all of a client's processes (SIGKILL), the supervisor first; those that are known before a search."""
+        for process in (*known, *self.processes_of(client)):
+            with contextlib.suppress(psutil.Error):  # it has ended by itself
+                process.kill()
+
+    def processes_of(self, client: int) -> Iterator[psutil.Process]:
+        """Yield a client's processes, the supervisor first."""
         for process in sorted(self.processes(), key=lambda process: process.pid):
-            try:
-                if process.environ().get(TAG) == folder:
-                    process.kill()
-            except (psutil.Error, OSError):  # it has ended by itself
-                continue
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get(TAG) == str(self.client_dir(client)):
+                    yield process
 
     def process(self, client: int | None, program: str) -> psutil.Process:
         """Return the process of a client (None: of the server) whose command names a program."""

@@ -34,16 +34,25 @@ def phases(federation: Federation, client: int) -> dict[int, str]:
     return {each["session"][1]: each["phase"] for each in note["sums"]}
 
 
-def kill_when(federation: Federation, client: int, number: int, reached: str) -> Callable[[], bool]:
-    """Return what kills all of a client's processes (SIGKILL) once it has answered a phase of a sum."""
+def kill_when(federation: Federation, client: int, reached: str, rounds: int) -> Callable[[], bool]:
+    """Return what kills all of a client's processes (SIGKILL) once it has answered a phase of the second sum.
+
+    rounds: that must be done before. What is returned says whether it has killed.
+    """
+    known = list(federation.processes_of(client))  # a search takes longer than a phase
 
     def looked() -> bool:
-        if phases(federation, client).get(number) != reached:
+        if phases(federation, client).get(2) != reached or done(federation) < rounds:
             return False
-        federation.kill_client(client)
+        federation.kill_client(client, known)
         return True
 
     return looked
+
+
+def done(federation: Federation) -> int:
+    """Return how many rounds are done."""
+    return sum(len(file.read_text().splitlines()) for file in federation.runs.glob("*/metrics.jsonl"))
 
 
 def test_two_clients_are_killed_in_a_round(five: Federation) -> None:
@@ -51,8 +60,9 @@ def test_two_clients_are_killed_in_a_round(five: Federation) -> None:
     run = five.start_run(*REAL, f"save_dir={five.runs}")
     try:
         for killing in (
-            kill_when(five, 1, 2, "shares"),  # the training of round 2 is the second sum
-            kill_when(five, 3, 2, "agreed"),
+            # The sum of round 2 is prepared: client 1 is a member, and does not send its vector.
+            kill_when(five, 1, "shares", rounds=1),
+            kill_when(five, 3, "agreed", rounds=1),
         ):
             deadline = time.monotonic() + LONG
             while not killing():
