@@ -8,6 +8,7 @@ two of them may go on at once.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from fedmoe.errors import FedMoEError
 from fedmoe.secure import shamir
@@ -96,17 +97,10 @@ class SecureClient:
         begun = begun_with(notes, session)
         sealing, masking, seed = random_key(), random_key(), random_key()
         unsigned = SignedKeys(self._signer.client, public_of(sealing), public_of(masking), promise_of(seed), b"")
-        signature = self._signer.sign(unsigned.content(request))
-        keys = SignedKeys(unsigned.client, unsigned.sealing, unsigned.masking, unsigned.promise, signature)
-        noted = {
-            "session": noted_session(session),
-            "terms": noted_terms(terms),
-            "phase": "keys",
-            "sealing": sealing.hex(),
-            "masking": masking.hex(),
-            "seed": seed.hex(),
-            "keys": noted_keys(keys),
-        }
+        keys = replace(unsigned, signature=self._signer.sign(unsigned.content(request)))
+        secrets = {"sealing": sealing.hex(), "masking": masking.hex(), "seed": seed.hex()}
+        about = {"session": noted_session(session), "terms": noted_terms(terms), "keys": noted_keys(keys)}
+        noted = {**about, "phase": "keys", **secrets}
         self._notebook.write(with_sum({**notes, "begun": begun}, noted))
         return keys
 
@@ -185,9 +179,8 @@ class SecureClient:
     def unmask(self, request: Unmasking) -> Revealed:
         """Phase 5: give one share of each neighbour, if the cohort has agreed on the survivors; once a sum.
 
-        Who has signed no list of survivors has agreed, with its vector, to the sum of all who have shared. In a
-        complete graph no two sets of clients can each put a secret together, so a server that has some unmask the one
-        sum and some the other gets at most one of both.
+        Who has signed no list has agreed, with its vector, to the sum of all who have shared. In a complete graph no
+        two sets of clients can each put a secret together: a server that has some unmask the one gets at most one sum.
         """
         notes = self._notes(request.session, "agreed", "masked")
         me = self._signer.client

@@ -131,7 +131,7 @@ def clients_of(
     for entry in server.admitted():
         node = described.get(entry.node, {})
         online = node.get("status") == "online"
-        since = str(node.get("online-at" if online else "offline-at", "")).replace("N/A", "").rstrip("Z")
+        since = str(node.get("online-at" if online else "offline-at", "")).replace("N/A", "")
         found.append(ClientStatus(entry.client, online, since, tuple(failures.get(entry.client, ()))))
     return found
 
@@ -205,7 +205,7 @@ def _client_lines(clients: Sequence[ClientStatus], up: bool) -> Iterator[str]:
     for each in clients:
         words = []
         if up and not each.online:
-            words.append(f"missing since {each.since} UTC" if each.since else "has never connected")
+            words.append(f"missing since {each.since.rstrip('Z')} UTC" if each.since else "has never connected")
         if each.failures:
             number, last = each.failures[-1]
             often = f"failed {len(each.failures)} times, last" if len(each.failures) > 1 else "failed"
