@@ -76,7 +76,7 @@ class DeploymentSettings(Section):
         600.0, description="seconds for an answer; who is later is left out and named; 0: until all have answered"
     )
     rest_seconds: NonNegative = Field(
-        30.0,
+        25.0,
         description="seconds that a round waits for the last quarter, or as long again as the others took in the "
         "median, if that is later; 0: until round_deadline",
     )

@@ -112,7 +112,8 @@ def complete(parser: argparse.ArgumentParser | None = None) -> None:
         made = parser or argparse.ArgumentParser()
         for name, how in () if parser else SIM.items():
             made.add_argument(name, **how)
-        argcomplete.autocomplete(made, default_completer=words)
+        given: Any = words  # a function does, whatever the type says
+        argcomplete.autocomplete(made, default_completer=given)
 
 
 def words(prefix: str, action: argparse.Action, **others: Any) -> list[str]:
