@@ -13,8 +13,8 @@ Flower 1.39 as it is leaves eleven things open, which are mended here and in ``f
   gets the message from its app waits another second. Here the server answers when there is a whole message.
 * its server hands a reply to the app before all of it has come, and the app waits for the rest: a client that vanishes
   while it sends keeps the round for 3 minutes, whatever its deadline. Here a reply is handed over when it is whole.
-* its node looks for its own app's reply every half second, which a secure sum of five questions pays five times. Here
-  it looks five times as often.
+* its node looks for its own app's reply every half second, which each question of a secure sum pays anew. Here it
+  looks five times as often.
 * its superexec asks its node or server for a task every second, which costs more than most messages, and a message
   waits for it. Here a node tells its superexec that there is one.
 * its server writes to the database for each object that is fetched, to count bytes and to end tasks that are silent, so

@@ -58,10 +58,10 @@ class Asked:
         asked = question_digest(self._kind + ROWS_FIRST, *self._question)
         return Part(asked, self._terms.count_bits, {PART: ROWS_FIRST})
 
-    def values(self, union: Union) -> Part:
+    def values(self, rows: Part, union: Union) -> Part:
         """The rest, after ``rows``, at the rows of the union."""
         packed = pack(union)
-        asked = union_digest(self.rows().asked, packed)
+        asked = union_digest(rows.asked, packed)
         return Part(asked, self._terms.ring_bits, {UNION: packed}, with_model=False)
 
 

@@ -101,17 +101,18 @@ class SecureRounds:
         self, shared: Shared, talk: Talk, content: RecordDict, keys: Mapping[int, str], again: bool
     ) -> tuple[NamedArrays, Layout]:
         """Return the sum of the clients' answers as it travels. again: prepare the next exchange's sum meanwhile."""
-        terms, shapes = self._sums.terms, self._sums.shapes
+        terms = self._sums.terms
         asked = Asked(talk.kind, content, terms)
         if not self._counts_rows():
-            vector, layout = self._summed(shared, talk, asked.whole(), shapes, keys if again else None)
+            vector, layout = self._summed(shared, talk, asked.whole(), keys if again else None)
             arrays = from_vector(vector, layout, terms)
         else:
-            counts, layout = self._summed(shared, talk, asked.rows(), shapes, keys)
+            rows = asked.rows()
+            counts, layout = self._summed(shared, talk, rows, keys)
             union = union_of(counts, layout)
             shared, self._prepared = self._prepared or self._begun(talk, keys, talk.summed), None
-            part = asked.values(union)
-            values, layout = self._summed(shared, talk, part, shapes, keys if again else None, layout)
+            part = asked.values(rows, union)
+            values, layout = self._summed(shared, talk, part, keys if again else None, layout)
             arrays = from_sums(values, counts, union, layout, terms)
         if layout.tables:
             self._worth = sparing(arrays, layout, terms)
@@ -148,7 +149,6 @@ class SecureRounds:
         shared: Shared,
         talk: Talk,
         part: Part,
-        shapes: Shapes,
         keys: Mapping[int, str] | None,
         layout: Layout | None = None,
     ) -> tuple[Ring, Layout]:
@@ -162,7 +162,7 @@ class SecureRounds:
         more = {**part.words, **ahead.invitation()}
         questions = {client: {"question": to_text(each), **more} for client, each in shared.deliveries.items()}
         said = talk.ask("masked", questions, part.with_model)
-        layout = _add(total, said, part.bits, shapes, layout)
+        layout = _add(total, said, part.bits, self._sums.shapes, layout)
         survivors = total.survivors()
         talk.summed = survivors.survivors
         left, members = talk.summed, ahead.members(said)
