@@ -8,8 +8,9 @@ from torch import nn
 
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import Settings
-from model.residual_moe import Modality, ResidualMoE
+from model.residual_moe import ResidualMoE
 from model.sasrec import FixedFeatures
+from model.values import Modality
 from model.version import Catalogue
 
 

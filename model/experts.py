@@ -21,19 +21,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from math import exp
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fedmoe.settings import ModelSettings
-from model.mixture import Mixture
+from model.mixture import REACH, Fading, Mixture
 from model.sasrec import FixedFeatures, principal_axes
 
-# Subtracting the highest logit, as a softmax does, would let later items touch the last digits of earlier scores.
-# Logits beyond 60 do not come up in training, and exp(60), about 1e26, can still be summed in float32.
-_REACH = 60.0
+_REFRESHES = (1, 2, 3, 5, 10, 20, 50, 100)  # positions that share a memory in windows with less than the most
 SHARPNESS = 6.0  # of a matching expert before training: logit of an item whose features are the candidate's own
 
 
@@ -61,6 +58,13 @@ class Memory:
         behind = block_of_item - torch.arange(self.segments, device=self.items.device).unsqueeze(1)
         return (behind >= 0) & (behind < self.blocks)
 
+    def used(self) -> Tensor:
+        """Return bool ``[B, M]``: segments that a position of the window belongs to.
+
+        A window that is shorter than others of its batch has none for the last ones.
+        """
+        return self.segment[:, -1:] >= torch.arange(self.segments, device=self.segment.device)
+
     def by_position(self, values: Tensor) -> Tensor:
         """Return ``[B, L, N]``: each position's row of values ``[B, M, N]``."""
         if self.segments == self.segment.shape[1] == 1:  # ranking; a gather would tie an exported program to one N
@@ -74,9 +78,11 @@ def refresh_of(length: int, most: int) -> int:
     """Return how many positions share one memory in windows of ``length``: ``most``, and fewer in short ones.
 
     The first memory of a history holds one item. Were it the only one of a short history, its experts would have
-    nothing else to learn from. A window of 30 positions or fewer has a memory for every tenth of them, one of 50 has 5.
+    nothing else to learn from. A window of 30 positions or fewer has ten memories or more, one of 50 has 5. One of few
+    numbers, so that clients with windows of different lengths can be trained in one stack.
     """
-    return min(most, max(-(-length // 10), length * length // 250))
+    wanted = min(most, max(-(-length // 10), length * length // 250))
+    return wanted if wanted == most else max(positions for positions in _REFRESHES if positions <= wanted)
 
 
 def window_memory(context: Tensor, length: int, size: int, refresh: int) -> Memory:
@@ -164,11 +170,13 @@ class AttentionExpert(Expert):
         return self.output(attended), has_view
 
     def mixture(self, candidates: Tensor, queries: Tensor, memory: Memory, vectors: Tensor) -> Mixture | None:
-        """Return the shares of a short memory of one segment, where nothing comes after the attention."""
-        short = memory.segments == 1 and 2 * memory.items.shape[1] <= vectors.shape[-1]
+        """Return the weights of a short memory, where nothing comes after the attention."""
+        short = memory.block * memory.blocks <= vectors.shape[-1]
         if not short or self.heads > 1 or not isinstance(self.output, nn.Identity):
             return None
-        return mixed(*self._parts(candidates, queries, memory, vectors), self.decay, self.floor)
+        query, key, value, usable = self._parts(candidates, queries, memory, vectors)
+        fading = Fading(self.decay, memory.block, memory.blocks)
+        return Mixture(*_logits(query, key, usable, fading), self.floor, value, fading)
 
     def _parts(
         self, candidates: Tensor, queries: Tensor, memory: Memory, vectors: Tensor
@@ -228,32 +236,22 @@ def attend(
     column of ones) the denominator of the softmax are summed once a block, and a segment adds up its blocks. Items fade
     towards the end of their block, and blocks in the sum.
     """
+    fading = Fading(decay, memory.block, memory.blocks)
     query, key, value = (_split_heads(tensor, heads) for tensor in (query, key, value))
-    weights = _strengths(query, key, usable.unsqueeze(1), memory.block, decay, floor)
-    kept = exp(-memory.block / decay) if decay else 1.0  # of an item's weight, a block later
-    summed = _sum_segments(weights, functional.pad(value, (0, 1), value=1.0), memory, kept)
+    logits, counted = _logits(query, key, usable.unsqueeze(1), fading)
+    functional.hardtanh_(logits.detach(), -REACH, REACH)  # behind autograd's back: the reach is not met
+    weights = (logits.exp() + floor if floor else logits.exp()) * counted
+    summed = _sum_segments(weights, functional.pad(value, (0, 1), value=1.0), memory, fading.kept)
     numerator, total = torch.split(summed, [value.shape[-1], 1], dim=-1)
     attended = numerator * total.clamp_min(torch.finfo(value.dtype).tiny).reciprocal()  # [B, H, M, N, D / H]
     return attended.permute(0, 2, 3, 1, 4).flatten(3), total[:, 0, ..., 0] > 0
 
 
-def mixed(query: Tensor, key: Tensor, value: Tensor, usable: Tensor, decay: float, floor: float) -> Mixture:
-    """Return the attention of one head over a memory of one segment, see ``attend``."""
-    weights = _strengths(query, key, usable, key.shape[1], decay, floor)
-    total = weights.sum(dim=1, keepdim=True)
-    return Mixture(weights * total.clamp_min(torch.finfo(total.dtype).tiny).reciprocal(), value, total[:, 0] > 0)
-
-
-def _strengths(query: Tensor, key: Tensor, usable: Tensor, block: int, decay: float, floor: float) -> Tensor:
-    """Return the weights ``[..., C, N]`` before they are divided by their sum; items fade towards a block's end."""
+def _logits(query: Tensor, key: Tensor, usable: Tensor, fading: Fading) -> tuple[Tensor, Tensor]:
+    """Return the logits ``[..., C, N]``, and what their exponentials are multiplied by."""
     logits = key @ (query * query.shape[-1] ** -0.5).transpose(-2, -1)
-    functional.hardtanh_(logits.detach(), -_REACH, _REACH)  # behind autograd's back: the reach is not met
-    counted = usable.to(logits.dtype)
-    if decay:
-        place = torch.arange(logits.shape[-2], device=logits.device, dtype=logits.dtype) % block
-        counted = counted * ((place - (block - 1)) / decay).exp().unsqueeze(1)
-    strengths: Tensor = (logits.exp() + floor if floor else logits.exp()) * counted
-    return strengths
+    left = fading.within(logits.shape[-2], logits)
+    return logits, torch.where(usable, left, torch.zeros_like(left))
 
 
 def _split_heads(tensor: Tensor, heads: int) -> Tensor:

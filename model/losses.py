@@ -23,7 +23,8 @@ from torch.nn import functional
 
 from fedmoe.components import Kind
 from fedmoe.settings import TrainingSettings
-from model.residual_moe import ResidualMoE, Scored
+from model.residual_moe import ResidualMoE
+from model.values import Scored
 
 
 @dataclass(frozen=True)

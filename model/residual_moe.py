@@ -16,8 +16,7 @@ Shapes: B windows, L positions, N candidates, M segments, E experts, D hidden si
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -26,63 +25,10 @@ from fedmoe.modalities import EXPERT
 from fedmoe.settings import ModelSettings
 from model.experts import Expert, Memory, latest_memory, refresh_of, window_memory
 from model.fusion import cosine_scores, score_level_scores, sequence_scores
+from model.mixture import Mixture
 from model.reference_experts import EXPERTS
-from model.sasrec import BACKBONES, Dropout, FixedFeatures, ItemVectors
-
-
-@dataclass(frozen=True)
-class Modality:
-    """One modality of a model: its features, the kind of its expert and that one's own arguments, and its LayerNorm."""
-
-    features: FixedFeatures
-    expert: str = "matching"
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    norm: bool = True
-
-
-@dataclass(frozen=True)
-class Views:
-    """What the experts say of the candidates of each segment.
-
-    views: each expert's, ``[B, M, N, D]`` (normalised), where they were put together; agreement ``[B, M, N, E]``: dot
-    products of the views with their candidates' vectors; weights: the router's ``[B, M, N, E']``, where the backbone
-    competes its own share first; available bool, of the shape of weights; power ``[B, E]``: mean square of an entry of
-    each expert's output before it is normalised, 0 for an expert that says nothing.
-    """
-
-    views: tuple[Tensor, ...]
-    agreement: Tensor
-    weights: Tensor
-    available: Tensor
-    power: Tensor
-
-
-@dataclass(frozen=True)
-class ItemSide:
-    """What the model makes of items alone, whoever uses it.
-
-    vectors ``[..., D]``; queries ``[..., A]`` by expert; logits ``[..., E]``: the router's, if it has a choice.
-    """
-
-    vectors: Tensor
-    queries: Mapping[str, Tensor]
-    logits: Tensor | None
-
-    def for_each(self, contexts: int) -> ItemSide:
-        """Return a view ``[contexts, ..., D]``: the same items for each context, without a copy."""
-        return ItemSide(
-            self.vectors.expand(contexts, -1, -1),
-            {name: queries.expand(contexts, -1, -1) for name, queries in self.queries.items()},
-            None if self.logits is None else self.logits.expand(contexts, -1, -1),
-        )
-
-
-@dataclass(frozen=True)
-class Scored:
-    """scores ``[B, L, N]``; views: None where the model has no expert."""
-
-    scores: Tensor
-    views: Views | None
+from model.sasrec import BACKBONES, Dropout, ItemVectors
+from model.values import ItemSide, Modality, Reading, Scored, Views
 
 
 class ItemRouter(nn.Module):
@@ -175,8 +121,12 @@ class ResidualMoE(nn.Module):
         context: item ids ``[B, P + L]``: the window's L = length inputs, and before them P earlier items for the
         experts' memory. candidates: item ids ``[B, N]``, the same for all positions.
         """
-        states, side = self.states(context[:, -length:]), self.item_side(candidates)
-        return self._score(states, candidates, side, self.memory(context, length))
+        states, side, memory = (
+            self.states(context[:, -length:]),
+            self.item_side(candidates),
+            self.memory(context, length),
+        )
+        return self._score(states, candidates, side, memory, self.mixtures(candidates, side, memory))
 
     def memory(self, context: Tensor, length: int) -> Memory:
         """Return the experts' memory at the positions of windows, see ``forward``."""
@@ -187,15 +137,44 @@ class ResidualMoE(nn.Module):
         """Return the scores ``[B, N]`` of candidates ``[B, N]`` as the item that follows ``context`` ``[B, C]``."""
         return self._rank(context, candidates, self.item_side(candidates))
 
-    def rank_catalogue(self, context: Tensor, catalogue: ItemSide) -> Tensor:
-        """Return the scores ``[B, V + 1]`` of the items 0 to V, whose ``item_side`` this is, after ``context``."""
-        items = torch.arange(self.num_items + 1, device=context.device).expand(len(context), -1)
-        return self._rank(context, items, catalogue.for_each(len(context)))
+    def rank_catalogue(self, context: Tensor, catalogue: ItemSide, reading: Reading | None = None) -> Tensor:
+        """Return the scores ``[B, V + 1]`` of the items 0 to V, whose ``item_side`` this is, after ``context``.
 
-    def _rank(self, context: Tensor, candidates: Tensor, side: ItemSide) -> Tensor:
+        reading: what ``read`` returned, if it was called.
+        """
+        return self._rank(context, self._everything(context), catalogue.for_each(len(context)), reading)
+
+    def read(self, context: Tensor, catalogue: ItemSide) -> Reading:
+        """Return what models with these items, backbone and experts have in common when they rank the catalogue."""
+        return self._read(context, self._everything(context), catalogue.for_each(len(context)))
+
+    def _everything(self, context: Tensor) -> Tensor:
+        return torch.arange(self.num_items + 1, device=context.device).expand(len(context), -1)
+
+    def _read(self, context: Tensor, candidates: Tensor, side: ItemSide) -> Reading:
         s = self.settings
-        states = self.states(context[:, -s.max_seq_len :])[:, -1:]
-        return self._score(states, candidates, side, latest_memory(context, s.memory_size)).scores[:, 0]
+        inputs, memory = context[:, -s.max_seq_len :], latest_memory(context, s.memory_size)
+        states = self.backbone(self.items(inputs), inputs > 0)[:, -1:]
+        return Reading(states, memory, self.mixtures(candidates, side, memory))
+
+    def _rank(self, context: Tensor, candidates: Tensor, side: ItemSide, reading: Reading | None = None) -> Tensor:
+        reading = reading or self._read(context, candidates, side)
+        states = self.norms["sequence"](reading.states)
+        return self._score(states, candidates, side, reading.memory, reading.mixtures).scores[:, 0]
+
+    def mixtures(self, candidates: Tensor, side: ItemSide, memory: Memory) -> dict[str, Mixture]:
+        """Return views of candidates ``[B, N]`` as what they are made of, by expert, where that will do and is quicker.
+
+        It does where the agreement of a view with its candidate is all that is asked for.
+        """
+        if self.settings.score != "dot" or self.settings.fusion == "score":
+            return {}
+        met, found = self.items(memory.items), {}
+        for name, expert in self.experts.items():
+            assert isinstance(expert, Expert)
+            if (mixture := expert.mixture(candidates, side.queries[name], memory, met)) is not None:
+                found[name] = mixture
+        return found
 
     def item_side(self, items: Tensor) -> ItemSide:
         """Return what the model makes of items ``[...]`` alone."""
@@ -218,46 +197,46 @@ class ResidualMoE(nn.Module):
         normalised: Tensor = self.norms["sequence"](self.backbone(self.items(inputs), inputs > 0))
         return normalised
 
-    def expert_views(self, candidates: Tensor, side: ItemSide, memory: Memory, together: bool = True) -> Views:
+    def expert_views(
+        self, candidates: Tensor, side: ItemSide, memory: Memory, mixtures: Mapping[str, Mixture]
+    ) -> Views:
         """Return what the experts say of candidates ``[B, N]``, whose side this is, and the router's weights.
 
-        together: put the views together; those of a mixture need not be, which is quicker with a short memory.
+        mixtures: of the experts whose views need not be put together.
         """
-        met, vectors = self.items(memory.items), side.vectors
+        vectors, used = side.vectors, memory.used().unsqueeze(-1)
+        met = None if len(mixtures) == len(self.experts) else self.items(memory.items)
         views, agreement, available, power = [], [], [], []
         for name, expert in self.experts.items():
-            assert isinstance(expert, Expert)
-            about = candidates, side.queries[name], memory, met
-            mixture = None if together else expert.mixture(*about)
-            if mixture is None:
-                view, has_view = expert(*about)
-                power.append(view.detach().square().mean(dim=(1, 2, 3)))
+            if name in mixtures:
+                agreed, has_view, strength = mixtures[name].agreement(vectors, self.norms[name])
+                agreement.append(agreed)
+            else:
+                view, has_view = expert(candidates, side.queries[name], memory, met)
+                strength = view.detach().square().mean(dim=-1)
                 views.append(self.norms[name](view))
                 agreement.append(agreement_of(views[-1], vectors))
-            else:
-                has_view = mixture.available.unsqueeze(1)
-                agreed, strength = mixture.agreement(vectors, self.norms[name])
-                agreement.append(agreed.unsqueeze(1))
-                power.append(strength)
-            available.append(has_view)
+            available.append(has_view & used)
+            power.append((strength * available[-1]).sum(dim=(1, 2)) / available[-1].sum(dim=(1, 2)).clamp_min(1))
         if self.competes:
             available.insert(0, torch.ones_like(available[0]))
         there = stacked(available)
         return Views(tuple(views), stacked(agreement), router_weights(side.logits, there), there, stacked(power))
 
-    def _score(self, states: Tensor, candidates: Tensor, side: ItemSide, memory: Memory) -> Scored:
+    def _score(
+        self, states: Tensor, candidates: Tensor, side: ItemSide, memory: Memory, mixtures: Mapping[str, Mixture]
+    ) -> Scored:
         s, vectors = self.settings, side.vectors
         if self.router is None:
             return Scored(sequence_scores(states, vectors, s.score), None)
-        products = s.score == "dot" and s.fusion != "score"  # all that is asked of a view is its agreement
-        said = self.expert_views(candidates, side, memory, together=not products)
+        said = self.expert_views(candidates, side, memory, mixtures)
         share, weights = (said.weights[..., 0], said.weights[..., 1:]) if self.competes else (None, said.weights)
         if self.gate is not None:
             weights = self.gate.value * weights
         if s.fusion == "score":
             return Scored(score_level_scores(states, vectors, said.views, weights, memory, s.score), said)
         scores = dot_scores(states, vectors, said.agreement, weights, share, memory)
-        if not products:
+        if s.score == "cosine":
             scores = cosine_scores(scores, states, vectors, said.views, weights, share, memory)
         return Scored(scores, said)
 

@@ -13,7 +13,7 @@ Shapes: C clients, W windows of a client, R touched items, D hidden size, F widt
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedmoe.errors import FedMoEError
-from model.residual_moe import Gate, ResidualMoE, Scored
+from model.residual_moe import Gate, ResidualMoE
 from model.sasrec import FixedFeatures, ItemVectors, Positions
+from model.values import Scored
 
 Module = TypeVar("Module", bound=nn.Module)
 TABLE = "items.ids.weight"
@@ -43,6 +44,8 @@ class StackedModel:
             self._catalogue[name] = features.values, features.present
         self.layers: ResidualMoE = _stacked(copy.deepcopy(model, dict(shared)))
         self.layers.train()
+        self._places = {name: (self.layers.get_submodule(path), last) for name, path, last in _paths(model)}
+        self._by_window = [each for each in self.layers.modules() if isinstance(each, StackedGate | StackedPositions)]
 
     def load(self, parameters: Mapping[str, Tensor], touched: Tensor, windows: int) -> None:
         """Use these parameters from now on.
@@ -51,12 +54,10 @@ class StackedModel:
         the table's rows, 0 first and wherever a row is of no use; windows: W.
         """
         for name, tensor in parameters.items():
-            module, _, attribute = name.rpartition(".")
-            layer = self.layers.get_submodule(module)
+            layer, attribute = self._places[name]
             setattr(layer, attribute, tensor)
-        for layer in self.layers.modules():
-            if isinstance(layer, StackedGate | StackedPositions):
-                layer.windows = windows
+        for each in self._by_window:
+            each.windows = windows
         for name, (values, present) in self._catalogue.items():
             own = self.layers.features[name]
             assert isinstance(own, FixedFeatures)
@@ -169,6 +170,13 @@ STACKED: dict[type[nn.Module], Callable[..., nn.Module]] = {
     Positions: StackedPositions,
     ItemVectors: StackedItems,
 }
+
+
+def _paths(model: nn.Module) -> Iterator[tuple[str, str, str]]:
+    """Yield the name of each parameter, the path of its layer and its name there."""
+    for name, _ in model.named_parameters():
+        path, _, last = name.rpartition(".")
+        yield name, path, last
 
 
 def _stacked(module: Module) -> Module:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fedmoe.settings import ModelSettings
 from model.losses import load_balance_loss
-from model.residual_moe import Modality, ResidualMoE
+from model.residual_moe import ResidualMoE
 from model.sasrec import FixedFeatures
+from model.values import Modality
 
 ITEMS, LENGTH = 40, 8
 WIDTHS = {"first": 12, "second": 10}  # of the features of two modalities
@@ -105,7 +106,7 @@ def fusion_is_residual() -> bool:
     assert model.gate is not None
     states, vectors = model.states(context[:, -LENGTH:]), model.items(candidates)
     memory = model.memory(context, LENGTH)
-    said = model.expert_views(candidates, model.item_side(candidates), memory)
+    said = model.expert_views(candidates, model.item_side(candidates), memory, {})
     expected = torch.zeros(2, LENGTH, candidates.shape[1])
     for user, position in product(range(2), range(LENGTH)):
         first, second = (view[user, memory.segment[user, position]] for view in said.views)  # [N, D]

@@ -39,8 +39,8 @@ LAZY = {"data": {"torch"}, "fedmoe": {"flwr", "fedmoe_api"}}
 FOLDERS = [*ALLOWED, "benchmarks", "configs", "examples"]
 FILES = 14  # of Python in one folder, without __init__.py
 LINES = 300  # of a file
-ALL_LINES = 32_560
-MODULES = {"ray": 20, "vectorized": 23}  # of ours that execute anything in one simulated round; stacks add three
+ALL_LINES = 32_800
+MODULES = {"ray": 21, "vectorized": 24}  # of ours that execute anything in one simulated round; stacks add three
 QUICK = (
     "dataset=synthetic data.synthetic.users=20 data.synthetic.items=60 dim=8 attention_dim=8 blocks=1 max_seq_len=10 "
     "memory_size=10 memory_refresh=5 num_negatives=20 client_fraction=0.5 warmup_rounds=1 evaluate_every=0 "

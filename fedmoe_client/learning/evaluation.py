@@ -14,11 +14,13 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from data.sampling import Interactions, Split, evaluation_candidates, held_out
 from fedmoe.metrics import Metric, own_metrics
 from fedmoe.settings import EvaluationSettings, Settings
-from model.residual_moe import ItemSide, ResidualMoE
+from model.residual_moe import ResidualMoE
+from model.values import ItemSide, Reading
 
 NONE: Mapping[str, Metric] = {}
 Scorer = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
@@ -126,10 +128,14 @@ def catalogue_side(model: ResidualMoE) -> ItemSide:
         return model.item_side(torch.arange(model.num_items + 1, device=next(model.parameters()).device))
 
 
-def model_scorer(model: ResidualMoE, catalogue: ItemSide | None = None) -> Scorer:
+Reader = Callable[[Tensor], Reading]
+"""Returns ``ResidualMoE.read`` of contexts and the scorer's catalogue, perhaps as it was read before."""
+
+
+def model_scorer(model: ResidualMoE, catalogue: ItemSide | None = None, reader: Reader | None = None) -> Scorer:
     """Return the scorer of a model, in evaluation mode and without gradients.
 
-    catalogue: see ``catalogue_side``; of use where the candidates are the items 0 to V in this order.
+    catalogue: see ``catalogue_side``; it and reader are of use where the candidates are the items 0 to V in this order.
     """
     device, everything = next(model.parameters()).device, np.arange(model.num_items + 1)
 
@@ -138,7 +144,7 @@ def model_scorer(model: ResidualMoE, catalogue: ItemSide | None = None) -> Score
         given = torch.from_numpy(contexts).to(device)
         with torch.inference_mode():
             if catalogue is not None and all(np.array_equal(row, everything) for row in candidates):
-                found = model.rank_catalogue(given, catalogue)
+                found = model.rank_catalogue(given, catalogue, None if reader is None else reader(given))
             else:
                 found = model.rank_scores(given, torch.tensor(candidates, device=device))
         array: NDArray[np.float32] = found.cpu().numpy()

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim.sgd import sgd
 
 from data.sampling import Negatives, PackedWindows, generator, packed_windows
 from fedmoe.settings import ModelSettings, Settings, TrainingSettings
@@ -208,40 +207,40 @@ def warmed_up(training: TrainingSettings, server_round: int) -> float:
 
 
 class LocalSGD:
-    """Torch's SGD by its function: the class imports, at its first use, two seconds and 70 MB of ``torch.compile``."""
+    """SGD as torch's, whose class imports two seconds and 70 MB of ``torch.compile`` at its first use."""
 
     def __init__(self, groups: Sequence[tuple[Sequence[Tensor], float]], learning_rate: float, momentum: float) -> None:
         """groups: parameters, and how much they decay."""
-        self._groups: list[tuple[list[Tensor], float, list[Tensor | None]]] = [
-            (list(parameters), decay, [None] * len(parameters)) for parameters, decay in groups
-        ]
+        self._groups = [(list(parameters), decay) for parameters, decay in groups]
+        self._velocities: dict[int, Tensor] = {}  # by id() of the parameter
         self._learning_rate, self._momentum = learning_rate, momentum
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        for parameters, _, _ in self._groups:
+        for parameters, _ in self._groups:
             for each in parameters:
                 each.grad = None
 
     @torch.no_grad()
     def step(self) -> None:
-        """Take a step along the gradients; a parameter without one stays."""
-        for parameters, decay, velocities in self._groups:
-            places = [place for place, each in enumerate(parameters) if each.grad is not None]
-            moving = [velocities[place] for place in places]
-            sgd(
-                [parameters[place] for place in places],
-                [grad for place in places if (grad := parameters[place].grad) is not None],
-                moving,
-                weight_decay=decay,
-                momentum=self._momentum,
-                lr=self._learning_rate,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-            )
-            for place, velocity in zip(places, moving, strict=True):
-                velocities[place] = velocity
+        """Take a step along the gradients, which are used up; a parameter without one stays."""
+        for parameters, decay in self._groups:
+            weights = [each for each in parameters if each.grad is not None]
+            gradients = [each.grad for each in weights if each.grad is not None]
+            if not weights:
+                continue
+            if decay:
+                torch._foreach_add_(gradients, weights, alpha=decay)
+            if self._momentum:
+                gradients = self._velocities_of(weights, gradients)
+            torch._foreach_add_(weights, gradients, alpha=-self._learning_rate)
+
+    def _velocities_of(self, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+        for weight, gradient in zip(weights, gradients, strict=True):
+            velocity = self._velocities.setdefault(id(weight), gradient)
+            if velocity is not gradient:
+                velocity.mul_(self._momentum).add_(gradient)
+        return [self._velocities[id(weight)] for weight in weights]
 
 
 Optimizer = LocalSGD | torch.optim.Optimizer

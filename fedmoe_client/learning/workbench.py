@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from data.dataset import Dataset
 from data.sampling import NEW, Split
@@ -23,7 +24,8 @@ from fedmoe_client.learning.own_client import own_client
 from fedmoe_client.learning.training import load
 from fedmoe_client.store.identity import identity_of, item_numbers, own_dataset
 from model.build import build_model, parameter_names
-from model.residual_moe import ItemSide, ResidualMoE
+from model.residual_moe import ResidualMoE
+from model.values import ItemSide, Reading
 
 Arrays = list[NDArray[np.float32]]
 
@@ -57,6 +59,7 @@ class Workbench:
         self.list_length = list_length(settings)
         self.received: tuple[bytes, list[NDArray[np.float32]]] | None = None
         self._catalogue_side: tuple[Arrays, Arrays, ItemSide] | None = None
+        self._reading: tuple[Arrays, Tensor, Reading] | None = None
 
     def _names_in(self, groups: tuple[str, ...]) -> list[str]:
         wanted = {name for group in selected(groups, self.groups) for name in self.groups[group]}
@@ -105,8 +108,22 @@ class Workbench:
 
     def scorer(self, loaded: Mapping[str, NDArray[np.float32]]) -> Scorer:
         """Return the scorer of the model with these arrays, which it has just loaded."""
-        full = self.settings.evaluation.protocol == "full"
-        return model_scorer(self.model, self.catalogue_side(loaded) if full else None)
+        if self.settings.evaluation.protocol != "full":
+            return model_scorer(self.model)
+        side = self.catalogue_side(loaded)
+        return model_scorer(self.model, side, partial(self._read, [loaded[name] for name in self._read_names], side))
+
+    def _read(self, arrays: Arrays, side: ItemSide, contexts: Tensor) -> Reading:
+        """Return what the model reads in contexts, of which it may have read the last ones under the same arrays.
+
+        A client ranks with the server's router, gate and norms and with its own: what they have in common is computed
+        once.
+        """
+        before, self._reading = self._reading, None
+        if before is None or not _the_same(arrays, before[0]) or not torch.equal(contexts, before[1]):
+            self._reading = arrays, contexts, self.model.read(contexts, side)
+            return self._reading[2]
+        return before[2]  # and no more: it takes up memory
 
     def catalogue_side(self, loaded: Mapping[str, NDArray[np.float32]]) -> ItemSide:
         """Return what the model makes of all items alone, with these arrays, which it has just loaded.
@@ -127,6 +144,11 @@ class Workbench:
     def _item_names(self) -> list[str]:
         """Names of the parameters that what the model makes of items alone can depend on: items' and experts'."""
         return self.names_in(tuple(group for group in self.groups if group == "embedding" or group.startswith(EXPERT)))
+
+    @cached_property
+    def _read_names(self) -> list[str]:
+        """Names of the parameters that what the model reads in contexts depends on: the backbone's as well."""
+        return [*self._item_names, *self.groups["backbone"]]
 
 
 def _the_same(arrays: Arrays, others: Arrays) -> bool:

@@ -89,7 +89,8 @@ def _train(messages: Sequence[Message], contexts: Sequence[Context], reduce: boo
     shared = {name: this.server[name] for name in this.shared}
     total = _total(this, shared) if reduce else None
     replies: dict[int, Message] = {}
-    for stack in stacks_of(members, this.bench.settings.simulation.stack_size):
+    settings = this.bench.settings
+    for stack in stacks_of(members, settings.simulation.stack_size, settings.model.memory_refresh):
         try:
             trained = trainer.train(stack, this.server, int(this.config["server-round"]))
         except (FloatingPointError, FedMoEError):  # one of them at fault: the others must not pay for it

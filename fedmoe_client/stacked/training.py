@@ -1,7 +1,8 @@
 """Training many clients at once: their windows go through one pass of the stacked model, each with its own parameters.
 
-The clients of a stack take the same number of steps with the same numbers of windows; everything else is as it is for
-a client alone: its batches, its optimiser, its clipped gradient, its report. Dropout draws from the stack's generator.
+The clients of a stack take the same number of steps with the same numbers of windows, padded to the longest. All else
+is as it is for a client alone: its batches, its optimiser, its clipped gradient, its report. Dropout draws from the
+stack's generator.
 
 Shapes: C clients, W windows of a client in a step, R touched items.
 """
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.nn import functional
 
 from fedmoe.settings import Settings, TrainingSettings
 from fedmoe.wire import NamedArrays, packed_size
@@ -32,6 +34,7 @@ from fedmoe_client.learning.training import (
     touched_items,
     warmed_up,
 )
+from model.experts import refresh_of
 from model.losses import Losses, WindowBatch, WindowScores, losses_of, step_report, window_scores
 from model.residual_moe import ResidualMoE
 from model.stacked import StackedModel
@@ -48,10 +51,26 @@ class Member:
     steps: LocalSteps
     own: Mapping[str, Tensor]
 
+    def kind(self, refresh: int) -> tuple[tuple[int, int, int], ...]:
+        """Return what clients of a stack have in common, of each step; refresh: ``model.memory_refresh``.
+
+        That is the windows, how many positions share a memory, and the positions of windows with earlier items: between
+        those and the window there can be no padding.
+        """
+        return tuple(
+            (len(batch.context), refresh_of(length := batch.targets.shape[1], refresh), length * (earlier > 0))
+            for batch, earlier in zip(self.steps.batches, self.earlier, strict=True)
+        )
+
     @property
-    def shape(self) -> tuple[tuple[int, ...], ...]:
-        """Windows, positions with earlier items, and positions of each of its steps."""
-        return tuple((*batch.context.shape, batch.targets.shape[1]) for batch in self.steps.batches)
+    def earlier(self) -> tuple[int, ...]:
+        """Positions before the windows of each step, with earlier items."""
+        return tuple(batch.context.shape[1] - batch.targets.shape[1] for batch in self.steps.batches)
+
+    @property
+    def width(self) -> tuple[int, ...]:
+        """Positions of each step, with those before its windows."""
+        return tuple(batch.context.shape[1] for batch in self.steps.batches)
 
 
 @dataclass(frozen=True)
@@ -68,16 +87,18 @@ class Trained:
     metrics: Mapping[str, Tensor]
 
 
-def stacks_of(members: Sequence[Member], windows: int) -> Iterator[list[Member]]:
-    """Yield stacks of clients of one shape, each of about ``windows`` windows a step and at least one client.
+def stacks_of(members: Sequence[Member], windows: int, refresh: int) -> Iterator[list[Member]]:
+    """Yield stacks of clients of one kind, each of about ``windows`` windows a step and at least one client.
 
-    Clients of a shape are shared out evenly: a small stack for the last few would cost nearly as much as a full one.
+    Clients of a kind are sorted by length, so that little is padded, and shared out evenly: a small stack for the last
+    few would cost nearly as much as a full one.
     """
-    by_shape: dict[tuple[tuple[int, ...], ...], list[Member]] = defaultdict(list)
+    by_kind: dict[tuple[tuple[int, int, int], ...], list[Member]] = defaultdict(list)
     for member in members:
-        by_shape[member.shape].append(member)
-    for shape, alike in sorted(by_shape.items()):
-        most = max(count for count, _, _ in shape)
+        by_kind[member.kind(refresh)].append(member)
+    for kind, alike in sorted(by_kind.items()):
+        alike.sort(key=lambda member: member.width)
+        most = max(count for count, _, _ in kind)
         stacks = min(max(1, round(len(alike) * most / windows)), len(alike))
         for number in range(stacks):
             yield alike[number * len(alike) // stacks : (number + 1) * len(alike) // stacks]
@@ -108,8 +129,8 @@ class StackTrainer:
             name: (torch.stack([report[name] for report in reports]) * targets).sum(dim=0) / targets.sum(dim=0)
             for name in reports[0]
         }
-        # A sum is finite only if all of its terms are, and costs a fraction of looking at each.
-        if not bool(torch.stack([each.detach().sum() for each in parameters.values()]).isfinite().all()):
+        # A norm is finite only if all entries are, and costs a fraction of looking at each.
+        if not bool(torch.stack(torch._foreach_norm([each.detach() for each in parameters.values()])).isfinite().all()):
             raise FloatingPointError("a parameter in the stack is not finite")
         return Trained(members, {name: each.detach() for name, each in parameters.items()}, touched, means)
 
@@ -158,7 +179,7 @@ def _joined(members: Sequence[Member], num_items: int) -> tuple[Tensor, list[Win
     """Return the touched ids ``[C, R]`` and the steps' batches of all clients in local ids (see ``model.stacked``)."""
     each = [touched_items(member.steps.batches, num_items) for member in members]
     rows = max(len(touched) for touched in each)
-    padded = torch.stack([torch.nn.functional.pad(touched, (0, rows - len(touched))) for touched in each])
+    padded = torch.stack([functional.pad(touched, (0, rows - len(touched))) for touched in each])
     local = [
         [_shifted(renumbered(batch, touched), place * rows) for batch in member.steps.batches]
         for place, (member, touched) in enumerate(zip(members, each, strict=True))
@@ -172,11 +193,17 @@ def _shifted(batch: WindowBatch, by: int) -> WindowBatch:
 
 
 def _concatenated(batches: Sequence[WindowBatch]) -> WindowBatch:
+    """Put the windows of several clients together, padded on the left to the longest."""
     return WindowBatch(
-        torch.cat([batch.context for batch in batches]),
-        torch.cat([batch.targets for batch in batches]),
+        _as_wide([batch.context for batch in batches]),
+        _as_wide([batch.targets for batch in batches]),
         torch.cat([batch.negatives for batch in batches if batch.negatives is not None]),
     )
+
+
+def _as_wide(ids: Sequence[Tensor]) -> Tensor:
+    width = max(each.shape[1] for each in ids)
+    return torch.cat([functional.pad(each, (width - each.shape[1], 0)) for each in ids])
 
 
 def _start(members: Sequence[Member], server: Mapping[str, Tensor], touched: Tensor) -> dict[str, Tensor]:

@@ -29,8 +29,9 @@ from model.check.small import (
 )
 from model.experts import Expert, Memory
 from model.reference_experts import EXPERTS
-from model.residual_moe import Modality, ResidualMoE
+from model.residual_moe import ResidualMoE
 from model.sasrec import substituted, substitutes
+from model.values import Modality
 
 
 @dataclass(frozen=True)

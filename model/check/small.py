@@ -16,9 +16,10 @@ from fedmoe.check.command import Broken, global_chance, in_words
 from fedmoe.errors import FedMoEError
 from fedmoe.settings import ModelSettings
 from model.experts import Memory, window_memory
-from model.residual_moe import Modality, ResidualMoE
+from model.residual_moe import ResidualMoE
 from model.sasrec import FixedFeatures
 from model.stacked import StackedModel
+from model.values import Modality
 
 Module = TypeVar("Module", bound=nn.Module)
 ITEMS, LENGTH, WIDTH = 40, 6, 5

@@ -28,7 +28,7 @@ from simulation.flower_runtime import Record
 from simulation.ray.client_files import open_clients, read_clients, write_clients
 from simulation.ray.cluster import host_capacity, number_of_hosts, pin_clients, start_ray, worker_environment
 from simulation.ray.host import ClientHost, StateTable
-from simulation.ray.work import HostSettings
+from simulation.ray.work import HostSettings, NotReceived
 
 DEATHS = 3  # of a host in one exchange, until its messages are answered with errors
 ADOPTED_CLIENTS = 64  # whose state a host gets in one call
@@ -188,7 +188,7 @@ class Fleet:
         for chunk in owed:
             chunk.reference = None
         lost: list[Chunk] = []
-        if isinstance(error, RayTaskError):
+        if isinstance(error, RayTaskError) and not isinstance(error.cause, NotReceived):
             kind, reason = FailureKind.RAISED, f"its host failed: {reason_of(error.cause)}"
             failed = host.chunks[0]
             lost = [chunk for chunk in owed if chunk is failed or (chunk.call is failed.call and failed.call.merges)]

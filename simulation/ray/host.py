@@ -26,7 +26,7 @@ from simulation.flower_runtime import (
     records_from_bytes,
     records_to_bytes,
 )
-from simulation.ray.work import HostSettings, Job, Outcome, Reducer, Shared, Stacked, Work
+from simulation.ray.work import HostSettings, Job, NotReceived, Outcome, Reducer, Shared, Stacked, Work
 
 CHUNK_MESSAGES = 32  # at most, where replies travel: more would delay the first ones
 CHUNK_BYTES = 64 << 20  # about, of replies: they pass through the object store in one piece
@@ -109,6 +109,8 @@ class ClientHost:
     def execute(self, work: Work) -> Outcome:
         """Execute messages; keep the private state of their clients, and hand over what changed of it."""
         outcome = Outcome()
+        if work.call not in self._calls:  # Ray drops calls without a result while it cannot reach a host
+            raise NotReceived(f"the records of exchange {work.call} have not come")
         factory = self._calls[work.call].reducer
         replies: Iterable[Message] | None = None
         if self._stacked is not None and _stackable(work.jobs):

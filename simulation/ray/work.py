@@ -8,6 +8,7 @@ from typing import Protocol
 
 from flwr.app import Context, Message
 
+from fedmoe.errors import FedMoEError
 from simulation.flower_runtime import Metadata, Record, RunConfig
 
 # Trains a stack of clients at once: (messages, contexts, reduce) -> replies. One for each message; or, where reduce is
@@ -43,6 +44,10 @@ class HostSettings:
     run_config: RunConfig
     stacked: str | None = None
     state_memory: int = 512 << 20
+
+
+class NotReceived(FedMoEError):
+    """A host has messages of an exchange whose shared records got lost on the way, as if it had died since."""
 
 
 @dataclass(frozen=True)

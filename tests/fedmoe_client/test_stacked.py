@@ -211,14 +211,14 @@ def test_what_cannot_be_stacked_is_said(words: str, shared: list[str], complaint
         stack_app.train(messages, contexts, reduce=True)
 
 
-def test_stacks_hold_clients_of_one_shape() -> None:
+def test_stacks_hold_clients_of_one_kind() -> None:
     def member(client: int, *windows: int) -> Member:
         ids = [(torch.zeros(count, 3), torch.zeros(count, 2)) for count in windows]
         batches: list[Any] = [type("Batch", (), {"context": context, "targets": targets}) for context, targets in ids]
         return Member(client, LocalSteps(batches, 1, 0), {})
 
     members = [member(0, 2), member(1, 1), member(2, 2), member(3, 2), member(4, 9), member(5, 2, 1)]
-    stacks = [[each.place for each in stack] for stack in stacks_of(members, 4)]
+    stacks = [[each.place for each in stack] for stack in stacks_of(members, 4, 10)]
     assert stacks == [[1], [0], [2, 3], [5], [4]]
     ones = [member(client, 1) for client in range(5)]
-    assert [len(stack) for stack in stacks_of(ones, 4)] == [5]  # not 4 and 1
+    assert [len(stack) for stack in stacks_of(ones, 4, 10)] == [5]  # not 4 and 1

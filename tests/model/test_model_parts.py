@@ -30,17 +30,20 @@ def test_memory_of_a_window_by_hand() -> None:
 
 
 def test_short_windows_have_fresh_memories() -> None:
-    assert [refresh_of(length, 10) for length in (1, 10, 11, 20, 30, 40, 50, 200)] == [1, 1, 2, 2, 3, 6, 10, 10]
+    assert [refresh_of(length, 10) for length in (1, 10, 11, 20, 30, 40, 50, 200)] == [1, 1, 2, 2, 3, 5, 10, 10]
     assert refresh_of(50, 5) == 5
     memory = window_memory(torch.arange(1, 11).unsqueeze(0), length=10, size=10, refresh=3)
     assert (memory.segments, memory.block * memory.blocks) == (4, 9)  # of the ten items a multiple of three
 
 
 def test_segments_of_a_short_history_start_at_its_first_item() -> None:
-    # Padding, then 6 7 8: the segments start at 6 and 8, and the last of them has no position of its own here.
+    # Padding, then 6 7 8: the segments start at 6 and 8.
     memory = window_memory(torch.tensor([[0, 0, 0, 6, 7, 8]]), length=4, size=2, refresh=2)
     assert memory.segment.tolist() == [[0, 0, 0, 1]]
+    assert memory.used().tolist() == [[True, True]]
     assert [memory.items[0, row].tolist() for row in memory.visible()] == [[0, 6], [7, 8]]
+    one = window_memory(torch.tensor([[0, 0, 0, 0, 7, 8]]), length=4, size=2, refresh=2)
+    assert (one.segment.tolist(), one.used().tolist()) == ([[0, 0, 0, 0]], [[True, False]])
     assert latest_memory(torch.tensor([[1, 2, 3]]), 2).items.tolist() == [[2, 3]]
 
 

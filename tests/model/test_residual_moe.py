@@ -13,8 +13,9 @@ from fedmoe.settings import ModelSettings
 from model import verify
 from model.build import parameter_names
 from model.experts import window_memory
-from model.residual_moe import Modality, ResidualMoE
+from model.residual_moe import ResidualMoE
 from model.sasrec import CONTENT_LENGTH, FixedFeatures
+from model.values import Modality
 from model.verify import ITEMS, LENGTH, small_batch, small_model
 
 FUSIONS = ("residual", "competitive", "score")
@@ -54,7 +55,7 @@ def long_way(model: ResidualMoE, context: Tensor, candidates: Tensor) -> Tensor:
     a = model.settings
     states, vectors = model.states(context[:, -LENGTH:]), model.items(candidates)
     memory = model.memory(context, LENGTH)
-    said = model.expert_views(candidates, model.item_side(candidates), memory)
+    said = model.expert_views(candidates, model.item_side(candidates), memory, {})
     scores = torch.zeros(len(context), LENGTH, candidates.shape[1])
     for b in range(len(context)):
         for t in range(LENGTH):
@@ -121,17 +122,31 @@ def test_ranking_is_the_same_with_the_catalogue_at_hand(fusion: str) -> None:
     catalogue = model.item_side(torch.arange(model.num_items + 1))
     found = model.rank_catalogue(context, catalogue).gather(1, candidates)
     torch.testing.assert_close(found, model.rank_scores(context, candidates), atol=1e-6, rtol=1e-5)
+    with torch.inference_mode():
+        reading = model.read(context, catalogue)
+        model.rank_catalogue(context, catalogue, reading)
+        for name, parameter in model.named_parameters():
+            if name.startswith(("router", "gate", "norms")):
+                parameter.add_(torch.randn_like(parameter))
+        again = model.routed(catalogue)
+        found, anew = model.rank_catalogue(context, again, reading), model.rank_catalogue(context, again)
+    assert torch.equal(found, anew)
 
 
+@pytest.mark.parametrize("floor", [0.0, 4.0])
+@pytest.mark.parametrize("refresh", [8, 2])
 @pytest.mark.parametrize("norms", [True, False])
-def test_a_mixture_says_what_the_view_put_together_says(norms: bool) -> None:
+def test_a_mixture_says_what_the_view_put_together_says(norms: bool, refresh: int, floor: float) -> None:
     """Agreement, power and gradients; some candidates and items lack the modality, one user has met nothing."""
-    model = small_model(norms, item_representation="id+content", memory_refresh=8)
+    model = small_model(norms, item_representation="id+content", memory_refresh=refresh, memory_floor=floor)
     context, candidates = small_batch()
     context[1] = 0
     memory = window_memory(context, LENGTH, model.settings.memory_size, model.settings.memory_refresh)
-    assert memory.segments == 1
-    said = [model.expert_views(candidates, model.item_side(candidates), memory, together) for together in (True, False)]
+    assert memory.segments > 1 or refresh == 8
+    sides = [model.item_side(candidates) for _ in range(2)]
+    mixtures = model.mixtures(candidates, sides[1], memory)
+    assert len(mixtures) == 2
+    said = [model.expert_views(candidates, *each) for each in ((sides[0], memory, {}), (sides[1], memory, mixtures))]
     assert said[0].views and not said[1].views
     assert torch.equal(said[0].available, said[1].available)
     assert (said[0].available.any(dim=-1)).any() and not said[0].available[1].any()

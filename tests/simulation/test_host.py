@@ -31,7 +31,7 @@ from simulation.ray.host import (
     clients_in,
     split_shared,
 )
-from simulation.ray.work import HostSettings, Job, Outcome, Shared, Work
+from simulation.ray.work import HostSettings, Job, NotReceived, Outcome, Shared, Work
 
 CALL = 7
 
@@ -76,7 +76,7 @@ def test_shared_records_until_forgotten() -> None:
     assert second.has_content() and first.content["arrays"] == third.content["arrays"]
     host.forget(CALL)
     host.forget(5)
-    with pytest.raises(KeyError):
+    with pytest.raises(NotReceived):
         execute(host, [shared])
 
 
@@ -107,7 +107,7 @@ def test_replies_are_merged_in_the_host() -> None:
     expected = np.sum([reply.content["arrays"]["w"].numpy() for reply in single], axis=0)
     np.testing.assert_allclose(merged.content["arrays"]["w"].numpy(), expected, rtol=1e-6)
     host.forget(CALL)
-    with pytest.raises(KeyError):
+    with pytest.raises(NotReceived):
         work(host, jobs)
 
 

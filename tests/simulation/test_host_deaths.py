@@ -44,6 +44,25 @@ def test_what_is_missing_is_done_once_more(grid: RayGrid, tmp_path: Path, caplog
     assert visits(grid) == [3] * CLIENTS
 
 
+def test_a_host_that_ray_could_not_reach_is_sent_everything_anew(grid: RayGrid) -> None:
+    """Ray drops what it is to send to a host that does not answer: here the records that messages share."""
+
+    class Sent(set[int]):
+        lost = True
+
+        def __contains__(self, call: object) -> bool:
+            return self.lost or super().__contains__(call)
+
+        def clear(self) -> None:
+            self.lost = False
+            super().clear()
+
+    plain = train(grid)
+    grid._fleet.hosts[1].known = Sent()
+    assert train(grid) == plain
+    assert visits(grid) == [2] * CLIENTS
+
+
 def test_merged_replies_are_merged_anew(grid: RayGrid, tmp_path: Path) -> None:
     plain = merge(grid)
     disturbed = merge(grid, exit_once=[9], marker=str(tmp_path / "died"))
