@@ -1,7 +1,7 @@
 """What a batch of windows asks of the model: a ranking loss, the router's load-balance loss, and a report.
 
-``window_scores`` runs the model. ``losses_of`` and ``step_report`` are plain arithmetic on what it returns, and nothing
-in them branches on a value, so that they can be mapped over the clients of a stack.
+``window_scores`` runs the model. ``losses_of`` and ``step_report`` are plain arithmetic on what it returns: of one
+client or, with one more dimension in front, of all clients of a stack; what is a scalar of one is then ``[C]``.
 
 Shapes: positive ``[B, L]``, negative ``[B, L, n]`` (-inf where a negative must not count), valid bool ``[B, L]``.
 A ranking loss is the mean over the valid positions, a scalar.
@@ -13,7 +13,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import log
 from typing import Literal, NamedTuple, Protocol
 
@@ -25,6 +25,8 @@ from fedmoe.components import Kind
 from fedmoe.settings import TrainingSettings
 from model.residual_moe import ResidualMoE
 from model.values import Scored
+
+_CANDIDATES = (-4, -3, -2)  # dimensions of weights [B, M, N, E]: windows, segments, candidates
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def losses_of(scores: WindowScores, num_items: int, training: TrainingSettings) 
 class RankingLoss(ABC):
     """A loss of one's own over the positive and the sampled negatives. Its constructor takes ``loss_parameters``.
 
-    It is mapped over the clients of a stack, so nothing in it may branch on a value of a tensor.
+    It is mapped over the clients of a stack (``torch.func.vmap``), so nothing in it may branch on a value of a tensor.
     """
 
     @abstractmethod
@@ -144,7 +146,13 @@ def ranking_loss(
 ) -> Tensor:
     """Return the loss that the settings name."""
     if ":" in training.loss:
-        return own_loss(training.loss, json.dumps(training.loss_parameters))(positive, negative, valid, num_items)
+        own = own_loss(training.loss, json.dumps(training.loss_parameters))
+        if positive.dim() > 2:
+            from torch.func import vmap  # takes its time, and hardly anybody needs it
+
+            mapped: Tensor = vmap(partial(own, num_items=num_items))(positive, negative, valid)
+            return mapped
+        return own(positive, negative, valid, num_items)
     if training.loss == "bpr":
         return bpr_loss(positive, negative, valid)
     if training.loss == "gbce":
@@ -182,19 +190,19 @@ def gbce_loss(positive: Tensor, negative: Tensor, valid: Tensor, num_items: int,
 
 def mean_of_valid(values: Tensor, valid: Tensor) -> Tensor:
     """Return the mean of values ``[B, L]`` over the valid positions."""
-    return (values * valid).sum() / valid.sum().clamp_min(1)
+    return (values * valid).sum(dim=(-2, -1)) / valid.sum(dim=(-2, -1)).clamp_min(1)
 
 
 def load_balance_loss(weights: Tensor, available: Tensor) -> Tensor:
     """Return ``sum_e (mean weight of e - 1/E)^2`` over the candidates that every expert has a view of.
 
-    weights ``[..., E]``, available bool ``[..., E]``. Zero where the router had no choice to make.
+    weights ``[B, M, N, E]``, available bool ``[B, M, N, E]``. Zero where the router had no choice to make.
     """
     experts = weights.shape[-1]
     chosen = available.all(dim=-1, keepdim=True)
-    mean = (weights * chosen).flatten(0, -2).sum(dim=0) / chosen.sum().clamp_min(1)
-    off = (mean - 1.0 / experts).square().sum()
-    return torch.where(chosen.any(), off, torch.zeros_like(off))
+    count = chosen.sum(dim=_CANDIDATES)  # [1]
+    mean = (weights * chosen).sum(dim=_CANDIDATES) / count.clamp_min(1)
+    return (mean - 1.0 / experts).square().sum(dim=-1) * (count[..., 0] > 0)
 
 
 def step_report(scores: WindowScores, losses: Losses, experts: Sequence[str], competes: bool) -> dict[str, Tensor]:
@@ -211,19 +219,15 @@ def step_report(scores: WindowScores, losses: Losses, experts: Sequence[str], co
     numbers["balance-loss"] = losses.balance
     names = ["sequence"] * competes + list(experts)
     spoken = scores.available[..., int(competes) :].any(dim=-1)  # [W, M, N]
-    count = spoken.sum()
+    count = spoken.sum(dim=(-3, -2, -1))
     # A user whose items lack every modality chose nothing, which counts as an even choice.
-    means = torch.where(
-        count > 0,
-        (scores.weights * spoken.unsqueeze(-1)).flatten(0, -2).sum(dim=0) / count.clamp_min(1),
-        torch.full_like(scores.power[0, :1], 1 / len(names)),
-    )
-    for name, mean in zip(names, means.unbind(), strict=True):
-        numbers[f"router-{name}"] = mean
-    for name, power in zip(experts, scores.power.mean(dim=0).unbind(), strict=True):
+    sums = (scores.weights * spoken.unsqueeze(-1)).sum(dim=_CANDIDATES)
+    for name, total in zip(names, sums.unbind(dim=-1), strict=True):
+        numbers[f"router-{name}"] = torch.where(count > 0, total / count.clamp_min(1), 1 / len(names))
+    for name, power in zip(experts, scores.power.mean(dim=-2).unbind(dim=-1), strict=True):
         numbers[f"view-{name}"] = power.sqrt()
     if len(names) > 1:  # 1: an even choice, 0: always the same expert
         entropies = torch.special.entr(scores.weights).sum(dim=-1) * spoken
-        entropy = entropies.sum() / count.clamp_min(1) / log(len(names))
-        numbers["router-entropy"] = torch.where(count > 0, entropy, torch.ones_like(entropy))
+        entropy = entropies.sum(dim=(-3, -2, -1)) / count.clamp_min(1) / log(len(names))
+        numbers["router-entropy"] = torch.where(count > 0, entropy, 1.0)
     return numbers

@@ -55,7 +55,7 @@ class StackedModel:
         """
         for name, tensor in parameters.items():
             layer, attribute = self._places[name]
-            setattr(layer, attribute, tensor)
+            object.__setattr__(layer, attribute, tensor)  # plain tensors: nothing that a module keeps account of
         for each in self._by_window:
             each.windows = windows
         for name, (values, present) in self._catalogue.items():

@@ -119,9 +119,9 @@ def fusion_is_residual() -> bool:
 
 def balance_is_towards_one_half() -> bool:
     """The load-balance loss pulls each expert to its part: two at .9 and .1 cost .4^2 + .4^2 = .32, at 1/2 nothing."""
-    weights = torch.tensor([[0.9, 0.1], [0.9, 0.1]])
-    both = torch.ones(2, 2, dtype=torch.bool)
-    uneven, even = load_balance_loss(weights, both), load_balance_loss(torch.full((2, 2), 0.5), both)
+    weights = torch.tensor([[0.9, 0.1], [0.9, 0.1]]).view(1, 1, 2, 2)
+    both = torch.ones_like(weights, dtype=torch.bool)
+    uneven, even = load_balance_loss(weights, both), load_balance_loss(torch.full_like(weights, 0.5), both)
     return abs(float(uneven) - 0.32) < 1e-6 and float(even) == 0.0
 
 

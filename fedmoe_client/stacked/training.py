@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 from torch.nn import functional
 
 from fedmoe.settings import Settings, TrainingSettings
@@ -35,7 +34,7 @@ from fedmoe_client.learning.training import (
     warmed_up,
 )
 from model.experts import refresh_of
-from model.losses import Losses, WindowBatch, WindowScores, losses_of, step_report, window_scores
+from model.losses import Losses, WindowBatch, losses_of, step_report, window_scores
 from model.residual_moe import ResidualMoE
 from model.stacked import StackedModel
 
@@ -141,9 +140,7 @@ class StackTrainer:
         clients = len(touched)
         self._model.load(parameters, touched, len(batch.context) // clients)
         scores = window_scores(self._model, batch, self.num_items, self.training.precision).by_client(clients)
-        losses: Losses = vmap(lambda *each: losses_of(WindowScores(*each), self.num_items, self.training))(
-            *scores.tensors()
-        )
+        losses = losses_of(scores, self.num_items, self.training)
         if not bool(losses.ranking.isfinite().all()):
             raise FloatingPointError("a loss in the stack is not finite")
         optimizer.zero_grad()
@@ -151,9 +148,8 @@ class StackTrainer:
         gate = parameters.get("gate.value")
         gradient = None if gate is None or gate.grad is None else gate.grad.clone()
         clip_each(parameters, self.training)
-        numbers: dict[str, Tensor] = vmap(
-            lambda loss, *each: step_report(WindowScores(*each), loss, self.experts, self.competes)
-        )(Losses(*(loss.detach() for loss in losses)), *scores.map(Tensor.detach).tensors())
+        detached = Losses(*(loss.detach() for loss in losses))
+        numbers = step_report(scores.map(Tensor.detach), detached, self.experts, self.competes)
         optimizer.step()
         if gate is not None and gradient is not None:
             numbers |= {"gate": gate.detach().clone(), "gate-gradient": gradient}

@@ -98,10 +98,12 @@ def test_router_masks_what_is_not_available() -> None:
 
 
 def test_load_balance_counts_only_real_choices() -> None:
-    weights = torch.tensor([[0.75, 0.25], [1.0, 0.0]])
-    available = torch.tensor([[True, True], [True, False]])
+    weights = torch.tensor([[0.75, 0.25], [1.0, 0.0]]).view(1, 1, 2, 2)
+    available = torch.tensor([[True, True], [True, False]]).view(1, 1, 2, 2)
     assert load_balance_loss(weights, available).item() == pytest.approx(2 * 0.25**2)
-    assert load_balance_loss(weights[1:], available[1:]).item() == 0.0
+    assert load_balance_loss(weights[:, :, 1:], available[:, :, 1:]).item() == 0.0
+    both = load_balance_loss(torch.stack([weights, weights.flip(2)]), torch.stack([available] * 2))  # of two clients
+    assert both.tolist() == pytest.approx([2 * 0.25**2, 2 * 0.5**2])
 
 
 POSITIVE = torch.tensor([[1.0, 5.0]])
