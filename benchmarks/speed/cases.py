@@ -21,9 +21,11 @@ ENGINES: Mapping[str, Mapping[str, Any]] = {
     "ray, dense": {"simulation.engine": "ray", "federation.item_updates": "dense"},
     "vectorized": {"simulation.engine": "vectorized"},
     "central": {},
+    "central SASRec": {"model.mixture": False},
     "pfl": {},
 }
-DEFAULT_ENGINES = ("flower", "ray", "vectorized", "central", "pfl")
+DEFAULT_ENGINES = ("flower", "ray", "vectorized", "central", "central SASRec", "pfl")
+OF_PLANS = ("central", "central SASRec", "pfl")  # that are told the clients of each round
 OURS = ("ray", "vectorized")  # that take part in the sweep
 WARM_ROUNDS = {"flower": 1}  # one of Flower's takes as long as twenty of the others', which do three
 JOBS = {"ml-1m": 604, "ml-100k": 94}  # configs, and a tenth of their users
@@ -72,8 +74,7 @@ def cases(engines: Sequence[str], data_dir: Path | None = None) -> list[Case]:
         folder = None if data_dir is None else (data_dir / name).resolve()
         if folder is not None and not folder.is_dir():
             raise FedMoEError(f"--data-dir: {folder} is no folder - name the folder that holds ml-1m and ml-100k")
-        one_expert = f"{name} modalities.attributes=null {_TIMED}"
-        words = one_expert if folder is None else f"{one_expert} data.data_dir={folder}"
+        words = f"{name} {_TIMED}" + ("" if folder is None else f" data.data_dir={folder}")
         found.append(Case(name, words, clients, tuple(engines)))
     ours = tuple(engine for engine in OURS if engine in engines)
     for users in USERS:
@@ -99,5 +100,5 @@ def plan_of(case: Case, engine: str, users: int) -> Plan:
     settings = changed(job(case.words.split()), changes)
     # Those that the strategy draws for these rounds.
     drawn = [sample_clients(settings.seed, "cohort", n, range(users), clients) for n in range(1, rounds + 1)]
-    cohorts = drawn if engine in ("central", "pfl") else []
+    cohorts = drawn if engine in OF_PLANS else []
     return Plan(case.name, engine, settings.model_dump(mode="json"), clients, rounds, cohorts)
