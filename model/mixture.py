@@ -2,8 +2,7 @@
 
 A view is a weighted mean of the K values of a memory: ``view_mn = sum_k w_mkn v_k / sum_k w_mkn``. What is asked of it
 are its length and its dot product with the candidate's vector, and both follow from products of the values with each
-other and with the candidates' vectors. So no tensor has the size ``[B, M, N, D]`` of all views, and training takes half
-the time that it would take with the views put together.
+other and with the candidates' vectors. So no tensor has the size ``[B, M, N, D]`` of all views.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 # Subtracting the highest logit, as a softmax does, would let later items touch the last digits of earlier scores.
@@ -94,7 +94,7 @@ class Mixture:
         total, along, squared, mean = self._asked(asked @ vectors.transpose(1, 2), centred, means)
         there = total > 0
         share = total.masked_fill(~there, 1.0).reciprocal()
-        variance = squared * share.square() / centred.shape[-1]
+        variance = squared.clamp_min(0) * share.square() / centred.shape[-1]
         power = variance.detach() + (mean * share.detach()).square()
         agreed = along * share
         if isinstance(weight, Tensor):
@@ -173,6 +173,7 @@ class _SegmentSums(torch.autograd.Function):
         return found.total, found.all @ (weights * agreed), found.squared, found.mean
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of logits, agreed and centred."""
         weights, strengths, counted, agreed, centred, own, everything, *products = ctx.saved_tensors
