@@ -249,7 +249,7 @@ def attend(
 
 def _logits(query: Tensor, key: Tensor, usable: Tensor, fading: Fading) -> tuple[Tensor, Tensor]:
     """Return the logits ``[..., C, N]``, and what their exponentials are multiplied by."""
-    logits = key @ (query * query.shape[-1] ** -0.5).transpose(-2, -1)
+    logits = (key * key.shape[-1] ** -0.5) @ query.transpose(-2, -1)  # there are fewer items than candidates
     left = fading.within(logits.shape[-2], logits)
     return logits, torch.where(usable, left, torch.zeros_like(left))
 

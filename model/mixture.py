@@ -89,18 +89,20 @@ class Mixture:
                 return exact.agreement(vectors.float(), norm)
         means = self.values.mean(dim=-1, keepdim=True)  # [B, C, 1]
         centred = self.values - means
-        weight = getattr(norm, "weight", None)
-        asked = centred * self._by_window(weight) if isinstance(weight, Tensor) else self.values
-        total, along, squared, mean = self._asked(asked @ vectors.transpose(1, 2), centred, means)
+        weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        asked = self.values
+        if isinstance(weight, Tensor) and isinstance(bias, Tensor):  # the bias in one more row: vectors are read once
+            level = self._by_window(bias).expand(len(centred), -1, -1)
+            asked = torch.cat([centred * self._by_window(weight), level], dim=1)
+        products = asked @ vectors.transpose(1, 2)
+        total, along, squared, mean = self._asked(products[:, : centred.shape[1]], centred, means)
         there = total > 0
         share = total.masked_fill(~there, 1.0).reciprocal()
         variance = squared.clamp_min(0) * share.square() / centred.shape[-1]
         power = variance.detach() + (mean * share.detach()).square()
         agreed = along * share
-        if isinstance(weight, Tensor):
-            assert isinstance(norm.bias, Tensor)  # there is one where there is a weight
-            level = vectors @ self._by_window(norm.bias).transpose(1, 2)  # [B, N, 1]
-            agreed = agreed * (variance + float(getattr(norm, "eps", 0.0))).rsqrt() + level.transpose(1, 2)
+        if weight is not None:
+            agreed = agreed * (variance + float(getattr(norm, "eps", 0.0))).rsqrt() + products[:, centred.shape[1] :]
         return agreed, there, power
 
     def _asked(self, agreed: Tensor, centred: Tensor, means: Tensor) -> Sequence[Tensor]:
