@@ -121,11 +121,8 @@ class ResidualMoE(nn.Module):
         context: item ids ``[B, P + L]``: the window's L = length inputs, and before them P earlier items for the
         experts' memory. candidates: item ids ``[B, N]``, the same for all positions.
         """
-        states, side, memory = (
-            self.states(context[:, -length:]),
-            self.item_side(candidates),
-            self.memory(context, length),
-        )
+        states = self.states(context[:, -length:])
+        side, memory = self.item_side(candidates), self.memory(context, length)
         return self._score(states, candidates, side, memory, self.mixtures(candidates, side, memory))
 
     def memory(self, context: Tensor, length: int) -> Memory:

@@ -114,7 +114,7 @@ class StackTrainer:
         self._model = StackedModel(model)
 
     def train(self, members: Sequence[Member], server: Mapping[str, Tensor], server_round: int) -> Trained:
-        """Train clients of one shape, from the server's parameters and each client's own.
+        """Train clients of one kind, from the server's parameters and each client's own.
 
         Raises FloatingPointError if a loss, or a parameter afterwards, is not finite.
         """

@@ -15,7 +15,7 @@ from fedmoe_server.planning.effects import without_effect
 
 # Milliseconds of one core, from the default job and docs/performance.md; only the order of magnitude carries over.
 WINDOW_MS = {"vectorized": 2.6, "ray": 5.3, "flower": 21.0}  # a window of 50 positions, one expert, dimension 64
-BACKBONE, CONTENT = 0.35, 0.4  # what training without experts, and content in the item vectors, take of an expert's time
+BACKBONE, CONTENT = 0.35, 0.4  # what training without experts, and content in item vectors, take of an expert's time
 RANKING_MS = 5.0  # of a catalogue of 4,000 items, once
 ROUND_MS = 60.0  # the server's part
 START_SECONDS = 15.0
