@@ -92,7 +92,7 @@ class Mixture:
         weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
         asked = self.values
         if isinstance(weight, Tensor) and isinstance(bias, Tensor):  # the bias in one more row: vectors are read once
-            level = self._by_window(bias).expand(len(centred), -1, -1)
+            level = self._by_window(bias).expand(centred.shape[0], -1, -1)
             asked = torch.cat([centred * self._by_window(weight), level], dim=1)
         products = asked @ vectors.transpose(1, 2)
         total, along, squared, mean = self._asked(products[:, : centred.shape[1]], centred, means)
