@@ -13,7 +13,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import log
 from typing import Literal, NamedTuple, Protocol
 
@@ -37,6 +37,18 @@ class WindowBatch:
     context: Tensor
     targets: Tensor
     negatives: Tensor | None
+
+
+def joined(batches: Sequence[WindowBatch]) -> WindowBatch:
+    """Return several batches as one, as wide as the widest, with padding on the left."""
+    negatives = [batch.negatives for batch in batches if batch.negatives is not None]
+    context, targets = (_padded([getattr(batch, name) for batch in batches]) for name in ("context", "targets"))
+    return WindowBatch(context, targets, torch.cat(negatives) if negatives else None)
+
+
+def _padded(ids: Sequence[Tensor]) -> Tensor:
+    width = max(each.shape[1] for each in ids)
+    return torch.cat([functional.pad(each, (width - each.shape[1], 0)) for each in ids])
 
 
 class Model(Protocol):
@@ -150,7 +162,7 @@ def ranking_loss(
         if positive.dim() > 2:
             from torch.func import vmap  # takes its time, and hardly anybody needs it
 
-            mapped: Tensor = vmap(partial(own, num_items=num_items))(positive, negative, valid)
+            mapped: Tensor = vmap(lambda *each: own(*each, num_items))(positive, negative, valid)  # type: ignore[call-arg]
             return mapped
         return own(positive, negative, valid, num_items)
     if training.loss == "bpr":

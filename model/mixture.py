@@ -8,7 +8,8 @@ other and with the candidates' vectors. So no tensor has the size ``[B, M, N, D]
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import exp
 from typing import Any, NamedTuple
 
@@ -75,7 +76,6 @@ class Mixture:
     floor: float
     values: Tensor
     fading: Fading
-    _known: list[tuple[Tensor, _Sums]] = field(default_factory=list)  # in ranking: for further norms
 
     def agreement(self, vectors: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         """Return ``norm(view) . vector``, where there is a view (bool), and the power, ``[B, M, N]`` each.
@@ -87,8 +87,7 @@ class Mixture:
             with torch.autocast(vectors.device.type, enabled=False):
                 exact = replace(self, logits=self.logits.float(), values=self.values.float())
                 return exact.agreement(vectors.float(), norm)
-        means = self.values.mean(dim=-1, keepdim=True)  # [B, C, 1]
-        centred = self.values - means
+        means, centred = self._parted
         weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
         asked = self.values
         if isinstance(weight, Tensor) and isinstance(bias, Tensor):  # the bias in one more row: vectors are read once
@@ -111,11 +110,21 @@ class Mixture:
             given = self.logits, agreed, centred, means.detach(), self.counted, self.floor, self.fading
             found: tuple[Tensor, ...] = _SegmentSums.apply(*given)  # type: ignore[no-untyped-call]
             return found
-        if not self._known:
-            weights, _ = _weights(self.logits, self.counted, self.floor)
-            self._known.append((weights, _sums(weights, centred, means, self.fading)))
-        [(weights, known)] = self._known
+        weights, known = self._known
         return known.total, known.all @ (weights * agreed), known.squared, known.mean
+
+    @cached_property
+    def _parted(self) -> tuple[Tensor, Tensor]:
+        """The values' means ``[B, C, 1]``, and the values without them."""
+        means = self.values.mean(dim=-1, keepdim=True)
+        return means, self.values - means
+
+    @cached_property
+    def _known(self) -> tuple[Tensor, _Sums]:
+        """The weights and their sums, in ranking: kept for other norms of the same views."""
+        weights, _ = _weights(self.logits, self.counted, self.floor)
+        means, centred = self._parted
+        return weights, _sums(weights, centred, means, self.fading)
 
     def _by_window(self, parameter: Tensor) -> Tensor:
         """Return a norm's parameter ``[D]``, or of each stacked client ``[C, D]``, as ``[1 or B, 1, D]``."""

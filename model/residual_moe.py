@@ -132,14 +132,16 @@ class ResidualMoE(nn.Module):
 
     def rank_scores(self, context: Tensor, candidates: Tensor) -> Tensor:
         """Return the scores ``[B, N]`` of candidates ``[B, N]`` as the item that follows ``context`` ``[B, C]``."""
-        return self._rank(context, candidates, self.item_side(candidates))
+        side = self.item_side(candidates)
+        return self._rank(candidates, side, self._read(context, candidates, side))
 
     def rank_catalogue(self, context: Tensor, catalogue: ItemSide, reading: Reading | None = None) -> Tensor:
         """Return the scores ``[B, V + 1]`` of the items 0 to V, whose ``item_side`` this is, after ``context``.
 
         reading: what ``read`` returned, if it was called.
         """
-        return self._rank(context, self._everything(context), catalogue.for_each(len(context)), reading)
+        reading = reading or self.read(context, catalogue)
+        return self._rank(self._everything(context), catalogue.for_each(len(context)), reading)
 
     def read(self, context: Tensor, catalogue: ItemSide) -> Reading:
         """Return what models with these items, backbone and experts have in common when they rank the catalogue."""
@@ -154,8 +156,7 @@ class ResidualMoE(nn.Module):
         states = self.backbone(self.items(inputs), inputs > 0)[:, -1:]
         return Reading(states, memory, self.mixtures(candidates, side, memory))
 
-    def _rank(self, context: Tensor, candidates: Tensor, side: ItemSide, reading: Reading | None = None) -> Tensor:
-        reading = reading or self._read(context, candidates, side)
+    def _rank(self, candidates: Tensor, side: ItemSide, reading: Reading) -> Tensor:
         states = self.norms["sequence"](reading.states)
         return self._score(states, candidates, side, reading.memory, reading.mixtures).scores[:, 0]
 

@@ -13,7 +13,7 @@ Shapes: C clients, W windows of a client, R touched items, D hidden size, F widt
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -44,7 +44,8 @@ class StackedModel:
             self._catalogue[name] = features.values, features.present
         self.layers: ResidualMoE = _stacked(copy.deepcopy(model, dict(shared)))
         self.layers.train()
-        self._places = {name: (self.layers.get_submodule(path), last) for name, path, last in _paths(model)}
+        paths = {name: name.rpartition(".") for name, _ in model.named_parameters()}
+        self._places = {name: (self.layers.get_submodule(path), last) for name, (path, _, last) in paths.items()}
         self._by_window = [each for each in self.layers.modules() if isinstance(each, StackedGate | StackedPositions)]
 
     def load(self, parameters: Mapping[str, Tensor], touched: Tensor, windows: int) -> None:
@@ -170,13 +171,6 @@ STACKED: dict[type[nn.Module], Callable[..., nn.Module]] = {
     Positions: StackedPositions,
     ItemVectors: StackedItems,
 }
-
-
-def _paths(model: nn.Module) -> Iterator[tuple[str, str, str]]:
-    """Yield the name of each parameter, the path of its layer and its name there."""
-    for name, _ in model.named_parameters():
-        path, _, last = name.rpartition(".")
-        yield name, path, last
 
 
 def _stacked(module: Module) -> Module:

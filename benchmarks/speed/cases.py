@@ -25,7 +25,7 @@ ENGINES: Mapping[str, Mapping[str, Any]] = {
     "pfl": {},
 }
 DEFAULT_ENGINES = ("flower", "ray", "vectorized", "central", "central SASRec", "pfl")
-OF_PLANS = ("central", "central SASRec", "pfl")  # that are told the clients of each round
+CENTRAL = ("central", "central SASRec")
 OURS = ("ray", "vectorized")  # that take part in the sweep
 WARM_ROUNDS = {"flower": 1}  # one of Flower's takes as long as twenty of the others', which do three
 JOBS = {"ml-1m": 604, "ml-100k": 94}  # configs, and a tenth of their users
@@ -100,5 +100,5 @@ def plan_of(case: Case, engine: str, users: int) -> Plan:
     settings = changed(job(case.words.split()), changes)
     # Those that the strategy draws for these rounds.
     drawn = [sample_clients(settings.seed, "cohort", n, range(users), clients) for n in range(1, rounds + 1)]
-    cohorts = drawn if engine in OF_PLANS else []
+    cohorts = drawn if engine in (*CENTRAL, "pfl") else []
     return Plan(case.name, engine, settings.model_dump(mode="json"), clients, rounds, cohorts)

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 from matplotlib.figure import Figure
 
-from benchmarks.speed.cases import ENGINES
+from benchmarks.speed.cases import CENTRAL, ENGINES
 from benchmarks.speed.process import Result
 from fedmoe_server.report.report import table
 
@@ -106,7 +106,7 @@ def _costs(case: str, runs: Runs) -> str:
     rows = []
     for engine in ENGINES:
         if found := runs.get((case, engine)):
-            first = "" if engine.startswith("central") else figure([run.first for run in found], 1)
+            first = "" if engine in CENTRAL else figure([run.first for run in found], 1)
             sent = ([run.down for run in found], [run.up for run in found])
             speed, (ms, *memory) = figure([1 / run.seconds_of_client for run in found]), _ms_and_memory(found)
             rows.append([engine, speed, ms, first, *memory, *(figure(s, 2, MB) if any(s) else "" for s in sent)])

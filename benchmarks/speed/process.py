@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.speed.cases import Plan
+from benchmarks.speed.cases import CENTRAL, Plan
 from fedmoe.errors import FedMoEError
 from simulation.ray.cluster import ALLOCATOR
 
@@ -63,7 +63,7 @@ def run(plan: Plan, cache: Path, pfl_python: Path | None = None, repeat: int = 0
     cache: folder of parsed data sets; pfl_python: the interpreter that has pfl.
     Raises EngineFailed with the end of what it printed if the process fails, or is at work for longer than a limit.
     """
-    command = [sys.executable, "-m", f"benchmarks.speed.{'work' if plan.engine.startswith('central') else 'federated'}"]
+    command = [sys.executable, "-m", f"benchmarks.speed.{'work' if plan.engine in CENTRAL else 'federated'}"]
     # The allocator for all of them: what hosts do by themselves must not count against the others.
     environment = {**os.environ, **ALLOCATOR, "PYTHONPATH": str(ROOT), "FEDMOE_CACHE": str(cache.resolve())}
     if plan.engine == "pfl":  # one process a core, as many as our engines have

@@ -13,8 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from data.dataset import Dataset
 from data.registry import load_dataset
@@ -23,7 +21,7 @@ from fedmoe.loading import settings_from
 from fedmoe.settings import Settings
 from fedmoe_client.learning.training import decayed, draw_steps, optimizer_over
 from model.build import build_model
-from model.losses import WindowBatch, objective
+from model.losses import WindowBatch, joined, objective
 from model.residual_moe import ResidualMoE
 
 BATCH_SIZES = (64, 128, 256)  # windows; the fastest on the first cohort is used for the others
@@ -56,19 +54,6 @@ def client_windows(dataset: Dataset, settings: Settings, server_round: int, clie
     items = training_part(dataset.interactions.history(client))
     steps = draw_steps(items, dataset.negatives, settings, client, server_round, torch.device("cpu"))
     return joined(steps.batches[: len(steps.batches) // settings.training.local_epochs])
-
-
-def joined(batches: Sequence[WindowBatch]) -> WindowBatch:
-    """Return several batches as one."""
-    negatives = [batch.negatives for batch in batches if batch.negatives is not None]
-    context, targets = (_padded([getattr(batch, name) for batch in batches]) for name in ("context", "targets"))
-    return WindowBatch(context, targets, torch.cat(negatives) if negatives else None)
-
-
-def _padded(ids: Sequence[Tensor]) -> Tensor:
-    """Return ids ``[B, ...]`` of several batches as one, as wide as the widest, with padding on the left."""
-    width = max(each.shape[1] for each in ids)
-    return torch.cat([functional.pad(each, (width - each.shape[1], 0)) for each in ids])
 
 
 def parts(batch: WindowBatch, size: int) -> Iterator[WindowBatch]:

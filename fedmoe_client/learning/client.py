@@ -266,6 +266,7 @@ def carry_out(
         from fedmoe_client.learning.lists import shown_lists  # where a metric of one's own needs them
 
         client.reply = shown_lists(client, str(config["split"]))
+    client.workbench.reading = None  # it takes up memory
     return client.answer({}, None, {"num-examples": examples, **metrics}, config)
 
 

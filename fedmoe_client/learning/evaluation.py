@@ -26,6 +26,8 @@ NONE: Mapping[str, Metric] = {}
 Scorer = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 """Scores ``[B, N]`` of candidates ``[B, N]`` as what follows the contexts ``[B, C]`` (left-padded with 0)."""
 
+Reader = Callable[[Tensor], Reading]
+"""Returns ``ResidualMoE.read`` of contexts and the scorer's catalogue, perhaps as it was read before."""
 
 Part = tuple[NDArray[np.int32], int]
 """A user's context, every item met before the held-out one, and the held-out item."""
@@ -126,10 +128,6 @@ def catalogue_side(model: ResidualMoE) -> ItemSide:
     model.eval()
     with torch.inference_mode():
         return model.item_side(torch.arange(model.num_items + 1, device=next(model.parameters()).device))
-
-
-Reader = Callable[[Tensor], Reading]
-"""Returns ``ResidualMoE.read`` of contexts and the scorer's catalogue, perhaps as it was read before."""
 
 
 def model_scorer(model: ResidualMoE, catalogue: ItemSide | None = None, reader: Reader | None = None) -> Scorer:

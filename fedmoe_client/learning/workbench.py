@@ -42,6 +42,7 @@ class Workbench:
         own_client: the hooks of a client of one's own; None: there are none.
         list_length: how many of a user's best items a metric of the catalogue needs; 0: there is none.
         received: the packed arrays that the server sent last, and these arrays (see ``app.received``).
+        reading: what the model read last, in which contexts and with which arrays; to be dropped after each client.
     """
 
     def __init__(self, settings: Settings, dataset: Dataset) -> None:
@@ -59,7 +60,7 @@ class Workbench:
         self.list_length = list_length(settings)
         self.received: tuple[bytes, list[NDArray[np.float32]]] | None = None
         self._catalogue_side: tuple[Arrays, Arrays, ItemSide] | None = None
-        self._reading: tuple[Arrays, Tensor, Reading] | None = None
+        self.reading: tuple[Arrays, Tensor, Reading] | None = None
 
     def _names_in(self, groups: tuple[str, ...]) -> list[str]:
         wanted = {name for group in selected(groups, self.groups) for name in self.groups[group]}
@@ -119,11 +120,9 @@ class Workbench:
         A client ranks with the server's router, gate and norms and with its own: what they have in common is computed
         once.
         """
-        before, self._reading = self._reading, None
-        if before is None or not _the_same(arrays, before[0]) or not torch.equal(contexts, before[1]):
-            self._reading = arrays, contexts, self.model.read(contexts, side)
-            return self._reading[2]
-        return before[2]  # and no more: it takes up memory
+        if self.reading is None or not _the_same(arrays, self.reading[0]) or not torch.equal(contexts, self.reading[1]):
+            self.reading = arrays, contexts, self.model.read(contexts, side)
+        return self.reading[2]
 
     def catalogue_side(self, loaded: Mapping[str, NDArray[np.float32]]) -> ItemSide:
         """Return what the model makes of all items alone, with these arrays, which it has just loaded.

@@ -34,7 +34,7 @@ from fedmoe_client.learning.training import (
     warmed_up,
 )
 from model.experts import refresh_of
-from model.losses import Losses, WindowBatch, losses_of, step_report, window_scores
+from model.losses import Losses, WindowBatch, joined, losses_of, step_report, window_scores
 from model.residual_moe import ResidualMoE
 from model.stacked import StackedModel
 
@@ -57,14 +57,9 @@ class Member:
         those and the window there can be no padding.
         """
         return tuple(
-            (len(batch.context), refresh_of(length := batch.targets.shape[1], refresh), length * (earlier > 0))
-            for batch, earlier in zip(self.steps.batches, self.earlier, strict=True)
+            (len(batch.context), refresh_of(length := batch.targets.shape[1], refresh), length * (width > length))
+            for batch, width in zip(self.steps.batches, self.width, strict=True)
         )
-
-    @property
-    def earlier(self) -> tuple[int, ...]:
-        """Positions before the windows of each step, with earlier items."""
-        return tuple(batch.context.shape[1] - batch.targets.shape[1] for batch in self.steps.batches)
 
     @property
     def width(self) -> tuple[int, ...]:
@@ -180,26 +175,12 @@ def _joined(members: Sequence[Member], num_items: int) -> tuple[Tensor, list[Win
         [_shifted(renumbered(batch, touched), place * rows) for batch in member.steps.batches]
         for place, (member, touched) in enumerate(zip(members, each, strict=True))
     ]
-    return padded, [_concatenated(batches) for batches in zip(*local, strict=True)]
+    return padded, [joined(batches) for batches in zip(*local, strict=True)]
 
 
 def _shifted(batch: WindowBatch, by: int) -> WindowBatch:
     assert batch.negatives is not None
     return WindowBatch(*(ids + by * (ids > 0) for ids in (batch.context, batch.targets, batch.negatives)))
-
-
-def _concatenated(batches: Sequence[WindowBatch]) -> WindowBatch:
-    """Put the windows of several clients together, padded on the left to the longest."""
-    return WindowBatch(
-        _as_wide([batch.context for batch in batches]),
-        _as_wide([batch.targets for batch in batches]),
-        torch.cat([batch.negatives for batch in batches if batch.negatives is not None]),
-    )
-
-
-def _as_wide(ids: Sequence[Tensor]) -> Tensor:
-    width = max(each.shape[1] for each in ids)
-    return torch.cat([functional.pad(each, (width - each.shape[1], 0)) for each in ids])
 
 
 def _start(members: Sequence[Member], server: Mapping[str, Tensor], touched: Tensor) -> dict[str, Tensor]:

@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from fedmoe.errors import FedMoEError
-from fedmoe.settings import ModelSettings
+from fedmoe.settings import ModelSettings, TrainingSettings
 from model.build import parameter_names
 from model.experts import Memory, attend, latest_memory, refresh_of, usable_memory, window_memory
-from model.losses import bpr_loss, gbce_loss, load_balance_loss, softmax_loss
+from model.losses import RankingLoss, bpr_loss, gbce_loss, load_balance_loss, ranking_loss, softmax_loss
 from model.residual_moe import ItemRouter, router_weights
 from model.sasrec import SASRec, attention_mask
 from model.verify import small_model
@@ -136,6 +137,21 @@ def test_losses_leave_out_a_negative_that_is_masked(loss) -> None:  # type: igno
     found = loss(POSITIVE, negative, VALID)
     assert found.isfinite()
     assert found < loss(POSITIVE, NEGATIVE, VALID)
+
+
+class Renamed(RankingLoss):
+    """A loss whose arguments have names of its own."""
+
+    def __call__(self, liked: Tensor, others: Tensor, counted: Tensor, size: int) -> Tensor:
+        return size * softmax_loss(liked, others, counted)
+
+
+def test_a_loss_of_ones_own_is_taken_of_each_client_of_a_stack() -> None:
+    training = TrainingSettings(loss=f"{__name__}:Renamed")
+    stack = [torch.stack([each, each.flip(1)]) for each in (POSITIVE, NEGATIVE, VALID)]
+    found = ranking_loss(*stack, 3, training)
+    alone = [ranking_loss(*(each[client] for each in stack), 3, training) for client in range(2)]
+    torch.testing.assert_close(found, torch.stack(alone))
 
 
 def test_padding_is_never_looked_at() -> None:

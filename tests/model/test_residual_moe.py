@@ -142,7 +142,7 @@ def test_a_mixture_says_what_the_view_put_together_says(norms: bool, refresh: in
     context, candidates = small_batch()
     context[1] = 0
     memory = window_memory(context, LENGTH, model.settings.memory_size, model.settings.memory_refresh)
-    assert memory.segments > 1 or refresh == 8
+    assert (memory.segments == 1) == (refresh == 8)
     sides = [model.item_side(candidates) for _ in range(2)]
     mixtures = model.mixtures(candidates, sides[1], memory)
     assert len(mixtures) == 2
