@@ -86,6 +86,9 @@ class ModelSettings(Section):
         return self
 
 
+ADAMS = ("fedadam", "lazyadam")  # strategies that the default parameters are for
+
+
 class FederationSettings(Section):
     """What the server does: rounds, cohorts, strategy and aggregation schedule."""
 
@@ -128,11 +131,11 @@ class FederationSettings(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_belong_to_fedadam(cls, given: Any) -> Any:
-        """The default parameters and schedule are those of the default strategy; another one starts without them."""
+    def _defaults_belong_to_adam(cls, given: Any) -> Any:
+        """The default parameters and schedule are those of the default strategy; others start without them."""
         if not isinstance(given, dict):
             return given
-        if given.get("strategy", "fedadam") != "fedadam":
+        if given.get("strategy", "fedadam") not in ADAMS:
             return {"strategy_parameters": {}, "server_schedule": "constant"} | given
         if "strategy_parameters" not in given:
             return given

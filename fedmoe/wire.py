@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # packing itself does without Flower
 VERSION = 1
 STYPE = "fedmoe.wire"  # tells, in Flower's record, that an array's bytes are packed arrays
 ROWS = "/rows"  # NAME/rows are the ids of the rows that travel of a table NAME, where not all of them do
-_NAME = "packed"  # of that array
+PACKED = "packed"  # of that array
 _BEGIN = struct.Struct("<6sHI")
 _MAGIC = b"FedMoE"
 _ALIGNMENT = 16
@@ -38,6 +38,7 @@ _DTYPES = {kind: np.dtype(kind) for kind in "|b1 |i1 |u1 <i2 <u2 <i4 <u4 <i8 <u8
 _SAME = "install the same version of FedMoE on the server and on the clients"
 
 NamedArrays = dict[str, NDArray[Any]]
+Packed = bytes | NamedArrays
 Layout = Sequence[tuple[str, np.dtype[Any], Sequence[int]]]  # name, dtype and shape of each array
 
 
@@ -55,7 +56,7 @@ def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 def packed_size(layout: Layout) -> int:
     """Return how many bytes arrays take in the record that ``to_record`` makes, as Flower counts them."""
-    return len(_NAME) + _plan(layout)[2]
+    return len(PACKED) + _plan(layout)[2]
 
 
 def unpack(data: bytes | bytearray) -> NamedArrays:
@@ -89,7 +90,7 @@ def to_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
 
     data = pack(arrays)
     record = ArrayRecord()
-    record[_NAME] = Array(dtype="uint8", shape=(len(data),), stype=STYPE, data=data)
+    record[PACKED] = Array(dtype="uint8", shape=(len(data),), stype=STYPE, data=data)
     return record
 
 
@@ -104,6 +105,24 @@ def packed_bytes(record: ArrayRecord) -> bytes:
         raise FedMoEError(f"the other side's version of FedMoE does not pack its arrays: {_SAME}")
     data: bytes = next(iter(record.values())).data
     return data
+
+
+def packed_in(record: ArrayRecord) -> Packed:
+    """Return what a record holds; FedMoEError as ``packed_bytes``.
+
+    Within a simulation these are the arrays themselves, to be read only: nothing has packed them (see
+    ``simulation.flower_runtime.Unpacked``).
+    """
+    arrays: NamedArrays | None = getattr(next(iter(record.values()), None), "unpacked", None)
+    return packed_bytes(record) if arrays is None else arrays
+
+
+def size_of(record: ArrayRecord) -> int:
+    """Return how many bytes a record takes, as Flower counts them; what is not packed yet stays so."""
+    if is_packed(record):
+        return sum(len(name) + int(array.shape[0]) for name, array in record.items())
+    size: int = record.count_bytes()
+    return size
 
 
 def _plan(layout: Layout) -> tuple[bytes, list[int], int]:

@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from fedmoe.deployment.logs import log_about
 from fedmoe.errors import FailureKind, FedMoEError, reason_of, told_reason
 from fedmoe.secure.phases import PHASES, RECORD
-from fedmoe.wire import NamedArrays, packed_bytes, to_record, unpack
+from fedmoe.wire import NamedArrays, Packed, packed_bytes, packed_in, to_record, unpack
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,13 +76,18 @@ def extra_of(message: Message) -> RecordDict:
     return RecordDict({name: record for name, record in message.content.items() if name not in NOT_EXTRA})
 
 
-def received(bench: Workbench, packed: bytes) -> list[NDArray[np.float32]]:
+def received(bench: Workbench, packed: Packed) -> list[NDArray[np.float32]]:
     """Return the server's packed arrays in the model's order, to be read only. FedMoEError: they are another model's.
 
-    The clients of a round that share a process get the very same bytes, which are unpacked for the first of them.
+    The clients of a round that share a process get the very same ones, which are unpacked for the first of them.
     """
     if bench.received is None or bench.received[0] is not packed:
-        arrays = unpack(bytearray(packed))  # torch warns of memory that must not be written to
+        # Bytes are copied, since torch warns of memory that must not be written to. So are arrays of a simulation where
+        # the code of somebody else sees them.
+        if isinstance(packed, bytes):
+            arrays = unpack(bytearray(packed))
+        else:
+            arrays = packed if bench.own_client is None else {name: each.copy() for name, each in packed.items()}
         shapes = {name: array.shape for name, array in arrays.items()}
         if shapes != bench.shapes:
             bench.refuse(shapes)
@@ -135,7 +140,7 @@ def _carried_out(message: Message, context: Context) -> tuple[NamedArrays | None
     """Return the arrays (None after most evaluations), metrics and further records of a client's answer."""
     kind, _, phase = message.metadata.message_type.partition(".")
     config = dict(message.content.config_records["config"])
-    packed = packed_bytes(message.content.array_records["arrays"])
+    record = message.content.array_records["arrays"]
     extra = extra_of(message)
     if simulated(context):
         from fedmoe_client.learning.client import FedMoEClient, carry_out, workbench
@@ -143,10 +148,10 @@ def _carried_out(message: Message, context: Context) -> tuple[NamedArrays | None
 
         bench, private = workbench(context.run_config), InContext(context.state)
         client = FedMoEClient(bench, number_of(context), private, simulated=True)
-        return carry_out(client, kind, packed, config, extra)
+        return carry_out(client, kind, packed_in(record), config, extra)
     from fedmoe_client.device.node import node_from
 
-    node = node_from(context.node_config)
+    node, packed = node_from(context.node_config), packed_bytes(record)
     if not phase:
         node.accept_plain()
     if node.warm:

@@ -10,6 +10,7 @@ import logging
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -29,6 +30,7 @@ from flwr.supercore.telemetry import EventType
 
 from fedmoe.errors import FailureKind, FedMoEError, reason_of
 from fedmoe.settings import SimulationSettings
+from fedmoe.wire import PACKED, STYPE, NamedArrays, pack, packed_size
 
 FIRST_NODE_ID = 2  # Flower's node 0 is nobody, node 1 the server
 PARTITION_ID: str = PARTITION_ID_KEY
@@ -166,6 +168,28 @@ def _array(proto: ProtoArray) -> Array:
     array = object.__new__(Array)
     array.__dict__.update(dtype=proto.dtype, shape=tuple(proto.shape), stype=proto.stype, data=proto.data)
     return array
+
+
+class Unpacked(Array):
+    """Named arrays as the one packed array of ``fedmoe.wire``: bytes are made of them when somebody asks for these."""
+
+    unpacked: NamedArrays
+
+    def __init__(self, arrays: NamedArrays) -> None:
+        size = packed_size([(name, each.dtype, each.shape) for name, each in arrays.items()]) - len(PACKED)
+        self.__dict__.update(dtype="uint8", shape=(size,), stype=STYPE, unpacked=arrays)
+
+    @cached_property
+    def data(self) -> bytes:  # type: ignore[override]  # who writes to an array's bytes makes an array
+        """The packed arrays."""
+        return pack(self.unpacked)
+
+
+def unpacked_record(arrays: NamedArrays) -> ArrayRecord:
+    """Return what ``fedmoe.wire.to_record`` does, not packed yet."""
+    record = ArrayRecord()
+    record[PACKED] = Unpacked(arrays)
+    return record
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from fedmoe.deployment.keys import make_key_pair
 from fedmoe.errors import FedMoEError
 from fedmoe.loading import load_settings
 from fedmoe.secure.phases import PHASES
+from fedmoe.wire import to_record
 from fedmoe_client.store.folder import StateFolder
 from fedmoe_server.report.report import write_report
 from fedmoe_server.report.run_folder import RESULT
@@ -142,6 +143,8 @@ def test_below_the_threshold_a_round_fails_and_the_model_is_unchanged(tmp_path: 
 
 def test_nothing_is_asked_in_plain_whatever_the_grid_can_do(tmp_path: Path) -> None:
     class Reducing(SecureLoopback):
+        record_of = staticmethod(to_record)
+
         def send_and_reduce(self, messages: Iterable[Message], reducer: Callable[[], Any]) -> list[Message]:
             raise AssertionError("replies were to be merged in plain")
 

@@ -18,7 +18,6 @@ from strategies.layers.course import sample_clients
 ENGINES: Mapping[str, Mapping[str, Any]] = {
     "flower": {"simulation.engine": "flower"},
     "ray": {"simulation.engine": "ray"},
-    "ray, dense": {"simulation.engine": "ray", "federation.item_updates": "dense"},
     "vectorized": {"simulation.engine": "vectorized"},
     "central": {},
     "central SASRec": {"model.mixture": False},
@@ -31,11 +30,16 @@ WARM_ROUNDS = {"flower": 1}  # one of Flower's takes as long as twenty of the ot
 JOBS = {"ml-1m": 604, "ml-100k": 94}  # configs, and a tenth of their users
 USERS = (943, 6040, 100_000, 1_000_000)  # of the sweep, in rounds of the first cohort
 COHORTS = (604, 100, 2000)  # of the sweep with the most users
+ITEMS = (10_000, 100_000, 1_000_000)  # of a catalogue of 100,000 users
+CATALOGUE_CLIENTS = 667  # of its rounds: what a run of 300 rounds takes of so many users
 
 # No evaluation, no checkpoint, and the phase in which a job spends nine tenths of its rounds: after the warm-up.
 _TIMED = "federation.warmup_rounds=0 federation.evaluate_every=0 federation.checkpoint_every=0"
 _SWEEP = f"name=sweep dataset=synthetic data.synthetic.items=2000 data.synthetic.mean_length=30 {_TIMED}"
-_CATALOGUE = f"name=catalogue dataset=synthetic data.synthetic.items=100000 data.synthetic.users=6040 {_TIMED}"
+_CATALOGUE = (
+    "name=catalogue federation.strategy=lazyadam dataset=synthetic data.synthetic.users=100000 "
+    f"data.synthetic.mean_length=30 {_TIMED}"
+)
 TINY = (
     "name=tiny dataset=synthetic data.synthetic.items=60 data.synthetic.mean_length=12 dim=8 attention_dim=8 blocks=1 "
     "max_seq_len=8 memory_size=8 memory_refresh=4 num_negatives=10"
@@ -68,7 +72,7 @@ class Plan:
 
 
 def cases(engines: Sequence[str], data_dir: Path | None = None) -> list[Case]:
-    """Return all cases: the two MovieLens jobs, the sweep over users and cohorts, and the large catalogue."""
+    """Return all cases: the two MovieLens jobs, and the sweeps over users, cohorts and items."""
     found = []
     for name, clients in JOBS.items():
         folder = None if data_dir is None else (data_dir / name).resolve()
@@ -81,7 +85,10 @@ def cases(engines: Sequence[str], data_dir: Path | None = None) -> list[Case]:
         for clients in COHORTS if users == max(USERS) else COHORTS[:1]:
             words = f"{_SWEEP} data.synthetic.users={users}"
             found.append(Case(f"synthetic-{users}-{clients}", words, clients, ours))
-    return [*found, Case("catalogue-100000", _CATALOGUE, 32, (*ours, "ray, dense") if "ray" in ours else ours)]
+    for items in ITEMS:
+        words = f"{_CATALOGUE} data.synthetic.items={items}"
+        found.append(Case(f"catalogue-{items}", words, CATALOGUE_CLIENTS, ours))
+    return found
 
 
 def smoke_cases(engines: Sequence[str]) -> list[Case]:

@@ -85,7 +85,7 @@ def page(
     repeats = max((result.repeat for result in results), default=0) + 1
     parts = [f"    {command}", f"{machine}, {versions}; medians of {repeats} repeats."]
     for case, about in made.items():
-        if not case.startswith("synthetic-"):
+        if not case.startswith(("synthetic-", "catalogue-")):
             clients = next((result.clients for result in results if result.case == case), 0)
             parts.append(f"## {case}: {about['users']:,} users, {about['items']:,} items, {clients:,} sampled")
             parts += [_costs(case, runs), _ratios(case, runs)]
@@ -94,8 +94,13 @@ def page(
         most, usual = max(users for users, _ in sweep.values()), next(iter(sweep.values()))[1]
         users = {case: users for case, (users, cohort) in sorted(sweep.items()) if cohort == usual}
         cohorts = {case: cohort for case, (users, cohort) in sweep.items() if users == most}
-        parts += _against(dict(sorted(users.items(), key=lambda point: point[1])), "users", runs, folder)
-        parts += _against(cohorts, f"clients of a round, {most:,} users", runs, folder)
+        parts += _against(dict(sorted(users.items(), key=lambda point: point[1])), "users", "users", runs, folder)
+        parts += _against(cohorts, "cohort", f"clients of a round, {most:,} users", runs, folder)
+    if items := {case: about["items"] for case, about in made.items() if case.startswith("catalogue-")}:
+        about = next(about for case, about in made.items() if case in items)
+        clients = next((result.clients for result in results if result.case in items), 0)
+        x = f"items of the catalogue, {about['users']:,} users, {clients:,} sampled"
+        parts += _against(items, "items", x, runs, folder)
     rows = [[case, f"{a['users']:,}", f"{a['interactions']:,}", f"{a['seconds']:.1f}"] for case, a in made.items()]
     parts.append(table(["data set", "users", "interactions", "seconds to make it"], rows))
     parts.append("\n".join(f"* {engine} is left out: {reason}" for engine, reason in left_out.items()))
@@ -120,8 +125,8 @@ def _ratios(case: str, runs: Runs) -> str:
     return table(["ratio", "wanted, at least", "measured"], rows) if rows else ""
 
 
-def _against(points: Mapping[str, int], x: str, runs: Runs, folder: Path) -> list[str]:
-    """Return a table of a client's cost against the users or the cohort of some cases, and its plot."""
+def _against(points: Mapping[str, int], name: str, x: str, runs: Runs, folder: Path) -> list[str]:
+    """Return a table of a client's cost against the users, the cohort or the items of some cases, and its plot."""
     plot, rows = Figure(figsize=(6.4, 3.8), layout="constrained"), []
     axes = plot.subplots()
     for engine in ENGINES:
@@ -141,7 +146,7 @@ def _against(points: Mapping[str, int], x: str, runs: Runs, folder: Path) -> lis
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
-    picture = f"images/cost-{'users' if x == 'users' else 'cohort'}.png"
+    picture = f"images/cost-{name}.png"
     (folder / "images").mkdir(parents=True, exist_ok=True)
     plot.savefig(folder / picture, dpi=120)
     head = [x, "engine", "ms a client", "of the first row's", "first round s", "driver GB", "tree GB"]

@@ -247,7 +247,7 @@ def workbench(run_config: Mapping[str, bool | int | float | str], catalogue: Pat
 
 
 def carry_out(
-    client: FedMoEClient, kind: str, packed: bytes, config: Mapping[str, Any], extra: RecordDict | None = None
+    client: FedMoEClient, kind: str, packed: wire.Packed, config: Mapping[str, Any], extra: RecordDict | None = None
 ) -> Answer:
     """Carry out a message.
 

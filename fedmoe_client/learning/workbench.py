@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import cast
+from warnings import catch_warnings
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from fedmoe.loading import from_run_config
 from fedmoe.metrics import list_length
 from fedmoe.modalities import EXPERT, selected
 from fedmoe.settings import Settings
+from fedmoe.wire import Packed
 from fedmoe_client.learning.evaluation import Histories, Scorer, catalogue_side, client_metrics, model_scorer
 from fedmoe_client.learning.own_client import own_client
 from fedmoe_client.learning.training import load
@@ -58,7 +60,7 @@ class Workbench:
         self.names_in = lru_cache(self._names_in)  # asked by every client, and answered from the cache
         self.own_client = own_client(settings)
         self.list_length = list_length(settings)
-        self.received: tuple[bytes, list[NDArray[np.float32]]] | None = None
+        self.received: tuple[Packed, list[NDArray[np.float32]]] | None = None
         self._catalogue_side: tuple[Arrays, Arrays, ItemSide] | None = None
         self.reading: tuple[Arrays, Tensor, Reading] | None = None
 
@@ -176,6 +178,8 @@ def _workbench_of(document: str, catalogue: Path | None, stamp: tuple[int, int] 
     # Workers share the machine: more than one thread each would only make them wait for one another, and a sum that
     # is split over threads has other last digits.
     torch.set_num_threads(1)
+    with catch_warnings(action="ignore"):  # of arrays that must not be written to: torch says so once, and no one does
+        torch.from_numpy(np.frombuffer(b"    ", np.float32))
     return Workbench(settings, own_dataset(settings, catalogue))
 
 

@@ -18,7 +18,7 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedmoe.errors import FedMoEError
-from fedmoe.wire import NamedArrays, packed_bytes, to_record
+from fedmoe.wire import NamedArrays, packed_in, to_record
 from fedmoe_client.app import answered, app, extra_of, number_of, received
 from fedmoe_client.learning.client import Answer, FedMoEClient, to_send, workbench
 from fedmoe_client.learning.own_client import TABLE, LocalRound, records_to_send, trained_alone
@@ -68,8 +68,8 @@ def _alike(messages: Sequence[Message]) -> list[list[int]]:
     """Return the places of the messages that hold the same model and config, in their order."""
     places: dict[tuple[int, str], list[int]] = {}
     for place, message in enumerate(messages):
-        # Clients of a call that are sent the same model are handed the very same bytes.
-        packed = packed_bytes(message.content.array_records["arrays"])
+        # Clients of a call that are sent the same model are handed the very same arrays.
+        packed = packed_in(message.content.array_records["arrays"])
         config = repr(sorted(message.content.config_records["config"].items()))
         places.setdefault((id(packed), config), []).append(place)
     return list(places.values())
@@ -87,7 +87,7 @@ def _train(messages: Sequence[Message], contexts: Sequence[Context], reduce: boo
         client.extra = extra_of(message)
     members, alone = _members(this, reduce)
     shared = {name: this.server[name] for name in this.shared}
-    total = _total(this, shared) if reduce else None
+    total = _total(this, shared, members) if reduce else None
     replies: dict[int, Message] = {}
     settings = this.bench.settings
     for stack in stacks_of(members, settings.simulation.stack_size, settings.model.memory_refresh):
@@ -113,10 +113,13 @@ def _train(messages: Sequence[Message], contexts: Sequence[Context], reduce: boo
     return [merged, *found]
 
 
-def _total(this: _Round, shared: Mapping[str, Tensor]) -> UpdateSum | SumOfAnswers:
+def _total(this: _Round, shared: Mapping[str, Tensor], members: Sequence[Member]) -> UpdateSum | SumOfAnswers:
     """Return what the clients' updates are added up in."""
     if SUM_BITS not in this.config:
-        return UpdateSum(shared, this.bench.settings)
+        touched = torch.unique(
+            torch.cat([this.server[TABLE].new_zeros(1, dtype=torch.long), *(member.touched for member in members)])
+        )
+        return UpdateSum(shared, this.bench.settings, touched)
     from fedmoe_client.learning.summed_reply import SumOfAnswers
 
     return SumOfAnswers(this.config, {name: tuple(each.shape) for name, each in shared.items()})
@@ -125,7 +128,7 @@ def _total(this: _Round, shared: Mapping[str, Tensor]) -> UpdateSum | SumOfAnswe
 def _begin(message: Message, contexts: Sequence[Context]) -> _Round:
     bench = workbench(contexts[0].run_config)
     config = dict(message.content.config_records["config"])
-    arrays = received(bench, packed_bytes(message.content.array_records["arrays"]))
+    arrays = received(bench, packed_in(message.content.array_records["arrays"]))
     server = {name: torch.from_numpy(each).to(bench.device) for name, each in zip(bench.names, arrays, strict=True)}
     shared = bench.names_in(tuple(cast(list[str], config["shared"])))
     if bench.own_client is not None and (own := trained_alone(bench.own_client)):

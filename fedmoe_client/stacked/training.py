@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch.nn import functional
 
 from fedmoe.settings import Settings, TrainingSettings
 from fedmoe.wire import NamedArrays, packed_size
-from fedmoe_client.learning.client import ROWS, travels_as_rows
+from fedmoe_client.learning.client import ROWS
 from fedmoe_client.learning.own_client import TABLE
 from fedmoe_client.learning.training import (
     LocalSteps,
@@ -65,6 +66,11 @@ class Member:
     def width(self) -> tuple[int, ...]:
         """Positions of each step, with those before its windows."""
         return tuple(batch.context.shape[1] for batch in self.steps.batches)
+
+    @cached_property
+    def touched(self) -> Tensor:
+        """The ids of the items in all steps, ``[R]``, 0 first; a loss over the whole catalogue is not stacked."""
+        return touched_items(self.steps.batches, 0)
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class StackTrainer:
 
         Raises FloatingPointError if a loss, or a parameter afterwards, is not finite.
         """
-        touched, batches = _joined(members, self.num_items)
+        touched, batches = _joined(members)
         parameters = _start(members, server, touched)
         optimizer = optimizer_over(parameters, self._decayed, self.training, warmed_up(self.training, server_round))
         seed_dropout(members[0].steps.dropout_seed, touched.device)
@@ -166,9 +172,9 @@ def clip_each(parameters: Mapping[str, Tensor], training: TrainingSettings) -> N
             gradient.mul_(factors)
 
 
-def _joined(members: Sequence[Member], num_items: int) -> tuple[Tensor, list[WindowBatch]]:
+def _joined(members: Sequence[Member]) -> tuple[Tensor, list[WindowBatch]]:
     """Return the touched ids ``[C, R]`` and the steps' batches of all clients in local ids (see ``model.stacked``)."""
-    each = [touched_items(member.steps.batches, num_items) for member in members]
+    each = [member.touched for member in members]
     rows = max(len(touched) for touched in each)
     padded = torch.stack([functional.pad(touched, (0, rows - len(touched))) for touched in each])
     local = [
@@ -204,12 +210,17 @@ class UpdateSum:
     precision of float32 where it matters.
     """
 
-    def __init__(self, server: Mapping[str, Tensor], settings: Settings) -> None:
-        """server: the shared parameters that the clients started from."""
+    def __init__(self, server: Mapping[str, Tensor], settings: Settings, ids: Tensor) -> None:
+        """server: the shared parameters that the clients started from; ids: all that they may touch, as ``[R]``."""
+        table = server[TABLE]
         self._server = server
         self._rows_travel = settings.federation.item_updates == "auto"
-        self._total = {name: torch.zeros_like(each) for name, each in server.items()}
-        self._touched = torch.zeros(len(server[TABLE]), dtype=torch.bool, device=server[TABLE].device)
+        self._ids = ids
+        self._places = torch.zeros(len(table), dtype=torch.long, device=table.device)
+        self._places[ids] = torch.arange(len(ids), device=table.device)
+        self._total = {name: torch.zeros_like(each) for name, each in server.items() if name != TABLE}
+        self._rows = table.new_zeros((len(ids), *table.shape[1:]))  # of the table: what is summed of those rows
+        self._touched = torch.zeros(len(ids), dtype=torch.bool, device=table.device)
         self._metrics: dict[str, float] = {}
         self._sizes: dict[int, int] = {}  # rows of the item table -> bytes of a client's arrays
         self.weight = 0
@@ -223,10 +234,10 @@ class UpdateSum:
         for name, server in self._server.items():
             parameters = trained.parameters[name]
             if name == TABLE:
-                ids = trained.touched.flatten()
+                places = self._places[trained.touched.flatten()]
                 moved = (parameters - server[trained.touched]) * weights.view(-1, 1, 1)
-                self._total[name].index_add_(0, ids, moved.flatten(0, 1))
-                self._touched[ids] = True
+                self._rows.index_add_(0, places, moved.flatten(0, 1))
+                self._touched[places] = True
             else:
                 moved = (parameters - server).view(len(weights), -1)
                 self._total[name] += (weights @ moved).view(server.shape)
@@ -238,14 +249,15 @@ class UpdateSum:
 
     def mean(self) -> NamedArrays:
         """Return the mean by name; of the item table the rows that any client touched, where that is smaller."""
-        means = {
-            name: (server + self._total[name] / self.weight).cpu().numpy() for name, server in self._server.items()
-        }
-        ids = np.flatnonzero(self._touched.cpu().numpy())
-        if self._rows_travel and travels_as_rows(means[TABLE], ids):
-            ids = ids[ids > 0]
-            return means | {TABLE: means[TABLE][ids], ROWS: ids}
-        return means
+        table, touched = self._server[TABLE], self._touched.nonzero().flatten()
+        ids, moved = self._ids[touched], self._rows[touched] / self.weight
+        if self._travels(len(ids) - 1):  # the first one is the padding's
+            rows = {TABLE: table[ids[1:]] + moved[1:], ROWS: ids[1:]}
+        else:
+            rows = {TABLE: table.index_add(0, ids, moved)}
+        means = {name: self._server[name] + total / self.weight for name, total in self._total.items()}
+        in_order = {name: rows[TABLE] if name == TABLE else means[name] for name in self._server}
+        return {name: each.cpu().numpy() for name, each in (in_order | rows).items()}
 
     def metrics(self) -> dict[str, float]:
         """Return the means of the clients' numbers."""
@@ -257,11 +269,15 @@ class UpdateSum:
 
     def _bytes_of_reply(self, rows: int) -> int:
         if rows not in self._sizes:
-            table = self._server[TABLE]
             layout: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
             layout = {name: (np.dtype(np.float32), tuple(each.shape)) for name, each in self._server.items()}
-            if self._rows_travel and (table[0].nbytes + 8) * rows < table.nbytes:
-                layout[TABLE] = np.dtype(np.float32), (rows, *table.shape[1:])
+            if self._travels(rows):
+                layout[TABLE] = np.dtype(np.float32), (rows, *layout[TABLE][1][1:])
                 layout[ROWS] = np.dtype(np.int64), (rows,)
             self._sizes[rows] = packed_size([(name, *about) for name, about in layout.items()])
         return self._sizes[rows]
+
+    def _travels(self, rows: int) -> bool:
+        """Whether so many rows of the item table, without the padding's, travel in place of the table."""
+        table = self._server[TABLE]
+        return self._rows_travel and (table[0].nbytes + 8) * rows < table.nbytes

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmoe.section import Section
-from fedmoe.settings import FederationSettings, Settings
+from fedmoe.settings import ADAMS, FederationSettings, Settings
 
 PASSES = 15  # rounds that a client takes part in, where there are ENOUGH; up to MOST_PASSES where there are fewer
 MOST_PASSES = 35
@@ -21,6 +21,7 @@ ENOUGH = 300
 LEAST_COHORT = 47  # clients a round: the 5% of MovieLens-100K, for which the learning rates were chosen
 MOST_TRAININGS = 200_000  # of clients in all rounds: some five to ten minutes on two cores, without evaluations
 SAMPLE = 1_000  # users of an evaluation during training, where there are more than twice as many
+LARGE_CATALOGUE = 100_000  # items from which on the server's step over all of them would be most of a round
 LONG = 700  # rounds from which on FedAdam's learning rate is RATE
 RATE = 0.005
 LARGEST_RATE = 0.05
@@ -55,11 +56,13 @@ def with_defaults(settings: Settings, size: Size) -> Settings:
         "evaluate_clients": SAMPLE if size.users > 2 * SAMPLE else 0,
         "warmup_rounds": max(federation.warmup_rounds, rounds // 10),
     }
+    if size.items > LARGE_CATALOGUE and federation.strategy == "fedadam":
+        chosen["strategy"] = "lazyadam"
     if rounds > ENOUGH:
         chosen["checkpoint_every"] = rounds // 10
     training: dict[str, Any] = {}
     model: dict[str, Any] = {}
-    if federation.strategy == "fedadam" and settings.training.client == "plain" and not settings.privacy.on:
+    if federation.strategy in ADAMS and settings.training.client == "plain" and not settings.privacy.on:
         default = FederationSettings().strategy_parameters
         chosen["strategy_parameters"] = {**default, "eta": _rate(rounds)}
         if rounds < FEW:
@@ -123,7 +126,7 @@ def hopeless(settings: Settings) -> list[str]:
             f"of fewer than {HOPELESS_PASSES:.0f} - raise num_rounds or client_fraction"
         )
     eta, default = federation.strategy_parameters.get("eta"), _rate(federation.num_rounds)
-    if federation.strategy == "fedadam" and isinstance(eta, int | float) and eta < default:
+    if federation.strategy in ADAMS and isinstance(eta, int | float) and eta < default:
         way = eta * federation.num_rounds * (0.5 if federation.server_schedule == "cosine" else 1.0)
         if way < HOPELESS_WAY:
             found.append(

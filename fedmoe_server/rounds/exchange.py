@@ -12,14 +12,14 @@ from functools import partial
 from math import isfinite
 from typing import Protocol, runtime_checkable
 
-from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedmoe.errors import FailureKind, FedMoEError, one_line
-from fedmoe.wire import is_packed, packed_bytes, to_record, unpack
+from fedmoe.wire import ROWS, NamedArrays, is_packed, packed_bytes, size_of, to_record, unpack
 from fedmoe_server.rounds.record import SELECTION_METRIC, Exchange, Failure, Metrics, list_failures
 from strategies import counts_of
-from strategies.layers.replies import Valued, record_of, refused, values_of
+from strategies.layers.replies import TableRows, Valued, record_of, refused, values_of
 from strategies.layers.reply_mean import clients_of
 
 ClientIds = Callable[[], Mapping[int, int]]
@@ -31,7 +31,10 @@ SENDING = 10.0  # seconds that a message may need on its way; the deadline count
 
 @runtime_checkable
 class ReducingGrid(Protocol):
-    """A grid that can merge replies where the clients live."""
+    """A grid that can merge replies where the clients live; arrays need not be packed for it."""
+
+    def record_of(self, arrays: NamedArrays) -> ArrayRecord:
+        """Return arrays as ``to_record`` does."""
 
     def send_and_reduce(self, messages: Iterable[Message], reducer: Callable[[], PackedMean]) -> list[Message]:
         """Return what each reducer made of the replies it got; every reply is in a merged one, or an error."""
@@ -67,7 +70,7 @@ def exchange(
         timeout: seconds to wait; None: until every client has answered or failed.
         mean: makes of all replies one, and errors; None: they stay as they are.
     """
-    requests = packed(messages)
+    requests = packed(messages, grid.record_of if isinstance(grid, ReducingGrid) else to_record)
     if timeout is not None:
         for message in requests:  # a node that comes back later must not begin with it any more
             message.metadata.ttl = timeout + SENDING
@@ -105,7 +108,7 @@ def reduced_exchange(
     The merged replies count their clients and the bytes that these would have sent; a refused reply is an error, and
     its bytes are not counted.
     """
-    requests = packed(messages)
+    requests = packed(messages, grid.record_of)
     arrived = grid.send_and_reduce(requests, partial(PackedMean, reducer)) if requests else []
     replies = (mean or list)([unpacked(reply) for reply in arrived])
     reasons = {reply.metadata.src_node_id: _reason(reply.error) for reply in replies if reply.has_error()}
@@ -147,19 +150,30 @@ class PackedMean:
         return packed(self._mean.replies())
 
 
-def packed(messages: Iterable[Message]) -> list[Message]:
-    """Return messages as they go on the wire. A record or a content that several share is still shared."""
+def packed(messages: Iterable[Message], to_packed: Callable[[NamedArrays], ArrayRecord] = to_record) -> list[Message]:
+    """Return messages as they go on the wire. A record or a content that several share is still shared.
+
+    to_packed: makes the record of one packed array.
+    """
     given = list(messages)
     holding = [each for each in given if each.has_content() and ARRAYS in each.content]
     contents = {id(message.content): message.content for message in holding}
     named = {id(content[ARRAYS]): content.array_records[ARRAYS] for content in contents.values()}
-    records = {key: to_record({name: values_of(array) for name, array in each.items()}) for key, each in named.items()}
+    records = {key: to_packed(_named(each)) for key, each in named.items()}
     changed = {
         key: RecordDict({**dict(content.items()), ARRAYS: records[id(content[ARRAYS])]})
         for key, content in contents.items()
     }
     on_the_wire = {id(message): _with(message, changed[id(message.content)]) for message in holding}
     return [on_the_wire.get(id(message), message) for message in given]
+
+
+def _named(arrays: ArrayRecord) -> NamedArrays:
+    """Return the values of arrays as they travel: of a table of which there are rows these alone, and their ids."""
+    found: NamedArrays = {}
+    for name, each in arrays.items():
+        found |= {name: each.rows, name + ROWS: each.ids} if isinstance(each, TableRows) else {name: values_of(each)}
+    return found
 
 
 def unpacked(reply: Message) -> Message:
@@ -270,7 +284,7 @@ def payload(messages: Iterable[Message]) -> int:
         for record in message.content.values():
             key = id(record)
             if key not in sizes:
-                sizes[key] = record.count_bytes()
+                sizes[key] = size_of(record) if isinstance(record, ArrayRecord) else record.count_bytes()
             total += sizes[key]
     return total
 

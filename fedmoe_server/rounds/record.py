@@ -14,6 +14,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message
 
 from fedmoe.errors import FailureKind
+from strategies.layers.replies import Valued
 
 Metrics = Mapping[str, float | None]
 SELECTION_METRIC = "ndcg@10"
@@ -256,13 +257,12 @@ class LoopState:
     history: list[RoundRecord] = field(default_factory=list)
 
     def judge(self, score: float, strategy: Mapping[str, np.ndarray]) -> bool:
-        """Take note of the current model's validation score; return whether it is the best so far.
+        """Take note of the current model's validation score; return whether it is the best so far, which is copied.
 
         strategy: the strategy's state with which it was evaluated.
         """
         if self.best is None or score > self.best.score:
-            # A dict of the same Array objects: they are never changed in place, so nothing needs copying.
-            self.best = Best(self.round, score, dict(self.arrays.items()), strategy)
+            self.best = Best(self.round, score, {name: Valued(a.numpy()) for name, a in self.arrays.items()}, strategy)
             self.stalled = 0
             return True
         self.stalled += 1

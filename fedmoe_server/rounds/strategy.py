@@ -66,6 +66,7 @@ def layered_strategy(
         inner = updates = private(inner, settings, drawn_from)
     schedule = aggregation_schedule(settings, groups)
     partial = PartialAggregation(inner, schedule, federation.guards.max_examples, federation.min_reply_fraction)
+    partial.in_place = True  # the loop copies the best model, and keeps no other
     sums = None
     if settings.privacy.sum_bits:
         from strategies.privacy.distributed import distributed  # most runs do without

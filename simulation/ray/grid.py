@@ -23,8 +23,9 @@ from numpy.typing import ArrayLike
 from ray.exceptions import RayError
 
 from fedmoe.settings import SimulationSettings
+from fedmoe.wire import size_of
 from simulation.client_apps import pickled
-from simulation.flower_runtime import ClientIds, Run, RunConfig, begin_run, error_reply, number_message
+from simulation.flower_runtime import ClientIds, Run, RunConfig, begin_run, error_reply, number_message, unpacked_record
 from simulation.ray.client_files import CLIENTS_FILE
 from simulation.ray.fleet import Call, Chunk, Fleet, RemoteHost
 from simulation.ray.host import chunk_size, split_shared
@@ -104,10 +105,7 @@ class RayGrid(Grid):
         return [request.metadata.message_id for request in requests]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return, once, the replies that have come to these messages, in the order of the ids; does not wait.
-
-        Hosts get their next chunks here: who pushes should pull now and then.
-        """
+        """Return, once, what has come to these messages, in their order; hosts get their next chunks, so pull often."""
         while self._collect(0.0):
             pass
         return self._replies_to(message_ids)
@@ -131,6 +129,8 @@ class RayGrid(Grid):
     def client_ids(self) -> Mapping[int, int]:
         """Return node id -> client id for every node."""
         return self._client_ids
+
+    record_of = staticmethod(unpacked_record)  # hosts get arrays as they are: nothing packs them
 
     def send_and_reduce(self, messages: Iterable[Message], reducer: Callable[[], Reducer]) -> list[Message]:
         """Send messages and return what each host's reducer makes of its clients' replies, host by host.
@@ -189,7 +189,7 @@ class RayGrid(Grid):
             by_host.setdefault(host, []).append(request)
         for host, batch in sorted(by_host.items()):
             # Replies are about as large as the arrays that were sent.
-            sent = None if call.merges else sum(r.count_bytes() for r in batch[0].content.array_records.values())
+            sent = None if call.merges else sum(map(size_of, batch[0].content.array_records.values()))
             stacked = self._stacked and batch[0].metadata.message_type == "train"
             # Before a deadline each reply counts as soon as it is there.
             size = chunk_size(len(batch), sent, stacked) if deadline is None else 1

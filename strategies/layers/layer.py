@@ -226,6 +226,17 @@ def flat(array: Array) -> Array:
     return array if array.shape else Array(array.numpy().reshape(1))
 
 
+def fitted(array: Array, like: Array) -> Array:
+    """Return ``array`` with the dtype and shape of ``like``; itself if it has them."""
+    fits = array.dtype == like.dtype and tuple(array.shape) == tuple(like.shape)
+    return array if fits else Array(array.numpy().astype(like.dtype).reshape(like.shape))
+
+
+def has_more(reply: Message) -> bool:
+    """Whether a reply holds records beside arrays and metrics: they belong to one client, and have no mean."""
+    return reply.has_content() and len(reply.content) > len(("arrays", "metrics"))
+
+
 def shown(reply: Message, expected: Mapping[str, Array]) -> Message:
     """Return a checked reply as a strategy sees it."""
     if reply.has_content():

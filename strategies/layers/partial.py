@@ -22,7 +22,9 @@ from strategies.layers.layer import (
     are_alike,
     blamed,
     chain,
+    fitted,
     flat,
+    has_more,
     key_of,
     kind_of,
     other_models,
@@ -30,7 +32,7 @@ from strategies.layers.layer import (
     tell,
     weight_key,
 )
-from strategies.layers.replies import MAX_EXAMPLES, Clipping, Guard, Refusal, Valued, record_of, values_of
+from strategies.layers.replies import MAX_EXAMPLES, Clipping, Guard, Refusal, TableRows, Valued, record_of, values_of
 from strategies.layers.reply_mean import ReplyMean, clients_of, mean_of_checked, uncounted
 from strategies.layers.talk import GuardedGrid
 from strategies.needs import needs_every_reply
@@ -50,6 +52,8 @@ class PartialAggregation(Stateless):
     min_reply_fraction: where a smaller share of the clients asked sent a reply that passes, or none did, nothing is
         aggregated, and the strategy does not hear of the round's replies. 0: it hears of them in any case.
     means: whether replies may be means of several clients, as a simulation's hosts make them.
+    in_place: whether a table that the layer has returned may be changed in place in a later round, where the strategy
+        changes some rows: who keeps an earlier model then keeps a copy.
 
     The wrapped strategy sees arrays of shape () as (1,): NumPy turns the former into numbers, which Flower's clipping
     cannot change in place, so that they would escape it. Its results are given the model's dtype again: FedAdam and
@@ -71,7 +75,9 @@ class PartialAggregation(Stateless):
         self.max_examples = max_examples
         self.min_reply_fraction = min_reply_fraction
         self.means = means
+        self.in_place = False
         self.refusals: list[Refusal] = []
+        self._tables: dict[str, Array] = {}  # that the layer has made of such rows
         self._weight_key = weight_key(strategy)
         self._called = f"strategy {type(list(chain(strategy))[-1]).__name__}"
         self._every = needs_every_reply(strategy)
@@ -119,7 +125,7 @@ class PartialAggregation(Stateless):
         passed = sum(clients_of(reply) for reply in checked if reply.has_content())
         if self.min_reply_fraction and (passed == 0 or passed < self.min_reply_fraction * self._asked):
             return None, None
-        if not self._every and self.alike and not any(map(_has_more, checked)):
+        if not self._every and self.alike and not any(map(has_more, checked)):
             checked = mean_of_checked(checked, expected, self._weight_key)
         name = f"round {server_round}: {self._called}"
         with blamed(f"{name} cannot aggregate"):
@@ -133,7 +139,18 @@ class PartialAggregation(Stateless):
         if arrays is None:
             return None, metrics
         assert self._model is not None  # as expected
-        return record_of(dict(self._model.items()) | _judged(f"{name} returned", arrays, expected)), metrics
+        judged = _judged(f"{name} returned", arrays, expected)
+        whole = {name: self._whole(name, a) if isinstance(a, TableRows) else a for name, a in judged.items()}
+        return record_of(dict(self._model.items()) | whole), metrics
+
+    def _whole(self, name: str, rows: TableRows) -> Array:
+        """Return a table in which a strategy has changed some rows: as a copy, or in place."""
+        mine = self.in_place and self._tables.get(name) is rows.server
+        # A view: who tells arrays apart by their identity sees another one.
+        table = values_of(rows.server).view() if mine else rows.server.numpy()
+        table[rows.ids] = rows.rows
+        self._tables[name] = whole = Valued(table)
+        return whole
 
     def reducer(self, server_round: int) -> Callable[[], ReplyMean] | None:
         """Return what makes the object that merges replies to the latest training messages where the clients live.
@@ -251,7 +268,7 @@ def _full_content(
         return RecordDict({**others, "config": config})
     # What the strategy was given goes out as it is in the model: it need not be put together for each content.
     theirs = {name: array for name, array in own.items() if name in sent.arrays and array is not sent.arrays[name]}
-    model = record_of({name: _fitted(theirs.get(name, array), array) for name, array in arrays.items()})
+    model = record_of({name: fitted(theirs.get(name, array), array) for name, array in arrays.items()})
     return RecordDict({**others, "arrays": model, "config": config})
 
 
@@ -262,11 +279,6 @@ def _described(returned: object) -> str:
     return f"a {type(returned).__name__}"
 
 
-def _has_more(reply: Message) -> bool:
-    """Whether a reply holds records beside arrays and metrics: they belong to one client, and have no mean."""
-    return reply.has_content() and len(reply.content) > len(("arrays", "metrics"))
-
-
 def _judged(returned: str, arrays: ArrayRecord, expected: Mapping[str, Array]) -> dict[str, Array]:
     """Return the arrays that a strategy returned, with the dtype and shape of the model's; FedMoEError: unusable."""
     if arrays.keys() != expected.keys():
@@ -274,17 +286,15 @@ def _judged(returned: str, arrays: ArrayRecord, expected: Mapping[str, Array]) -
         raise FedMoEError(f"{returned} {'no' if odd in expected else 'the unknown'} parameter '{odd}'")
     judged: dict[str, Array] = {}
     for name, like in expected.items():
-        values = values_of(arrays[name])
-        if values.size != int(np.prod(like.shape)) or (like.shape and values.shape != tuple(like.shape)):
-            raise FedMoEError(f"{returned} '{name}' with shape {list(values.shape)}, expected {list(like.shape)}")
-        fitted = values.astype(like.dtype, copy=False).reshape(like.shape)
-        if not np.isfinite(fitted).all():
+        array = arrays[name]
+        if isinstance(array, TableRows) and array.server is like:
+            judged[name], values = array, array.rows
+        else:
+            values = values_of(array)
+            if values.size != int(np.prod(like.shape)) or (like.shape and values.shape != tuple(like.shape)):
+                raise FedMoEError(f"{returned} '{name}' with shape {list(values.shape)}, expected {list(like.shape)}")
+            values = values.astype(like.dtype, copy=False).reshape(like.shape)
+            judged[name] = Valued(values)
+        if not np.isfinite(values).all():
             raise FedMoEError(f"{returned} a value that is not finite in '{name}'; lower its learning rate")
-        judged[name] = Valued(fitted)
     return judged
-
-
-def _fitted(array: Array, like: Array) -> Array:
-    """Return ``array`` with the dtype and shape of ``like``; itself if it has them."""
-    fits = array.dtype == like.dtype and tuple(array.shape) == tuple(like.shape)
-    return array if fits else Array(array.numpy().astype(like.dtype).reshape(like.shape))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from flwr.app import Array, Message, MetricRecord, RecordDict
@@ -150,26 +150,68 @@ class _Sum:
 
     def __init__(self, server: Array) -> None:
         self._server = server
-        self._total = np.zeros(server.shape, np.float64)
-        self._of_rows: np.ndarray | None = None  # [V + 1], weight of the replies that had a row, where they had not all
-        self._whole = 0.0  # weight of the replies that had all
+        self._total: np.ndarray | None = None  # over replies that had all
+        self._whole = 0.0  # weight of those replies
+        self._rows: _RowSums | None = None  # over replies that had some rows
 
     def add(self, weight: float, array: Array) -> None:
         if isinstance(array, TableRows):
-            if self._of_rows is None:
-                self._of_rows = np.zeros(len(self._total), np.float64)
-            self._of_rows[array.ids] += weight
-            self._total[array.ids] += np.multiply(array.rows, weight, dtype=np.float64)
-        else:
-            self._total += np.multiply(values_of(array), weight, dtype=np.float64)
-            self._whole += weight
+            if self._rows is None:
+                self._rows = _RowSums(self._server.shape)
+            self._rows.add(weight, array)
+            return
+        if self._total is None:
+            self._total = np.zeros(self._server.shape, np.float64)
+        self._total += np.multiply(values_of(array), weight, dtype=np.float64)
+        self._whole += weight
 
     def mean(self, weight: float) -> Valued:
         """Return the mean; weight: of all replies, those that had not every row count there as the server's."""
-        if self._of_rows is None:
-            return Valued(np.asarray(self._total / weight, dtype=self._server.dtype))
-        table = self._server.numpy()
-        rows = slice(None) if self._whole else np.flatnonzero(self._of_rows)
-        missing = (weight - self._whole - self._of_rows[rows]).reshape(-1, *[1] * (table.ndim - 1))
-        table[rows] = (self._total[rows] + missing * table[rows]) / weight
-        return Valued(table)
+        kind = np.dtype(self._server.dtype)
+        if self._rows is None:
+            assert self._total is not None  # there is a reply, and it has every parameter
+            return Valued(np.asarray(self._total / weight, dtype=kind))
+        ids, weights, sums = self._rows.sorted()
+        server = values_of(self._server)
+        if self._total is None:
+            missing = (weight - weights).reshape(-1, *[1] * (server.ndim - 1))
+            return TableRows(self._server, ids, np.asarray((sums + missing * server[ids]) / weight, dtype=kind))
+        missing = np.full(len(server), weight - self._whole)
+        missing[ids] -= weights
+        self._total[ids] += sums
+        return Valued(
+            np.asarray((self._total + missing.reshape(-1, *[1] * (server.ndim - 1)) * server) / weight, dtype=kind)
+        )
+
+
+class _RowSums:
+    """Weighted sums of rows of a table, of those that came alone: what they cost does not depend on the table."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self._places = np.full(shape[0], -1, np.int32)  # row -> its place among those that came
+        self._ids = np.zeros(0, np.int64)
+        self._weights = np.zeros(0)
+        self._sums = np.zeros((0, *shape[1:]))
+        self._size = 0  # rows that came; there is room for more
+
+    def add(self, weight: float, array: TableRows) -> None:
+        """Add the rows of a reply."""
+        new = array.ids[self._places[array.ids] < 0]
+        end = self._size + len(new)
+        if end > len(self._ids):
+            room = max(end, 2 * len(self._ids)) - len(self._ids)
+            self._ids, self._weights, self._sums = (
+                np.concatenate([each, np.zeros((room, *each.shape[1:]), each.dtype)])
+                for each in (self._ids, self._weights, self._sums)
+            )
+        self._places[new] = np.arange(self._size, end)
+        self._ids[self._size : end] = new
+        self._size = end
+        places = self._places[array.ids]
+        self._weights[places] += weight
+        self._sums[places] += np.multiply(array.rows, weight, dtype=np.float64)
+
+    def sorted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the ids of the rows, ascending, the weight of the replies that had each, and the sums."""
+        order = np.argsort(self._ids[: self._size])
+        return self._ids[order], self._weights[order], self._sums[order]

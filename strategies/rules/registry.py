@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedmoe.components import Kind
 from fedmoe.errors import FedMoEError
+from strategies.rules.lazy_adam import LazyAdam
 from strategies.rules.robust_rows import RobustRows
 from strategies.rules.row_wise import RowWise
 
@@ -26,6 +27,7 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
     "multikrum": flower.MultiKrum,
     "bulyan": flower.Bulyan,
     "qfedavg": flower.QFedAvg,
+    "lazyadam": LazyAdam,
     "rowwise": RowWise,
 }
 # Around another strategy: Flower's differential privacy (the settings of `privacy` use PrivateUpdates), and ours.

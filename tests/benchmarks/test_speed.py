@@ -79,7 +79,7 @@ def test_cost_beside_another_case_is_a_ratio_within_a_repeat(tmp_path: Path) -> 
 # Cases and plans
 
 
-def test_cases_hold_both_jobs_the_sweep_and_the_large_catalogue() -> None:
+def test_cases_hold_both_jobs_and_the_sweeps() -> None:
     found = {case.name: case for case in cases(DEFAULT_ENGINES)}
     assert list(found) == [
         "ml-1m",
@@ -90,12 +90,15 @@ def test_cases_hold_both_jobs_the_sweep_and_the_large_catalogue() -> None:
         "synthetic-1000000-604",
         "synthetic-1000000-100",
         "synthetic-1000000-2000",
+        "catalogue-10000",
         "catalogue-100000",
+        "catalogue-1000000",
     ]
     assert (found["ml-1m"].clients, found["ml-100k"].clients) == (604, 94)
     assert found["synthetic-1000000-2000"].clients == 2000
     assert found["synthetic-943-604"].engines == ("ray", "vectorized")
-    assert found["catalogue-100000"].engines == ("ray", "vectorized", "ray, dense")
+    assert found["catalogue-1000000"].engines == ("ray", "vectorized")
+    assert found["catalogue-1000000"].clients == 667
 
 
 @pytest.mark.parametrize("name", ["flower", "ray", "central", "pfl"])
@@ -198,14 +201,14 @@ def test_what_is_there_is_not_run_again_and_other_settings_are_refused(tmp_path:
 
 
 def test_the_page_has_tables_plots_and_what_was_left_out(tmp_path: Path) -> None:
-    made = dict.fromkeys(["ml-1m", "synthetic-943-604", "synthetic-6040-604", "catalogue-100000"], MADE)
+    made = dict.fromkeys(["ml-1m", "synthetic-943-604", "synthetic-6040-604", "catalogue-10000"], MADE)
     results = [result(engine, [s], case=case) for case in made for engine, s in (("ray", 2.0), ("vectorized", 1.0))]
     text = page(made, results, {"pfl": "not at hand"}, "python -m benchmarks.speed", tmp_path)
     assert "| ray | 5 | 200.00 | 1.0 | 0.20 | 1.00 | 3.00 | 1.00 |" in text
     assert "| 6,040 | vectorized | 100.00 | 1.00 | 1.0 | 0.20 | 1.00 |" in text
     assert "* pfl is left out: not at hand" in text
     assert "## Against" not in page({"synthetic-80-8": MADE}, [], {}, "", tmp_path)
-    for picture in ("cost-users.png", "cost-cohort.png"):
+    for picture in ("cost-users.png", "cost-cohort.png", "cost-items.png"):
         assert f"images/{picture}" in text
         assert (tmp_path / "images" / picture).stat().st_size > 1000
 
@@ -244,8 +247,8 @@ def test_smoke_runs_an_engine_in_a_process_of_its_own(tmp_path: Path, capsys: py
 def pretended(
     ran: list[tuple[str, int]], plan: Plan, cache: Path, pfl_python: Path | None = None, repeat: int = 0
 ) -> Result:
-    if plan.engine == "ray, dense":
-        raise EngineFailed("ray, dense: exit 1: boom")
+    if plan.engine == "flower":
+        raise EngineFailed("flower: exit 1: boom")
     ran.append((plan.case, repeat))
     return result(plan.engine, [1.0], repeat=repeat, case=plan.case)
 
@@ -256,11 +259,11 @@ def test_an_engine_that_fails_is_told_and_the_others_go_on(
     monkeypatch.setattr(speed, "run", partial(pretended, []))
     text = tmp_path / "page.md"
     text.write_text("before\n<!-- benchmark: begin -->\n<!-- benchmark: end -->\n")
-    words = ["--cases", "ml-1m", "--engines", "ray, dense", "central", "--repeats", "2", "--folder", str(tmp_path)]
+    words = ["--cases", "ml-1m", "--engines", "flower", "central", "--repeats", "2", "--folder", str(tmp_path)]
     monkeypatch.setattr(speed, "_made", lambda *_: dict[str, Any](MADE))
     assert speed.main([*words, "--page", str(text)]) == 1
     shown = capsys.readouterr().out
-    assert shown.count("ml-1m  ray, dense  failed: ray, dense: exit 1: boom") == 1
+    assert shown.count("ml-1m  flower  failed: flower: exit 1: boom") == 1
     assert "ml-1m  central  2/2: 10 clients/s" in shown
     assert text.read_text().startswith("before\n") and "boom" in text.read_text()
 

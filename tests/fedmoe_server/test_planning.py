@@ -48,6 +48,15 @@ def test_many_users_are_met_less_often_and_sampled() -> None:
     assert cohort_of(planned(few), few) == 20
 
 
+def test_a_large_catalogue_is_stepped_where_it_was_trained() -> None:
+    large = Size(100_000, 1_000_000, np.ones(100_000, np.int64))
+    found = planned(large).federation
+    assert found.strategy == "lazyadam" and found.strategy_parameters == planned(BEAUTY).federation.strategy_parameters
+    assert planned(large, "strategy=fedadam").federation.strategy == "fedadam"
+    assert planned(large, "strategy=lazyadam", "num_rounds=30").federation.strategy_parameters["eta"] == 0.024
+    assert planned(BEAUTY).federation.strategy == "fedadam"
+
+
 def test_long_runs_are_evaluated_as_often() -> None:
     federation = planned(ML_100K, "num_rounds=3200").federation
     assert (federation.evaluate_every, federation.checkpoint_every, federation.warmup_rounds) == (320, 320, 320)

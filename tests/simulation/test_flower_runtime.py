@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedmoe.errors import FedMoEError
-from simulation.flower_runtime import ClientIds, copy_records, records_from_bytes, records_to_bytes
+from fedmoe.wire import is_packed, packed_bytes, packed_in, size_of, to_record
+from simulation.flower_runtime import ClientIds, copy_records, records_from_bytes, records_to_bytes, unpacked_record
 
 
 def test_a_million_ids_need_no_table() -> None:
@@ -50,3 +53,15 @@ def test_a_copy_shares_nothing_that_can_be_changed() -> None:
 def test_records_survive_as_bytes() -> None:
     back = records_from_bytes(records_to_bytes(records()))
     assert back == records() and [list(back[name]) for name in back] == [list(records()[name]) for name in back]
+
+
+def test_arrays_that_nothing_packed_are_those_that_something_has() -> None:
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([7])}
+    lazy, packed = unpacked_record(arrays), to_record(arrays)
+    assert is_packed(lazy) and size_of(lazy) == size_of(packed) == packed.count_bytes()
+    assert packed_in(lazy) is arrays
+    copy = pickle.loads(pickle.dumps(copy_records(RecordDict({"arrays": lazy}))))["arrays"]
+    np.testing.assert_array_equal(packed_in(copy)["a"], arrays["a"])
+    assert "data" not in vars(next(iter(lazy.values()))), "so far nobody has asked for bytes"
+    assert packed_bytes(lazy) == packed_in(packed) == packed_bytes(packed)
+    assert records_from_bytes(records_to_bytes(RecordDict({"arrays": lazy})))["arrays"] == packed
