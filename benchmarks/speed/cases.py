@@ -26,7 +26,7 @@ ENGINES: Mapping[str, Mapping[str, Any]] = {
 DEFAULT_ENGINES = ("flower", "ray", "vectorized", "central", "central SASRec", "pfl")
 CENTRAL = ("central", "central SASRec")
 OURS = ("ray", "vectorized")  # that take part in the sweep
-WARM_ROUNDS = {"flower": 1}  # one of Flower's takes as long as twenty of the others', which do three
+WARM_ROUNDS = {"flower": 1}  # one of Flower's takes as long as twenty of the others'
 JOBS = {"ml-1m": 604, "ml-100k": 94}  # configs, and a tenth of their users
 USERS = (943, 6040, 100_000, 1_000_000)  # of the sweep, in rounds of the first cohort
 COHORTS = (604, 100, 2000)  # of the sweep with the most users
@@ -48,12 +48,16 @@ TINY = (
 
 @dataclass(frozen=True)
 class Case:
-    """name: in tables and results; words: settings, as of ``sim.py``; clients: of a round; engines: that take part."""
+    """name: in tables and results; words: settings, as of ``sim.py``; clients: of a round; engines: that take part.
+
+    warm: rounds after the cold one. The first of a large catalogue also make the memory that later ones use again.
+    """
 
     name: str
     words: str
     clients: int
     engines: tuple[str, ...]
+    warm: int = 3
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def cases(engines: Sequence[str], data_dir: Path | None = None) -> list[Case]:
             found.append(Case(f"synthetic-{users}-{clients}", words, clients, ours))
     for items in ITEMS:
         words = f"{_CATALOGUE} data.synthetic.items={items}"
-        found.append(Case(f"catalogue-{items}", words, CATALOGUE_CLIENTS, ours))
+        found.append(Case(f"catalogue-{items}", words, CATALOGUE_CLIENTS, ours, warm=12))
     return found
 
 
@@ -102,7 +106,7 @@ def smoke_cases(engines: Sequence[str]) -> list[Case]:
 
 def plan_of(case: Case, engine: str, users: int) -> Plan:
     """Return the plan of one engine for a case with so many users."""
-    clients, rounds = min(case.clients, users), 1 + WARM_ROUNDS.get(engine, 3)
+    clients, rounds = min(case.clients, users), 1 + WARM_ROUNDS.get(engine, case.warm)
     changes = {**ENGINES[engine], "federation.client_fraction": clients / users}
     settings = changed(job(case.words.split()), changes)
     # Those that the strategy draws for these rounds.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from flwr.app import Array, Message, MetricRecord, RecordDict
@@ -31,6 +31,7 @@ from strategies.layers.replies import (
 )
 
 CLIENTS, BYTES = COUNTED
+ROWS_AT_ONCE = 2048
 _Values = int | float | list[int] | list[float]
 
 
@@ -145,6 +146,11 @@ def uncounted(reply: Message) -> Message:
     return reply
 
 
+def blocks(rows: int) -> Iterator[slice]:
+    """Cut rows of a table into blocks that stay in a core's cache while they are computed with."""
+    return (slice(start, start + ROWS_AT_ONCE) for start in range(0, rows, ROWS_AT_ONCE))
+
+
 class _Sum:
     """The weighted sum of one parameter over replies that have all of it, or some rows."""
 
@@ -171,17 +177,19 @@ class _Sum:
         if self._rows is None:
             assert self._total is not None  # there is a reply, and it has every parameter
             return Valued(np.asarray(self._total / weight, dtype=kind))
-        ids, weights, sums = self._rows.sorted()
-        server = values_of(self._server)
+        server, ids = values_of(self._server), self._rows.ids()
+        column = -1, *[1] * (server.ndim - 1)
         if self._total is None:
-            missing = (weight - weights).reshape(-1, *[1] * (server.ndim - 1))
-            return TableRows(self._server, ids, np.asarray((sums + missing * server[ids]) / weight, dtype=kind))
+            mean = np.empty((len(ids), *server.shape[1:]), kind)
+            for part in blocks(len(ids)):
+                weights, sums = self._rows.at(ids[part])
+                mean[part] = (sums + (weight - weights).reshape(column) * server[ids[part]]) / weight
+            return TableRows(self._server, ids, mean)
         missing = np.full(len(server), weight - self._whole)
+        weights, sums = self._rows.at(ids)
         missing[ids] -= weights
         self._total[ids] += sums
-        return Valued(
-            np.asarray((self._total + missing.reshape(-1, *[1] * (server.ndim - 1)) * server) / weight, dtype=kind)
-        )
+        return Valued(np.asarray((self._total + missing.reshape(column) * server) / weight, dtype=kind))
 
 
 class _RowSums:
@@ -189,7 +197,6 @@ class _RowSums:
 
     def __init__(self, shape: Sequence[int]) -> None:
         self._places = np.full(shape[0], -1, np.int32)  # row -> its place among those that came
-        self._ids = np.zeros(0, np.int64)
         self._weights = np.zeros(0)
         self._sums = np.zeros((0, *shape[1:]))
         self._size = 0  # rows that came; there is room for more
@@ -198,20 +205,23 @@ class _RowSums:
         """Add the rows of a reply."""
         new = array.ids[self._places[array.ids] < 0]
         end = self._size + len(new)
-        if end > len(self._ids):
-            room = max(end, 2 * len(self._ids)) - len(self._ids)
-            self._ids, self._weights, self._sums = (
-                np.concatenate([each, np.zeros((room, *each.shape[1:]), each.dtype)])
-                for each in (self._ids, self._weights, self._sums)
+        if end > (room := len(self._weights)):
+            self._weights, self._sums = (
+                np.concatenate([each, np.zeros((max(end, 2 * room) - room, *each.shape[1:]))])
+                for each in (self._weights, self._sums)
             )
         self._places[new] = np.arange(self._size, end)
-        self._ids[self._size : end] = new
         self._size = end
-        places = self._places[array.ids]
-        self._weights[places] += weight
-        self._sums[places] += np.multiply(array.rows, weight, dtype=np.float64)
+        for part in blocks(len(array.ids)):
+            places = self._places[array.ids[part]]
+            self._weights[places] += weight
+            self._sums[places] += np.multiply(array.rows[part], weight, dtype=np.float64)
 
-    def sorted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the ids of the rows, ascending, the weight of the replies that had each, and the sums."""
-        order = np.argsort(self._ids[: self._size])
-        return self._ids[order], self._weights[order], self._sums[order]
+    def ids(self) -> np.ndarray:
+        """Return the ids of the rows that came, ascending."""
+        return np.flatnonzero(self._places >= 0)
+
+    def at(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the weight of the replies that had each of some rows that came, and the sums."""
+        places = self._places[ids]
+        return self._weights[places], self._sums[places]

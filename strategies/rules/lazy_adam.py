@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from fedmoe.errors import FedMoEError
 from strategies.layers.layer import Round
 from strategies.layers.replies import TableRows, Valued, record_of, values_of
-from strategies.layers.reply_mean import mean_of_checked
+from strategies.layers.reply_mean import blocks, mean_of_checked
 from strategies.rules.row_wise import ITEM_TABLE
 
 Values = NDArray[np.floating]
@@ -82,10 +82,14 @@ class LazyAdam(FedAdam):
         if name != ITEM_TABLE:
             return Valued(self._step(name, ..., table, values_of(mean) - table, rate))
         ids, rows = (mean.ids, mean.rows) if isinstance(mean, TableRows) else (np.arange(len(table)), values_of(mean))
-        update = rows - table[ids]
-        moved = update.any(axis=1)
-        ids, update = ids[moved], update[moved]
-        return TableRows(sent, ids, self._step(name, ids, table[ids], update, rate).astype(table.dtype))
+        found, stepped = [ids[:0]], [table[:0]]
+        for part in blocks(len(ids)):
+            values = table[ids[part]]
+            update = rows[part] - values
+            moved = update.any(axis=1)
+            found.append(ids[part][moved])
+            stepped.append(self._step(name, found[-1], values[moved], update[moved], rate).astype(table.dtype))
+        return TableRows(sent, np.concatenate(found), np.concatenate(stepped))
 
     def _step(
         self, name: str, rows: NDArray[np.int64] | EllipsisType, values: Values, update: Values, rate: np.floating

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from fedmoe.errors import FailureKind
-from fedmoe_server.rounds.record import Clipped, Failure, Result, RoundRecord, Sender, experts_of, list_failures
+from fedmoe_server.rounds.record import (
+    Clipped,
+    Failure,
+    LoopState,
+    Result,
+    RoundRecord,
+    Sender,
+    experts_of,
+    list_arrays,
+    list_failures,
+)
+from strategies.layers.replies import Valued
 
 ROUND = RoundRecord(
     round=3,
@@ -81,3 +93,12 @@ def test_failures_in_words() -> None:
 
 def test_experts_are_those_that_the_router_weighs() -> None:
     assert experts_of({"loss": 1.0, "router-sequence": 0.2, "router-audio": 0.8, "router-entropy": 1.0}) == ["audio"]
+
+
+def test_the_best_model_is_a_copy_since_later_rounds_change_tables_in_place() -> None:
+    state = LoopState(list_arrays({"items": np.zeros(2)}))
+    table = np.array([1.0, 2.0])
+    state.arrays["items"] = Valued(table)
+    assert state.judge(0.5, {})
+    table += 7
+    assert state.chosen()[0]["items"].numpy().tolist() == [1.0, 2.0]

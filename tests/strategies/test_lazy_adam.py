@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from strategy_fakes import content, f32, grid_of, ordered, record, run_rounds, v
 
 from fedmoe.wire import ROWS
 from strategies import AggregationSchedule, PartialAggregation, build_strategy
+from strategies.layers import reply_mean
 from strategies.rules.row_wise import ITEM_TABLE
 
 PLAN = AggregationSchedule({"embedding": [ITEM_TABLE], "backbone": ["body"]}, 0, [], ["embedding", "backbone"])
@@ -78,8 +80,11 @@ def test_rows_that_travel_alone_and_tables_changed_in_place_give_the_same(rounds
     wanted = after("lazyadam", rounds)
     for given_ in ({"as_rows": True}, {"in_place": True}, {"as_rows": True, "in_place": True}):
         found = after("lazyadam", rounds, **given_)
+        with patch.object(reply_mean, "ROWS_AT_ONCE", 2):
+            in_blocks = after("lazyadam", rounds, **given_)
         for name, array in wanted.items():
             np.testing.assert_array_equal(found[name], array)
+            np.testing.assert_array_equal(in_blocks[name], array)
 
 
 @pytest.mark.parametrize("in_place", [False, True])
