@@ -52,5 +52,5 @@ def refuse_comparing(strategy: Strategy, why: str) -> None:
         if isinstance(part, _COMPARING) or getattr(part, "compares_replies", False):
             raise FedMoEError(
                 f"{why}: {type(part).__name__} compares the clients' updates, but would see their mean alone; "
-                "use fedavg, fedavgm, fedadam, fedyogi, fedadagrad or fedprox"
+                "use fedavg, fedavgm, fedadam, lazyadam, fedyogi, fedadagrad or fedprox"
             )

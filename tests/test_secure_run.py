@@ -143,7 +143,7 @@ def test_below_the_threshold_a_round_fails_and_the_model_is_unchanged(tmp_path: 
 
 def test_nothing_is_asked_in_plain_whatever_the_grid_can_do(tmp_path: Path) -> None:
     class Reducing(SecureLoopback):
-        record_of = staticmethod(to_record)
+        to_record = staticmethod(to_record)
 
         def send_and_reduce(self, messages: Iterable[Message], reducer: Callable[[], Any]) -> list[Message]:
             raise AssertionError("replies were to be merged in plain")

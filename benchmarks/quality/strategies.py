@@ -32,6 +32,7 @@ _NOISE = {"noise_multiplier": 0.01, "num_sampled_clients": 47}
 # The clients take one step of SGD with rate 0.1, so a plain mean moves by a tenth of the mean gradient.
 ROWS: dict[str, dict[str, Any]] = {
     "fedadam": strategy("fedadam", "cosine", **_ADAM),
+    "lazyadam": strategy("lazyadam", "cosine", **_ADAM),
     "fedyogi": strategy("fedyogi", "cosine", **_ADAM),
     "fedadagrad": strategy("fedadagrad", "cosine", eta=0.02, tau=1e-6),
     "fedavg": strategy("fedavg"),

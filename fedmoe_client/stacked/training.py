@@ -256,8 +256,7 @@ class UpdateSum:
         else:
             rows = {TABLE: table.index_add(0, ids, moved)}
         means = {name: self._server[name] + total / self.weight for name, total in self._total.items()}
-        in_order = {name: rows[TABLE] if name == TABLE else means[name] for name in self._server}
-        return {name: each.cpu().numpy() for name, each in (in_order | rows).items()}
+        return {name: each.cpu().numpy() for name, each in (means | rows).items()}
 
     def metrics(self) -> dict[str, float]:
         """Return the means of the clients' numbers."""

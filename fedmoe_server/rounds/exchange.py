@@ -33,8 +33,8 @@ SENDING = 10.0  # seconds that a message may need on its way; the deadline count
 class ReducingGrid(Protocol):
     """A grid that can merge replies where the clients live; arrays need not be packed for it."""
 
-    def record_of(self, arrays: NamedArrays) -> ArrayRecord:
-        """Return arrays as ``to_record`` does."""
+    def to_record(self, arrays: NamedArrays) -> ArrayRecord:
+        """Return arrays as ``fedmoe.wire.to_record`` does."""
 
     def send_and_reduce(self, messages: Iterable[Message], reducer: Callable[[], PackedMean]) -> list[Message]:
         """Return what each reducer made of the replies it got; every reply is in a merged one, or an error."""
@@ -70,7 +70,7 @@ def exchange(
         timeout: seconds to wait; None: until every client has answered or failed.
         mean: makes of all replies one, and errors; None: they stay as they are.
     """
-    requests = packed(messages, grid.record_of if isinstance(grid, ReducingGrid) else to_record)
+    requests = packed(messages, grid.to_record if isinstance(grid, ReducingGrid) else to_record)
     if timeout is not None:
         for message in requests:  # a node that comes back later must not begin with it any more
             message.metadata.ttl = timeout + SENDING
@@ -108,7 +108,7 @@ def reduced_exchange(
     The merged replies count their clients and the bytes that these would have sent; a refused reply is an error, and
     its bytes are not counted.
     """
-    requests = packed(messages, grid.record_of)
+    requests = packed(messages, grid.to_record)
     arrived = grid.send_and_reduce(requests, partial(PackedMean, reducer)) if requests else []
     replies = (mean or list)([unpacked(reply) for reply in arrived])
     reasons = {reply.metadata.src_node_id: _reason(reply.error) for reply in replies if reply.has_error()}

@@ -130,7 +130,7 @@ class RayGrid(Grid):
         """Return node id -> client id for every node."""
         return self._client_ids
 
-    record_of = staticmethod(unpacked_record)  # hosts get arrays as they are: nothing packs them
+    to_record = staticmethod(unpacked_record)  # hosts get arrays as they are: nothing packs them
 
     def send_and_reduce(self, messages: Iterable[Message], reducer: Callable[[], Reducer]) -> list[Message]:
         """Send messages and return what each host's reducer makes of its clients' replies, host by host.

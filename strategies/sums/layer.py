@@ -22,7 +22,7 @@ from strategies.needs import needs_every_reply, refuse_comparing
 from strategies.privacy.distributed import DistributedNoise
 from strategies.sums.reply_sum import ReplySum
 
-ALTERNATIVES = "fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedprox, or rowwise around one of them"
+ALTERNATIVES = "fedavg, fedavgm, fedadam, lazyadam, fedyogi, fedadagrad, fedprox, or rowwise around one of them"
 
 
 class ExactSums(Stateless):

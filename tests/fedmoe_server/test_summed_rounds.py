@@ -67,7 +67,7 @@ def two_hosts(grid: Any) -> Any:
             reducers[reply.metadata.src_node_id % 2].add(reply)
         return [*reducers[0].replies(), *reducers[1].replies()]
 
-    grid.send_and_reduce, grid.record_of = send_and_reduce, to_record
+    grid.send_and_reduce, grid.to_record = send_and_reduce, to_record
     return grid
 
 
