@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -28,7 +29,7 @@ from fedmoe.packages import app_version
 from fedmoe.secure.phases import SMALLEST
 from fedmoe_client.device.client_folder import ClientFolder, node_config, supernode_command
 from fedmoe_client.device.hand_over import install_program
-from fedmoe_client.device.node import KEEP_SECONDS
+from fedmoe_client.device.node import ANSWER_SECONDS, KEEP_SECONDS
 from fedmoe_client.device.resident_call import forget as erase_state
 
 DEFAULT_FOLDER = Path("fedmoe-client")
@@ -76,9 +77,16 @@ def parser() -> argparse.ArgumentParser:
     )
     up_parser.add_argument(
         "--answer-after",
-        type=_count,
+        type=_seconds,
+        default=ANSWER_SECONDS,
         metavar="SECONDS",
-        help="send masked answers no sooner after the question, so that their time does not tell how long a history is",
+        help="send masked answers so long after the question, or a multiple of it: their time is not to tell how "
+        "long the history is; 0: at once (default: %(default)s)",
+    )
+    up_parser.add_argument(
+        "--no-padding",
+        action="store_true",
+        help="work no longer than the own history needs: the time of an answer then tells the server how long it is",
     )
     up_parser.add_argument("--roster", type=Path, help="public keys of the clients to sum with, a line each")
     up_parser.add_argument("--port", type=int, help="local port of the node (default: a free one)")
@@ -208,6 +216,7 @@ def _node_config(folder: ClientFolder, given: argparse.Namespace) -> str:
             "warm": "false" if given.plain else None,
             "keep-torch": given.keep_torch,
             "answer-after": given.answer_after,
+            "padding": "false" if given.no_padding else None,
             "fedmoe": f'"{app_version()}"',
         }
     )
@@ -222,6 +231,13 @@ def _take_part(folder: ClientFolder, given: argparse.Namespace, config: str, ext
     command = supernode_command(folder, given.server, port, config, extra)
     node = Program("supernode", command, crashed=lambda: folder.release(given.server, environment), beats=True)
     Supervisor(folder, [node, superexec(folder, node, ("127.0.0.1", port), together=True)], environment).run()
+
+
+def _seconds(word: str) -> float:
+    number = float(word)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError("must be a number of seconds")
+    return number
 
 
 def _count(word: str) -> int:

@@ -46,11 +46,29 @@ LEAKY = (
 FAILS, MET = 7, "a-film-that-client-7-has-met"  # its history cannot be read any more in round 2
 
 
-class Log(SecureLoopback):
-    """A server that keeps all messages. Its run ends with the first evaluation: the second says nothing else."""
+class Clock:
+    """The time of a device that does nothing else, on which waiting costs nothing."""
 
-    def __init__(self, folder: Path, users: int, *words: str) -> None:
+    def __init__(self) -> None:
+        self._slept = 0.0
+
+    def monotonic(self) -> float:
+        return time.thread_time() + self._slept
+
+    def sleep(self, seconds: float) -> None:
+        self._slept += seconds
+
+
+class Log(SecureLoopback):
+    """A server that keeps all messages. Its run ends with the first evaluation: the second says nothing else.
+
+    node: what all clients are told when they are started; took: kind, user and seconds of each masked answer.
+    """
+
+    def __init__(self, folder: Path, users: int, *words: str, node: dict[str, Any] | None = None) -> None:
         super().__init__(folder, *LEAKY, f"data.synthetic.users={users}", *words, users=users)
+        self.node = lambda user: {"answer-after": 1} if node is None else node
+        self.clock, self.took = Clock(), list[tuple[str, int, float]]()
         begins = ("evaluate.keys", "evaluate.masked")
         self.fail = lambda message: self.evaluated and message.metadata.message_type in begins
         self.evaluated = False
@@ -60,10 +78,15 @@ class Log(SecureLoopback):
         self.evaluated |= kind == "evaluate.unmasking"
         if user == FAILS and kind == "train.masked" and self.round == 2:
             (self.folder / f"history-{user}.txt").write_text(f"{MET}\n" * 9)
-        return super()._answer(message)
+        begun = self.clock.monotonic()
+        reply = super()._answer(message)
+        if kind.endswith(".masked") and reply.has_content():
+            self.took.append((kind, user, self.clock.monotonic() - begun))
+        return reply
 
     def serve(self, resume: bool = False) -> Path:
-        with pytest.raises(FedMoEError, match="test"):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(FedMoEError, match="test"):
+            patch.setattr("fedmoe_client.device.secure.time", self.clock)
             super().serve()
         return self.run_dir
 
@@ -153,18 +176,21 @@ def test_neither_do_metrics_sizes_and_errors(log: Log) -> None:
     assert errors == {"FedMoEError: see the client's own log", "the server is gone"}
 
 
-def test_masked_answers_wait_where_their_time_is_to_say_nothing(tmp_path: Path) -> None:
-    took: dict[str, list[float]] = {"train.masked": [], "train.unmasking": []}
+def time_tells(log: Log, kind: str, digits: int) -> float:
+    """Return the AUC of "did this user meet this item" by how long an answer took, in seconds of so many digits."""
+    took = [(user, round(seconds, digits)) for each, user, seconds in log.took if each == kind]
+    scores = np.concatenate([np.full(ITEMS, seconds) for _, seconds in took])
+    return auc(scores, np.concatenate([log.met(user) for user, _ in took]))
 
-    class Timed(Log):
-        def _answer(self, message: Message) -> Message:
-            begun = time.monotonic()
-            reply = super()._answer(message)
-            took.get(message.metadata.message_type, []).append(time.monotonic() - begun)
-            return reply
 
-    timed = Timed(tmp_path / "run", 5, "num_rounds=1", "data.synthetic.mean_length=30")
-    timed.node = lambda user: {"answer-after": 1}
-    timed.serve()
-    assert len(took["train.masked"]) == 5
-    assert min(took["train.masked"]) >= 1 > min(took["train.unmasking"])
+@pytest.mark.parametrize("kind", ["train.masked", "evaluate.masked"])
+def test_neither_does_time(log: Log, kind: str) -> None:
+    assert len({user for each, user, _ in log.took if each == kind}) >= 50
+    # What comes after the waiting has nothing to do with the history; its milliseconds would be noise.
+    assert abs(time_tells(log, kind, 1) - 0.5) < 0.01
+
+
+def test_time_tells_where_a_client_works_no_longer_than_its_history_asks(tmp_path: Path) -> None:
+    unpadded = Log(tmp_path / "run", 20, "num_rounds=1", node={"padding": False, "answer-after": 0})
+    unpadded.serve()
+    assert time_tells(unpadded, "train.masked", 4) > 0.55

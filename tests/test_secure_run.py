@@ -50,7 +50,7 @@ class SecureLoopback(Loopback):
         return make_key_pair(self.folder / f"key-{user}", user).line
 
     def node_config(self, user: int) -> dict[str, Any]:
-        own = {} if self.simulated else {"key": str(self.folder / f"key-{user}"), **self.node(user)}
+        own = {} if self.simulated else {"key": str(self.folder / f"key-{user}"), "answer-after": 0, **self.node(user)}
         return super().node_config(user) | own
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:

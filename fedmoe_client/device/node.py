@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,19 @@ from fedmoe.errors import FedMoEError, TellableError, nearest
 
 Value = bool | int | float | str
 PATHS = ("history", "catalogue", "state-dir", "key", "roster")
-KEYS = ("partition-id", "num-partitions", *PATHS, "warm", "require-secure", "keep-torch", "answer-after", "fedmoe")
+KEYS = (
+    "partition-id",
+    "num-partitions",
+    *PATHS,
+    "warm",
+    "require-secure",
+    "keep-torch",
+    "answer-after",
+    "padding",
+    "fedmoe",
+)
 KEEP_SECONDS = 300
+ANSWER_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,8 @@ class Node:
         roster: file of the public keys that it sums with; None: those that the server has told, each at first.
         smallest: the fewest clients in a sum that it answers for, and it answers in no other way; 0: it does.
         keep: seconds without a message after which the resident process ends, and torch's memory is given back.
-        answer_after: seconds after the question, at the earliest, in which it answers with a masked vector.
+        answer_after: seconds from the question to the answer with a masked vector, or a multiple of them; 0: at once.
+        padding: whether it works as long as with the longest history where its answer is added up (``padding.py``).
         version: of the FedMoE that has started the node; "": an earlier version, or not ours.
     """
 
@@ -42,7 +55,8 @@ class Node:
     roster: Path | None = None
     smallest: int = 0
     keep: int = KEEP_SECONDS
-    answer_after: int = 0
+    answer_after: float = ANSWER_SECONDS
+    padding: bool = True
     version: str = ""
 
     def __post_init__(self) -> None:
@@ -84,14 +98,17 @@ def node_from(config: Mapping[str, Value]) -> Node:
     smallest = config.get("require-secure", 0)
     if isinstance(smallest, bool) or not isinstance(smallest, int) or smallest < 0:
         raise FedMoEError(f"node config: require-secure = {smallest!r} must be a number of clients")
-    keep, after = _seconds(config, "keep-torch", KEEP_SECONDS, 1), _seconds(config, "answer-after", 0, 0)
-    version = str(config.get("fedmoe", ""))
-    return Node(_number(config), history, catalogue, state_dir, warm, key_file, roster, smallest, keep, after, version)
+    keep, after = int(_seconds(config, "keep-torch", KEEP_SECONDS, 1)), _seconds(config, "answer-after", ANSWER_SECONDS)
+    padding, version = config.get("padding", True), str(config.get("fedmoe", ""))
+    if not isinstance(padding, bool):
+        raise FedMoEError(f"node config: padding = {padding!r} must be true or false")
+    places = history, catalogue, state_dir
+    return Node(_number(config), *places, warm, key_file, roster, smallest, keep, after, padding, version)
 
 
-def _seconds(config: Mapping[str, Value], key: str, default: int, least: int) -> int:
+def _seconds(config: Mapping[str, Value], key: str, default: float, least: int = 0) -> float:
     given = config.get(key, default)
-    if isinstance(given, bool) or not isinstance(given, int) or given < least:
+    if isinstance(given, bool | str) or not least <= given < math.inf:
         raise FedMoEError(f"node config: {key} = {given!r} must be a number of seconds")
     return given
 

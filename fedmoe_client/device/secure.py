@@ -7,6 +7,7 @@ last two phases may carry the first two of the next sum along. No torch here.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -51,7 +52,7 @@ def answer_phase(message: Message, context: Context, carried_out: Callable[[], A
             _client(store, node, asked).ready(delivery.session)
         answered = None if UNION in asked else _answered(message, carried_out(), asked)
         if answered is not None:  # how long it took tells how long the history is
-            time.sleep(max(0.0, begun + node.answer_after - time.monotonic()))
+            time.sleep(to_next_step(time.monotonic() - begun, node.answer_after))
         with store.lock():
             if answered is None:
                 answered = _kept(store, delivery.session, asked[UNION])
@@ -66,6 +67,11 @@ def answer_phase(message: Message, context: Context, carried_out: Callable[[], A
         client = _client(store, node, asked)
         said = {"answer": _said(client, phase, asked["question"], context)}
         return {RECORD: ConfigRecord(said | _ahead(client, phase, asked, context))}
+
+
+def to_next_step(passed: float, step: float) -> float:
+    """Return the seconds that are left to the next multiple of ``step``; 0: there are no steps."""
+    return math.ceil(passed / step) * step - passed if step else 0.0
 
 
 def _ahead(client: SecureClient, phase: str, asked: Mapping[str, Any], context: Context) -> dict[str, Any]:

@@ -34,9 +34,11 @@ def test_a_deployed_client_is_warm_unless_told_otherwise() -> None:
         ({"partition-id": 1, "keep-torch": 0}, "must be a number of seconds"),
         ({"partition-id": 1, "keep-torch": True}, "must be a number of seconds"),
         ({"partition-id": 1, "answer-after": -1}, "must be a number of seconds"),
+        ({"partition-id": 1, "answer-after": float("nan")}, "must be a number of seconds"),
+        ({"partition-id": 1, "padding": 1}, "must be true or false"),
     ],
 )
-def test_what_cannot_be_used_is_refused(config: dict[str, str | int | bool], complaint: str) -> None:
+def test_what_cannot_be_used_is_refused(config: dict[str, str | int | float | bool], complaint: str) -> None:
     with pytest.raises(FedMoEError, match=complaint):
         node_from(config)
 
