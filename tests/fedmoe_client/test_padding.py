@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
+from deployed_client import WORDS, Deployment
 
 from fedmoe.loading import load_settings
 from fedmoe.settings import Settings
+from fedmoe.sums.terms import Terms
 from fedmoe_client.device.padding import lacking_of_ranking, lacking_of_training
 from fedmoe_client.device.secure import to_next_step
+from fedmoe_client.device.task import perform
+from fedmoe_client.learning.client import FedMoEClient
 
 
 def settings(*words: str) -> Settings:
@@ -47,3 +55,36 @@ def test_own_and_made_up_histories_look_back_over_the_same_number_of_items(own: 
 )
 def test_answers_are_sent_in_steps(passed: float, step: float, left: float) -> None:
     assert to_next_step(passed, step) == pytest.approx(left)
+
+
+def train_for_a_sum(folder: Path, *words: str, **node: Any) -> dict[str, bytes]:
+    deployment = Deployment(folder, words=[*WORDS, "privacy.sum_bits=16", *words])
+    task = deployment.task("train", 1, **node)
+    terms = Terms(bits=16, clients=5, norm=2.0, weight=10).to_config()
+    arrays, _, _ = perform(replace(task, config={**task.config, **terms}))
+    assert arrays is not None
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
+def test_the_made_up_history_changes_no_bit_and_its_failure_fails_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained, fit = [], FedMoEClient.fit
+
+    def watched(client: FedMoEClient, *given: Any) -> Any:
+        trained.append(len(client.histories.history(client.users[0])))
+        if len(trained) == 5:
+            raise ValueError("no training on this")
+        return fit(client, *given)
+
+    monkeypatch.setattr(FedMoEClient, "fit", watched)
+    alone = train_for_a_sum(tmp_path / "alone", padding=False)
+    assert train_for_a_sum(tmp_path / "padded") == alone
+    assert len(trained) == 3 and trained[0] == trained[1] != trained[2]
+    assert train_for_a_sum(tmp_path / "fails") == alone
+    assert len(trained) == 5 and "length: ValueError: no training on this" in caplog.text
+
+
+def test_a_client_of_ones_own_is_not_run_on_a_made_up_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedmoe_client.device.task.other_client", lambda *_: pytest.fail("made up"))
+    train_for_a_sum(tmp_path, "training.client=paper_clients:Dynamic")
