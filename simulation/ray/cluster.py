@@ -32,6 +32,9 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
     "MALLOC_TOP_PAD_": str(64 * 2**20),
 }
+# Ray starts workers at niceness 15, where anything else that runs on the machine starves them, and keeps what it knows
+# of each call for a dashboard that there is not: memory that grows with the rounds.
+SYSTEM = {"worker_niceness": 0, "task_events_report_interval_ms": 0}
 
 # Characters of the folder for temporary files: Ray adds 69, and a socket's name may have 107.
 LONGEST_FOLDER = 36
@@ -78,8 +81,7 @@ def start_ray(address: str | None = None, environment: dict[str, str] | None = N
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 runtime_env={"env_vars": environment} if environment else None,
-                # Ray starts workers at niceness 15, where anything else that runs on the machine starves them.
-                _system_config=None if address else {"worker_niceness": 0},
+                _system_config=None if address else SYSTEM,
                 _temp_dir=None if address else _temporary_folder(),
             )
         except Exception as error:  # Ray raises a bare one where its processes take too long to start
