@@ -101,7 +101,9 @@ def test_a_long_folder_for_temporary_files_is_not_ray_s(
     assert len(f"{longest}/sockets/plasma_store") <= 107
 
 
-def test_clients_have_the_priority_of_what_started_them_and_calls_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_have_the_priority_of_what_started_them_and_calls_are_not_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: dict[str, Any] = {}
     monkeypatch.setattr(ray, "init", lambda **words: asked.update(words))
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
