@@ -108,7 +108,8 @@ def node_from(config: Mapping[str, Value]) -> Node:
 
 def _seconds(config: Mapping[str, Value], key: str, default: float, least: int = 0) -> float:
     given = config.get(key, default)
-    if isinstance(given, bool | str) or not least <= given < math.inf:
+    # What has a whole number as its default takes no other.
+    if isinstance(given, bool) or not isinstance(given, (int, type(default))) or not least <= given < math.inf:
         raise FedMoEError(f"node config: {key} = {given!r} must be a number of seconds")
     return given
 

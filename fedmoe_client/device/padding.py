@@ -12,10 +12,8 @@ import numpy as np
 
 from fedmoe.settings import Settings
 from fedmoe_client.learning.client import FedMoEClient
-from fedmoe_client.store.history import OwnHistories
+from fedmoe_client.store.history import LEAST, OwnHistories
 from fedmoe_client.store.private import NamedArrays, PrivateParameters
-
-HELD_OUT = 2  # the last items of a history, on which nothing is trained
 
 
 class Nowhere(PrivateParameters):
@@ -34,7 +32,7 @@ def other_client(client: FedMoEClient, kind: str) -> FedMoEClient:
     bench, user = client.workbench, client.users[0]
     own, num_items = len(client.histories.history(user)), bench.dataset.interactions.num_items
     length = lacking_of_training(own, bench.settings) if kind == "train" else lacking_of_ranking(own, bench.settings)
-    items = 1 + np.arange(length, dtype=np.int32) % num_items
+    items = 1 + np.arange(length, dtype=np.int32) % max(num_items // 2, 1)  # the others are left for negatives
     made_up = OwnHistories(num_items, {user: items}, {user: ""}, {user: ()})
     return FedMoEClient(bench, client.client, Nowhere(), made_up)
 
@@ -46,13 +44,13 @@ def lacking_of_training(own: int, settings: Settings) -> int:
     may be shorter than others, so where the made-up one is alone it has half the length.
     """
     length, training = settings.model.max_seq_len, settings.training
-    windows = -(-max(own - 1 - HELD_OUT, 1) // length) if training.windows == "all" else 1
+    windows = -(-max(own - LEAST, 1) // length) if training.windows == "all" else 1
     most = training.max_windows or 1 << (windows - 1).bit_length()
     lacking = most - min(windows, most)
-    return 1 + HELD_OUT + ((lacking + 1) * length if lacking else -(-length // 2))
+    return LEAST + ((lacking + 1) * length if lacking else -(-length // 2))
 
 
 def lacking_of_ranking(own: int, settings: Settings) -> int:
     """Return the length of a history which makes ranking the same work beside one of length ``own``."""
     reach = max(settings.model.max_seq_len, settings.model.memory_size)
-    return 1 + HELD_OUT + max(reach - (own - HELD_OUT), 0)
+    return LEAST + max(reach - (own - LEAST + 1), 0)

@@ -33,6 +33,8 @@ def test_a_deployed_client_is_warm_unless_told_otherwise() -> None:
         ({"partition-id": 1, "histroy": "/h"}, "did you mean 'history'"),
         ({"partition-id": 1, "keep-torch": 0}, "must be a number of seconds"),
         ({"partition-id": 1, "keep-torch": True}, "must be a number of seconds"),
+        ({"partition-id": 1, "keep-torch": 2.5}, "must be a number of seconds"),
+        ({"partition-id": 1, "answer-after": "1"}, "must be a number of seconds"),
         ({"partition-id": 1, "answer-after": -1}, "must be a number of seconds"),
         ({"partition-id": 1, "answer-after": float("nan")}, "must be a number of seconds"),
         ({"partition-id": 1, "padding": 1}, "must be true or false"),
